@@ -1,0 +1,358 @@
+"""Every setting there is: name, type, default, meaning and unit, on one page.
+
+A run is one RunConfig, written on the command line as `part.field=value`. Defaults are the papers'; each method has
+its own RunConfig, because the papers disagree (MAE: fixed sine-cosine positions, betas .9 .95; others otherwise).
+The string under a field is its documentation: `--help` prints it. Values are checked on construction, so a dataclass
+that exists is legal. Only the standard library is imported here.
+"""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+# name: (width, depth, heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
+SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+    "huge": (1280, 32, 16),
+}
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """` (did you mean X?)` for the legal word closest to a mistyped one, or nothing when none is close."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def require(legal: bool, key: str, value: Any, rule: str) -> None:
+    """Raise ValueError `key=value must be <rule>` unless legal."""
+    if not legal:
+        raise ValueError(f"{key}={value} must be {rule}")
+
+
+def one_of(key: str, value: str, choices: Iterable[str]) -> None:
+    """Raise ValueError unless value is one of choices; names the nearest."""
+    require(value in choices, key, value, f"one of {', '.join(choices)}{nearest(value, choices)}")
+
+
+def interval(key: str, value: tuple[float, float], low: float, high: float) -> None:
+    """Raise ValueError unless value is an ordered pair inside [low, high]."""
+    require(low <= value[0] <= value[1] <= high, key, list(value), f"[low, high] with {low} <= low <= high <= {high}")
+
+
+@dataclass(kw_only=True)
+class EncoderConfig:
+    """The Vision Transformer that every method trains."""
+
+    size: str = "base"
+    """Width, depth and heads by name: tiny, small, base, large, huge."""
+    width: int | None = None
+    """Channels of a token; overrides the size's."""
+    depth: int | None = None
+    """Number of blocks; overrides the size's."""
+    heads: int | None = None
+    """Attention heads; must divide the width; overrides the size's."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP, in widths."""
+    patch_size: int = 16
+    """Side of a square patch, in pixels."""
+    image_size: Any = 224
+    """Training picture in pixels: a side, or [height, width]; other sizes resample the positions."""
+    channels: int = 3
+    """Channels of a picture."""
+    positions: str = "learned"
+    """Position embedding: learned, or sincos (fixed 2-D sine-cosine)."""
+    registers: int = 0
+    """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
+    layer_scale: float | None = None
+    """Initial gain of each residual branch (arXiv:2103.17239 eq. 2); null leaves it out."""
+    drop_path: float = 0.0
+    """Stochastic-depth rate of the last block; earlier blocks ramp up linearly from 0."""
+    init: str = "trunc_normal"
+    """Initial weights: trunc_normal (std .02, DINO) or xavier (MAE)."""
+    checkpoint_blocks: bool = False
+    """Recompute blocks in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        one_of("encoder.size", self.size, SIZES)
+        for name in ("width", "depth", "heads"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"encoder.{name}", value, "a positive integer or null")
+        width, _, heads = self.shape
+        require(width % heads == 0, "encoder.width", width, f"a multiple of encoder.heads={heads}")
+        require(width % 4 == 0, "encoder.width", width, "a multiple of 4")
+        require(self.mlp_ratio > 0, "encoder.mlp_ratio", self.mlp_ratio, "positive")
+        require(self.patch_size > 0, "encoder.patch_size", self.patch_size, "a positive integer")
+        sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size]
+        legal = len(sides) in (1, 2) and all(type(side) is int and side > 0 for side in sides)
+        require(legal, "encoder.image_size", self.image_size, "a side in pixels, or [height, width]")
+        for side in sides:
+            rule = f"a multiple of encoder.patch_size={self.patch_size}"
+            require(side % self.patch_size == 0, "encoder.image_size", self.image_size, rule)
+        require(self.channels > 0, "encoder.channels", self.channels, "a positive integer")
+        one_of("encoder.positions", self.positions, ("learned", "sincos"))
+        require(self.registers >= 0, "encoder.registers", self.registers, "0 or more")
+        require(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
+        one_of("encoder.init", self.init, ("trunc_normal", "xavier"))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(width, depth, heads) after overrides."""
+        width, depth, heads = SIZES[self.size]
+        return self.width or width, self.depth or depth, self.heads or heads
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Training picture (H, W), in pixels."""
+        size = self.image_size
+        return (size[0], size[-1]) if isinstance(size, list | tuple) else (size, size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (h, w) of the training picture."""
+        height, width = self.height_width
+        return height // self.patch_size, width // self.patch_size
+
+
+@dataclass(kw_only=True)
+class OptimConfig:
+    """AdamW and its schedules, by optimiser step."""
+
+    base_lr: float = 1.5e-4
+    """Peak learning rate per 256 pictures: lr = base_lr * global batch / 256 (arXiv:1706.02677)."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the cosine."""
+    warmup_epochs: float = 40
+    """Epochs of linear warm-up from 0. A run that max_steps or max_minutes cuts short is warmed up in proportion."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay; which parameters have it is the method's rule."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's first and second moment."""
+    clip_grad: float = 0.0
+    """Largest gradient norm; 0 does not clip."""
+
+    def __post_init__(self) -> None:
+        require(self.base_lr > 0, "optim.base_lr", self.base_lr, "positive")
+        require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "0 or more")
+        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
+        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
+        legal = all(0 <= beta < 1 for beta in self.betas)
+        require(legal, "optim.betas", list(self.betas), "two numbers in [0, 1)")
+        require(self.clip_grad >= 0, "optim.clip_grad", self.clip_grad, "0 or more")
+
+
+@dataclass(kw_only=True)
+class DataConfig:
+    """Where pictures come from and how they reach the device."""
+
+    source: str = "folder"
+    """digits (embedded), folder, parquet, or torchvision."""
+    path: str = ""
+    """Folder or file of the pictures; for torchvision CLASS:ROOT, such as CIFAR10:downloads. digits needs none."""
+    test_path: str = ""
+    """Pictures to evaluate on; by default a `test`, `val` or `validation` part found under path, else a held-out part."""
+    batch_size: int = 64
+    """Pictures per process and step."""
+    workers: Any = "auto"
+    """Processes that read pictures; auto: 0 for small pictures in memory, else one less than this process's cores."""
+    mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
+    """Mean of each channel, of pixels in [0, 1]; taken off on the device."""
+    std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
+    """Deviation of each channel, of pixels in [0, 1]; divided by on the device."""
+    eval_crop: float = 0.875
+    """Evaluation resizes the short side to image_size / eval_crop and crops the middle; 224 / 256 = 0.875."""
+    white_16bit: int = 65535
+    """Value of a 16-bit picture that becomes white; 4095 for 12-bit scans."""
+    cache_gb: float = 2.0
+    """Decoded pictures are kept in memory where all of them fit in this many GB; 0 never."""
+
+    def __post_init__(self) -> None:
+        one_of("data.source", self.source, ("digits", "folder", "parquet", "torchvision"))
+        require(self.batch_size > 0, "data.batch_size", self.batch_size, "a positive integer")
+        legal = self.workers == "auto" or (type(self.workers) is int and self.workers >= 0)
+        require(legal, "data.workers", self.workers, "auto, or 0 or more")
+        require(len(self.mean) == len(self.std), "data.std", self.std, f"as long as data.mean={self.mean}")
+        require(all(value > 0 for value in self.std), "data.std", self.std, "positive")
+        require(0 < self.eval_crop <= 1, "data.eval_crop", self.eval_crop, "in (0, 1]")
+        require(0 < self.white_16bit <= 65535, "data.white_16bit", self.white_16bit, "in [1, 65535]")
+        require(self.cache_gb >= 0, "data.cache_gb", self.cache_gb, "0 or more")
+
+
+@dataclass(kw_only=True)
+class TrainerConfig:
+    """How long, on what, how precise. The run ends at the first limit it reaches; schedules end with it."""
+
+    max_epochs: int = 800
+    """Passes over the pictures."""
+    max_steps: int | None = None
+    """Optimiser steps; null: no limit."""
+    max_minutes: float | None = None
+    """Minutes of training; null: no limit."""
+    checkpoint_every_steps: int | None = None
+    """Optimiser steps between checkpoints; null: every ten minutes. The end always has one."""
+    devices: Any = "auto"
+    """Number of GPUs or processes on a node; auto: every GPU, or one CPU process."""
+    num_nodes: int = 1
+    """Machines."""
+    strategy: str = "auto"
+    """Lightning strategy: auto, ddp, fsdp, ..."""
+    precision: str = "auto"
+    """Lightning precision; auto: bf16-mixed on a GPU that has it, else 32-true."""
+    accumulate: int = 1
+    """Batches per optimiser step."""
+    compile: bool = False
+    """torch.compile the encoder."""
+    log_every_steps: int = 10
+    """Optimiser steps between logged values."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "num_nodes", "accumulate", "log_every_steps"):
+            value = getattr(self, name)
+            require(value > 0, f"trainer.{name}", value, "a positive integer")
+        for name in ("max_steps", "max_minutes", "checkpoint_every_steps"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"trainer.{name}", value, "positive, or null")
+        legal = self.devices == "auto" or (type(self.devices) is int and self.devices > 0)
+        require(legal, "trainer.devices", self.devices, "auto, or a positive integer")
+        precisions = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
+        one_of("trainer.precision", self.precision, precisions)
+
+
+@dataclass(kw_only=True)
+class MonitorConfig:
+    """What is looked at while training."""
+
+    every_epochs: int = 10
+    """Epochs between two looks: pictures, feature health, and with labels a linear probe and k-NN; 0: never."""
+    pictures: int = 8
+    """Test pictures shown in TensorBoard."""
+    train_limit: int = 2000
+    """Most training pictures that a look may take."""
+    test_limit: int = 1000
+    """Most test pictures that a look may take."""
+
+    def __post_init__(self) -> None:
+        require(self.every_epochs >= 0, "monitor.every_epochs", self.every_epochs, "0 or more")
+        for name in ("pictures", "train_limit", "test_limit"):
+            require(getattr(self, name) > 0, f"monitor.{name}", getattr(self, name), "a positive integer")
+
+
+@dataclass(kw_only=True)
+class MAEConfig:
+    """Masked autoencoder (arXiv:2111.06377)."""
+
+    mask_ratio: float = 0.75
+    """Share of patches hidden."""
+    norm_pix: bool = True
+    """Normalise each target patch by its own mean and deviation."""
+    decoder_width: int = 512
+    """Channels of a decoder token."""
+    decoder_depth: int = 8
+    """Decoder blocks."""
+    decoder_heads: int = 16
+    """Decoder attention heads; must divide decoder_width."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Area of the random crop, as a share of the picture."""
+    flip: bool = True
+    """Mirror half of the crops left to right; not for pictures where sides mean something."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.mask_ratio < 1, "method.mask_ratio", self.mask_ratio, "in (0, 1)")
+        require(self.decoder_width > 0, "method.decoder_width", self.decoder_width, "a positive integer")
+        require(self.decoder_width % 4 == 0, "method.decoder_width", self.decoder_width, "a multiple of 4")
+        require(self.decoder_depth > 0, "method.decoder_depth", self.decoder_depth, "a positive integer")
+        legal = self.decoder_heads > 0 and self.decoder_width % self.decoder_heads == 0
+        rule = f"a divisor of method.decoder_width={self.decoder_width}"
+        require(legal, "method.decoder_heads", self.decoder_heads, rule)
+        interval("method.crop_scale", self.crop_scale, 0.01, 1.0)
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """One pretraining run. A method's own RunConfig sets the type of `method` and the paper's defaults."""
+
+    recipe: str = "digits"
+    """Name of a file in configs/<method>/, or the path of a YAML file."""
+    run_dir: str = ""
+    """Where the run writes; made up from method, recipe and time when empty."""
+    seed: int = 0
+    """Every random draw is a function of it."""
+    resume: str = ""
+    """Continue a run: auto (the newest of this method and recipe, or the one in run_dir), a run or a checkpoint."""
+    init_from: str = ""
+    """Start from an encoder's weights: anything load_encoder reads."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    method: Any = None
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+    def __post_init__(self) -> None:
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        if self.resume and self.init_from:
+            raise ValueError("resume= continues a run, init_from= starts a new one from its weights: give one of them")
+        channels = self.encoder.channels
+        require(
+            len(self.data.mean) == channels,
+            "data.mean",
+            self.data.mean,
+            f"one number a channel (encoder.channels={channels}); data.std likewise",
+        )
+
+
+def _paper_mae_encoder() -> EncoderConfig:
+    return EncoderConfig(positions="sincos", init="xavier")
+
+
+@dataclass(kw_only=True)
+class MAERun(RunConfig):
+    """MAE with the paper's defaults: ViT-B/16, betas .9 .95, weight decay .05, 800 epochs, warm-up 40."""
+
+    encoder: EncoderConfig = field(default_factory=_paper_mae_encoder)
+    method: MAEConfig = field(default_factory=MAEConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(betas=(0.9, 0.95)))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        h, w = self.encoder.grid
+        kept = int(h * w * (1 - self.method.mask_ratio))
+        rule = f"low enough that one of the {h * w} patches stays visible"
+        require(kept > 0, "method.mask_ratio", self.method.mask_ratio, rule)
+
+
+@dataclass(kw_only=True)
+class ProbeConfig:
+    """Judge an encoder by a linear classifier on its frozen features, or by k-NN."""
+
+    encoder: str = ""
+    """A run, encoder.safetensors, a checkpoint; by default the newest run."""
+    pool: str = "both"
+    """Features of a picture: cls (class token), mean (of patches), both (side by side)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    train_limit: int = 10000
+    """Most labelled training pictures used; 0: all."""
+    controls: bool = True
+    """Also score a random encoder of the same shape, and raw pixels."""
+    neighbours: int = 20
+    """k of k-NN."""
+    temperature: float = 0.07
+    """Softness of k-NN's votes: exp(cosine similarity / temperature)."""
+    seed: int = 0
+    """Draws the training pictures, the held-out part and the random control."""
+
+    def __post_init__(self) -> None:
+        one_of("pool", self.pool, ("cls", "mean", "both"))
+        require(self.train_limit >= 0, "train_limit", self.train_limit, "0 or more")
+        require(self.neighbours > 0, "neighbours", self.neighbours, "a positive integer")
+        require(self.temperature > 0, "temperature", self.temperature, "positive")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
+METHODS: dict[str, type[RunConfig]] = {"mae": MAERun}
+"""Methods by their name on the command line; another's is given as package.module:Class."""

@@ -1,0 +1,79 @@
+"""Decode once: pictures that fit in memory together are kept there, in one array that every worker sees.
+
+Letters: n pictures, H W pixels, C channels.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ssl_vit.data.sources import Source
+
+log = logging.getLogger(__name__)
+_CHUNK = 1024
+_T = TypeVar("_T")
+
+
+class Cached(Source):
+    """A source whose decoded pictures lie one after the other in one uint8 array."""
+
+    def __init__(self, source: Source, shapes: np.ndarray) -> None:
+        self.source, self.shapes = source, shapes
+        self.labels, self.classes = source.labels, source.classes
+        ends = np.cumsum(shapes.prod(axis=1) * source.channels)
+        self.offsets = np.concatenate([[0], ends])
+        self.values = np.empty(ends[-1] if len(ends) else 0, dtype=np.uint8)
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def size(self, index: int) -> tuple[int, int]:
+        return int(self.shapes[index, 0]), int(self.shapes[index, 1])
+
+    def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
+        values = self.values[self.offsets[index] : self.offsets[index + 1]]
+        return values.reshape(*self.shapes[index], -1)
+
+    def fill(self, index: int) -> None:
+        """Decode one picture into its place."""
+        self.read(index)[:] = self.source.read(index)
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cached(source: Source, budget_gb: float) -> Source:
+    """The source with every picture decoded, or the source itself where they need more than budget_gb.
+
+    Sizes come from the files' headers, and looking stops at the first picture that does not fit.
+    Raises PictureError for a picture that cannot be read.
+    """
+    shapes: list[tuple[int, int]] = []
+    budget = budget_gb * 1e9
+    with ThreadPoolExecutor(cores()) as pool:
+        for height, width in _in_order(pool, source.size, len(source)):
+            shapes.append((height, width))
+            budget -= height * width * source.channels
+            if budget < 0:
+                return source
+        whole = Cached(source, np.array(shapes, dtype=np.int64).reshape(-1, 2))
+        told = time.monotonic()
+        for done, _ in enumerate(_in_order(pool, whole.fill, len(source)), start=1):
+            if time.monotonic() - told > 5:
+                told = time.monotonic()
+                log.info("decoded %d of %d pictures into memory", done, len(source))
+    return whole
+
+
+def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], _T], count: int) -> Iterator[_T]:
+    """work(0), work(1), ... on the pool; no more than a chunk is started ahead, so that stopping early is cheap."""
+    for start in range(0, count, _CHUNK):
+        yield from pool.map(work, range(start, min(start + _CHUNK, count)))

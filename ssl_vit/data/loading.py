@@ -1,0 +1,112 @@
+"""From a source to batches: which pictures in which order, read and turned into views on the workers.
+
+The sampler hands out (epoch, index), so a worker knows all that a draw depends on and holds no state. What a batch holds
+is a function of (seed, epoch, its place in the epoch), whatever the number of workers.
+
+Letters: B pictures of a batch, C channels, H W pixels.
+"""
+
+import multiprocessing
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from ssl_vit.data.draws import permutation, uniforms
+from ssl_vit.data.sources import Source
+from ssl_vit.data.views import View
+
+Batch = dict[str, Any]
+"""images: uint8 [B, C, H, W], or a list of such; label: int64 [B], -1 = none; index: int64 [B]."""
+
+
+class Views(Dataset):
+    """One view of each picture, a whole batch at a time."""
+
+    def __init__(self, source: Source, view: View, seed: int, labels: np.ndarray) -> None:
+        self.source, self.view, self.seed, self.labels = source, view, seed, labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+        """The batch of (epoch, index) keys, all of one epoch. PictureError for a picture that cannot be read."""
+        index = np.array([key[1] for key in keys])
+        draws = uniforms(self.seed, keys[0][0], index, self.view.draws)
+        views = [self.view(self._picture(i), u) for i, u in zip(index.tolist(), draws, strict=True)]
+        label = torch.from_numpy(self.labels[index])
+        return {"images": _stack(views), "label": label, "index": torch.from_numpy(index)}
+
+    def _picture(self, index: int) -> Tensor:
+        pixels = np.require(self.source.read(index), requirements="W")  # PIL's own memory is read-only
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _stack(views: list[Any]) -> Tensor | list[Tensor]:
+    """[B, C, H, W], or for views that are lists of crops one such stack per crop."""
+    if isinstance(views[0], Tensor):
+        return torch.stack(views).contiguous()
+    return [torch.stack(crops).contiguous() for crops in zip(*views, strict=True)]
+
+
+class EpochSampler(DistributedSampler):
+    """(epoch, index) of this rank's pictures, in the epoch's own random order; every rank gets equally many.
+
+    Lightning calls set_epoch, and leaves a DistributedSampler alone. Pictures that do not divide by the ranks are left
+    out of this epoch; with fewer pictures than ranks they are repeated.
+    """
+
+    def __init__(self, count: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(range(count), num_replicas=world_size, rank=rank, seed=seed)  # pyright: ignore
+        self.num_samples = max(1, count // world_size)
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = permutation(self.seed, self.epoch, len(self.dataset))  # pyright: ignore
+        mine = np.resize(order, self.num_samples * self.num_replicas)[self.rank :: self.num_replicas]
+        skip, self.skip = self.skip, 0
+        return iter([(self.epoch, index) for index in mine[skip:].tolist()])
+
+
+class TrainLoader(DataLoader):
+    """A DataLoader that can go on in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
+
+    _delivered = 0
+    _resumed: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator, so that nothing is read before the first batch is asked for: on resuming, Lightning makes the
+        # iterator before it sets the epoch.
+        sampler: EpochSampler = self.sampler  # pyright: ignore
+        state, self._resumed = self._resumed, None
+        self._delivered = state["batches"] if state is not None and state["epoch"] == sampler.epoch else 0
+        sampler.skip = self._delivered * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._delivered += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches of it handed out."""
+        return {"epoch": self.sampler.epoch, "batches": self._delivered}  # pyright: ignore
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin the next pass behind the batches already handed out, if it is of the same epoch."""
+        self._resumed = dict(state_dict)
+
+
+def whole_batch(batch: Batch) -> Batch:
+    """The collate function: __getitems__ has made the batch."""
+    return batch
+
+
+def loader_options(workers: int) -> dict[str, Any]:
+    """Keywords of every DataLoader. Workers are forked where that exists: they see the pictures without a copy."""
+    options: dict[str, Any] = {"collate_fn": whole_batch, "num_workers": workers}
+    options["pin_memory"] = torch.cuda.is_available()
+    if workers:
+        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        options |= {"persistent_workers": True, "multiprocessing_context": method}
+    return options

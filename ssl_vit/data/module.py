@@ -1,0 +1,183 @@
+"""ImageDataModule: a source and a view as batches for a Lightning Trainer; labelled pictures for evaluation.
+
+Letters: B images, C channels, H W pixels.
+"""
+
+import logging
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+from jaxtyping import Float32, Int64, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.cache import Cached, cached, cores
+from ssl_vit.data.draws import permutation, stratified
+from ssl_vit.data.loading import Batch, EpochSampler, TrainLoader, Views, loader_options
+from ssl_vit.data.photometry import normalize
+from ssl_vit.data.sources import Source, Split, open_source
+from ssl_vit.data.views import CenterCrop, View
+
+log = logging.getLogger(__name__)
+HELD_OUT = 0.2
+"""Share of a labelled source without a test part that is kept for evaluation."""
+SMALL_SIDE = 64
+"""Cached pictures up to this side, in pixels, are turned into views faster than a worker would hand them over."""
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Pictures for pretraining, and labelled ones for evaluation where there are any.
+
+    view: what training sees of a picture (`ssl_vit.data.views`); None for evaluation alone. data: a DataConfig, or give
+    its fields as keywords. image_size: pixels of an evaluation picture, a side or (height, width). channels: of a
+    picture. seed: of order, views and held-out part.
+
+    A labelled source without a test part: 20 % of its pictures, drawn by seed, stand in for one. They are left out of
+    `eval_dataloader("train")`; pretraining sees every picture, without its label.
+    """
+
+    def __init__(
+        self,
+        view: View | None,
+        data: DataConfig | None = None,
+        *,
+        image_size: int | tuple[int, int],
+        channels: int = 3,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if data is not None and options:
+            raise ValueError(f"data= and {', '.join(options)}= were given; put these fields into the DataConfig")
+        self.data = data or DataConfig(**options)
+        self.view, self.channels, self.seed = view, channels, seed
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self._train: Source | None = None
+        self._test: Source | None = None
+
+    def prepare_data(self) -> None:
+        """Download a torchvision set, in one process of the machine."""
+        if self.data.source == "torchvision":
+            open_source(self.data, self.channels, "train")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the sources and decode what fits in data.cache_gb; the second call does nothing."""
+        if self._train is not None:
+            return
+        train = open_source(self.data, self.channels, "train")
+        assert train is not None  # only a test part can be missing
+        test = open_source(self.data, self.channels, "test")
+        self._train = cached(train, self.data.cache_gb)
+        self._test = None if test is None else cached(test, self.data.cache_gb)
+        self.classes = list(train.classes)
+        self.has_labels = bool((train.labels >= 0).any())
+        self._split()
+
+    def _split(self) -> None:
+        """Evaluation pictures of each split (source, labels, indices), and how the test part came about."""
+        train = cast(Source, self._train)
+        every = np.arange(len(train))
+        self.split_note = "its own test part"
+        test, test_labels = self._test, None
+        if test is not None:
+            test_labels = self._test_labels(test)
+        if test is not None and test_labels is not None and (not self.has_labels or (test_labels >= 0).any()):
+            known = np.flatnonzero(test_labels >= 0) if self.has_labels else np.arange(len(test))
+            self._parts = {"train": (train, train.labels, every), "test": (test, test_labels, known)}
+        elif self.has_labels:
+            labelled = np.flatnonzero(train.labels >= 0)
+            chosen = stratified(train.labels[labelled], max(1, round(HELD_OUT * len(labelled))), self.seed)
+            held_out = labelled[chosen]
+            self.split_note = f"held-out {HELD_OUT:.0%} of data.path, seed {self.seed}".replace("%", " %")
+            if test is not None:
+                self.split_note += " (its test part has none of the training classes)"
+            rest = np.setdiff1d(labelled, held_out)
+            self._parts = {"train": (train, train.labels, rest), "test": (train, train.labels, held_out)}
+        else:
+            self.split_note = "the first of the training pictures"
+            self._parts = {"train": (train, train.labels, every), "test": (train, train.labels, every)}
+
+    def _test_labels(self, test: Source) -> np.ndarray:
+        """Labels of the test part in the training part's numbering; classes that only it has come after."""
+        if test.classes == self.classes:
+            return test.labels
+        if not set(test.classes) & set(self.classes):
+            return np.full(len(test), -1)
+        self.classes += [name for name in test.classes if name not in self.classes]
+        renumber = np.array([*(self.classes.index(name) for name in test.classes), -1])
+        return renumber[test.labels]  # -1 takes the last: -1
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return len(self.classes) if self.has_labels else 0
+
+    def workers(self, source: Source) -> int:
+        """Processes that read this source: data.workers, or what auto means for it."""
+        if self.data.workers != "auto":
+            return self.data.workers
+        if isinstance(source, Cached) and source.shapes.max(initial=0) <= SMALL_SIDE:
+            return 0
+        return min(max(cores() - 1, 1), 16)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Every training picture once an epoch, this rank's share: dicts of images, label and index.
+
+        images: uint8 [B, C, H, W], or a list of such for views of several crops. A last, smaller batch is left out.
+        """
+        if self.view is None:
+            raise ValueError("view=None is for evaluation alone; give ImageDataModule a view to train with")
+        self.setup()
+        source = cast(Source, self._train)
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        sampler = EpochSampler(len(source), self.seed, rank, world_size)
+        enough = len(sampler) >= self.data.batch_size
+        if not enough:
+            log.warning(
+                "data.batch_size=%d is more than the %d training pictures of a process: a step takes %d",
+                self.data.batch_size, len(sampler), len(sampler),
+            )  # fmt: skip
+        return TrainLoader(
+            Views(source, self.view, self.seed, source.labels),
+            batch_size=self.data.batch_size,
+            sampler=sampler,
+            drop_last=enough,
+            **loader_options(self.workers(source)),
+        )
+
+    def eval_dataloader(self, split: Split, limit: int = 0, seed: int | None = None) -> DataLoader:
+        """Central crops of the training or test pictures in a fixed order; with labels only labelled ones.
+
+        limit: most pictures, 0 for all; with labels each class keeps its share. seed: draws them; the module's by
+        default. Without labels and test part, test pictures are the first training pictures.
+        """
+        self.setup()
+        source, labels, index = self._parts[split]
+        if 0 < limit < len(index):
+            index = index[self._subset(split, labels[index], limit, self.seed if seed is None else seed)]
+        view = CenterCrop(self.image_size, self.data.eval_crop)
+        return DataLoader(
+            Views(source, view, self.seed, labels),
+            batch_size=self.data.batch_size,
+            sampler=[(0, i) for i in index.tolist()],  # pyright: ignore
+            **loader_options(self.workers(source)),
+        )
+
+    def _subset(self, split: Split, labels: np.ndarray, limit: int, seed: int) -> Int64[np.ndarray, "limit"]:
+        if self.has_labels:
+            return stratified(labels, limit, seed)
+        if split == "test" and self._test is None:
+            return np.arange(limit)
+        return np.sort(permutation(seed, 0, len(labels))[:limit])
+
+    def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
+        """Normalised by data.mean and data.std."""
+        return normalize(images, self.data.mean, self.data.std)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """The batch with its uint8 images normalised, on the device."""
+        images = batch["images"]
+        several = isinstance(images, list)
+        return batch | {"images": [self.normalize(crop) for crop in images] if several else self.normalize(images)}

@@ -1,0 +1,167 @@
+"""What every pretraining method shares: one encoder, AdamW with the paper's schedules, named losses in the log.
+
+A method writes at most four things: `views` (what a picture becomes), `losses` (what is minimised), `after_step`
+(an EMA teacher, say) and `export_encoder` (what is kept). It is a LightningModule: give it to any `pl.Trainer`.
+"""
+
+import hashlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass, replace
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Timer
+from torch import Tensor
+
+from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, nearest
+from ssl_vit.encoder import VisionTransformer
+from ssl_vit.optim import decay_groups, scaled_lr
+from ssl_vit.schedules import warmup_cosine
+
+log = logging.getLogger("ssl_vit")
+
+
+def override(default: Any, given: Any, key: str) -> Any:
+    """`default` (a dataclass) with the fields of a dict replaced; a dataclass is taken as it is, None changes nothing."""
+    if is_dataclass(given):
+        return given
+    legal = [field.name for field in fields(default)]
+    for name in given or {}:
+        if name not in legal:
+            raise ValueError(f"{key}.{name} is no setting{nearest(name, legal)}; {key} has {', '.join(legal)}")
+    return replace(default, **(given or {}))
+
+
+class Method(pl.LightningModule, ABC):
+    """A self-supervised objective on one encoder.
+
+    Args:
+        encoder, optim: an EncoderConfig, an OptimConfig, or dicts of the fields that differ from the paper's.
+        seed: every draw of a step is a function of (seed, epoch, batch, rank).
+        options: fields of the method's own config, such as mask_ratio.
+    """
+
+    Config: ClassVar[type[RunConfig]]
+
+    def __init__(
+        self,
+        encoder: EncoderConfig | dict[str, Any] | None = None,
+        optim: OptimConfig | dict[str, Any] | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        paper = self.Config()
+        self.encoder_config: EncoderConfig = override(paper.encoder, encoder, "encoder")
+        self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
+        self.options = override(paper.method, options, "method")
+        self.seed, self.global_batch, self._position = seed, 0, (0, 0)
+        self.encoder = VisionTransformer(self.encoder_config)
+        parts = {"encoder": asdict(self.encoder_config), "optim": asdict(self.optim_config), "seed": seed}
+        self.save_hyperparameters(parts | asdict(self.options))
+
+    @abstractmethod
+    def views(self) -> Callable[..., Tensor]:
+        """uint8 picture -> uint8 view, for ImageDataModule."""
+
+    @abstractmethod
+    def losses(self, images: Any) -> dict[str, Tensor]:
+        """Normalised pictures -> scalar terms by name; their sum is minimised."""
+
+    def after_step(self) -> None:
+        """Called once after each optimiser step."""
+
+    def export_encoder(self) -> VisionTransformer:
+        """The encoder that is saved and judged."""
+        return self.encoder
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        """Whether weight decay acts on a parameter: not on vectors and biases (timm's rule, which MAE uses)."""
+        return parameter.ndim > 1 and not name.endswith(".bias")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images = pictures_of(batch)
+        if not self.global_batch:
+            self.global_batch = len(images) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        self._position = (self.current_epoch, batch_idx)
+        losses = self.losses(images)
+        total = torch.stack(list(losses.values())).sum()
+        self.log_dict({"train/loss": total.detach()} | {f"train/{name}": v.detach() for name, v in losses.items()})
+        return total
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optim = self.optim_config
+        groups = decay_groups(self.named_parameters(), optim.weight_decay, self.decays)
+        return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
+
+    def on_train_start(self) -> None:
+        if self.warmup_share() >= 1:
+            log.warning(
+                f"optim.warmup_epochs={self.optim_config.warmup_epochs} is no shorter than the run: the learning rate "
+                "never reaches its peak; lower it, or train longer"
+            )
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = self.learning_rate()
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        if self.optim_config.clip_grad:
+            self.clip_gradients(optimizer, self.optim_config.clip_grad, "norm")
+        else:
+            super().configure_gradient_clipping(optimizer, *args, **kwargs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()  # here and not in on_train_batch_end, which also fires between accumulated batches
+
+    def learning_rate(self) -> float:
+        """Rate of the next step: linear warm-up, then half a cosine to min_lr at the end of the run."""
+        peak = scaled_lr(self.optim_config.base_lr, self.global_batch)
+        return warmup_cosine(
+            self.progress(), 1.0, peak=peak, final=self.optim_config.min_lr, warmup=self.warmup_share()
+        )
+
+    def progress(self) -> float:
+        """Share of the run done, in [0, 1]: of its steps, or of its time where that is limited; the larger."""
+        total = self.trainer.estimated_stepping_batches
+        timer = next((c for c in self.trainer.callbacks if isinstance(c, Timer)), None)  # pyright: ignore[reportAttributeAccessIssue]
+        remaining = timer.time_remaining() if timer else None
+        if timer is None or remaining is None:
+            return min(1.0, self.global_step / total)
+        elapsed = timer.time_elapsed()
+        clock = elapsed / max(1e-9, elapsed + remaining)
+        if self.trainer.world_size > 1:  # every rank must step with the same rate
+            clock = self.trainer.strategy.broadcast(clock)
+        return min(1.0, max(clock, self.global_step / total))
+
+    def warmup_share(self) -> float:
+        """Share of the run that is warm-up: warmup_epochs of max_epochs; of the steps where epochs are unlimited."""
+        epochs = self.trainer.max_epochs
+        if epochs is not None and epochs > 0:
+            return self.optim_config.warmup_epochs / epochs
+        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        expected = self.global_step / self.progress() if self.global_step else self.trainer.estimated_stepping_batches
+        return self.optim_config.warmup_epochs * steps_per_epoch / expected
+
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """Source of this step's draws, a function of (seed, epoch, batch, rank); outside a trainer PyTorch's own."""
+        if self._trainer is None:
+            return None
+        key = repr((self.seed, *self._position, self.global_rank)).encode()
+        generator = torch.Generator(device)
+        return generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
+
+
+def pictures_of(batch: Any) -> Any:
+    """The normalised pictures of a batch: ImageDataModule's dict, (pictures, labels), or the pictures themselves."""
+    images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
+    if isinstance(images, Tensor) and not images.is_floating_point():
+        raise ValueError(
+            f"pictures arrive as {images.dtype}; a method takes normalised floats [B, C, H, W]: "
+            "normalise them in your dataset, or use ssl_vit.ImageDataModule"
+        )
+    return images

@@ -1,0 +1,138 @@
+"""Masked autoencoder: reconstruct hidden patches from a few visible ones (He et al., 2022, arXiv:2111.06377).
+
+The encoder sees visible patches only; a light decoder sees all, with a mask token at the hidden ones. Attention does
+not care for order, so the decoder keeps the visible patches first and the hidden last, each with its own position:
+nothing is shuffled back.
+
+Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N = h * w patches, n visible, M hidden,
+D encoder width, E decoder width, S = 1 + n tokens, F = P * P * C pixel values of a patch.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ssl_vit.config.schema import MAEConfig, MAERun
+from ssl_vit.data.views import RandomCrop
+from ssl_vit.encoder import Block, init_linear, pixels_per_patch
+from ssl_vit.masking import as_mask, kept_patches, split_by_noise
+from ssl_vit.methods.base import Method
+from ssl_vit.positions import resample, sincos_2d
+
+
+def target_pixels(images: Float[Tensor, "B C H W"], patch_size: int, index: Int[Tensor, "B M"]) -> Float[Tensor, "B M F"]:
+    """Pixels of the chosen patches in float32, inside a patch row, column, channel (the authors' order)."""
+    pixels = pixels_per_patch(images, patch_size, index).float()
+    return pixels.unflatten(2, (images.shape[1], -1)).transpose(2, 3).flatten(2)
+
+
+def patch_statistics(pixels: Float[Tensor, "B M F"]) -> tuple[Float[Tensor, "B M 1"], Float[Tensor, "B M 1"]]:
+    """Mean and sqrt(variance + 1e-6) of each patch, all channels jointly, unbiased (section 3, 'Reconstruction target')."""
+    return pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
+
+
+def reconstruction_loss(
+    prediction: Float[Tensor, "B M F"], pixels: Float[Tensor, "B M F"], norm_pix: bool
+) -> Float[Tensor, ""]:
+    """Mean squared error over the hidden patches, against their pixels or their normalised pixels; in float32."""
+    if norm_pix:
+        mean, deviation = patch_statistics(pixels)
+        pixels = (pixels - mean) / deviation
+    return F.mse_loss(prediction.float(), pixels)
+
+
+class Decoder(nn.Module):
+    """Narrow transformer from visible tokens to the pixels of hidden patches (section 3, 'MAE decoder')."""
+
+    def __init__(self, encoder_width: int, grid: tuple[int, int], pixels: int, cfg: MAEConfig) -> None:
+        super().__init__()
+        E = cfg.decoder_width
+        self.grid = grid
+        self.embed = nn.Linear(encoder_width, E)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, E))
+        self.register_buffer("pos_embed", F.pad(sincos_2d(*grid, E), (0, 0, 1, 0)))  # the class token's row is zeros
+        self.blocks = nn.ModuleList(Block(E, cfg.decoder_heads) for _ in range(cfg.decoder_depth))
+        self.norm = nn.LayerNorm(E, eps=1e-6)
+        self.pred = nn.Linear(E, pixels)
+        init_linear(self, "xavier")
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(
+        self,
+        tokens: Float[Tensor, "B S D"],
+        visible_index: Int[Tensor, "B n"],
+        hidden_index: Int[Tensor, "B M"],
+        grid: tuple[int, int],
+    ) -> Float[Tensor, "B M F"]:
+        """Pixel predictions for the hidden patches, in the order of hidden_index."""
+        positions = resample(self.pos_embed[:, 1:], self.grid, grid)[0]  # [N, E]
+        x = self.embed(tokens)
+        class_token = x[:, :1] + self.pos_embed[:, :1]
+        hidden = self.mask_token + positions[hidden_index]
+        x = torch.cat([class_token, x[:, 1:] + positions[visible_index], hidden.to(x.dtype)], dim=1)  # [B, 1 + N, E]
+        for block in self.blocks:
+            x = block(x)
+        return self.pred(self.norm(x[:, -hidden_index.shape[1] :]))
+
+
+class MAE(Method):
+    """Masked autoencoder; see Method for the arguments and MAEConfig for the options."""
+
+    Config = MAERun
+    options: MAEConfig
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        config = self.encoder_config
+        pixels = config.patch_size**2 * config.channels
+        self.decoder = Decoder(self.encoder.width, self.encoder.grid, pixels, self.options)
+
+    def views(self) -> RandomCrop:
+        return RandomCrop(self.encoder_config.height_width, scale=self.options.crop_scale, flip=self.options.flip)
+
+    def losses(
+        self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """{"reconstruction": loss}. `noise` ranks the patches (lowest stay visible); by default it is drawn."""
+        prediction, hidden_index = self.reconstruct(images, noise)
+        pixels = target_pixels(images, self.encoder.patch_size, hidden_index)
+        return {"reconstruction": reconstruction_loss(prediction, pixels, self.options.norm_pix)}
+
+    def reconstruct(
+        self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None
+    ) -> tuple[Float[Tensor, "B M F"], Int[Tensor, "B M"]]:
+        """Predictions for the hidden patches, and which those are."""
+        encoder, (h, w) = self.encoder, self.encoder.grid_of(images)
+        if noise is None:
+            noise = torch.rand(len(images), h * w, device=images.device, generator=self.generator(images.device))
+        visible_index, hidden_index = split_by_noise(noise, kept_patches(h * w, self.options.mask_ratio))
+        patches = encoder.locate(encoder.patchify(images, visible_index), h, w, visible_index)
+        return self.decoder(encoder.encode(patches), visible_index, hidden_index, (h, w)), hidden_index
+
+    @torch.no_grad()
+    def pictures(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B C H W"]]:
+        """Columns to look at: the visible patches, those with the hidden ones reconstructed, the original.
+
+        Normalised targets lose each patch's brightness and contrast; they are put back from the true patch.
+        """
+        P, (h, w) = self.encoder.patch_size, self.encoder.grid_of(images)
+        prediction, hidden_index = self.reconstruct(images)
+        prediction = prediction.float()
+        if self.options.norm_pix:
+            mean, deviation = patch_statistics(target_pixels(images, P, hidden_index))
+            prediction = prediction * deviation + mean
+        every = torch.arange(h * w, device=images.device).expand(len(images), -1)
+        pixels = target_pixels(images, P, every)
+        painted = pixels.scatter(1, hidden_index[..., None].expand_as(prediction), prediction)
+        masked = pixels.masked_fill(as_mask(hidden_index, h * w)[..., None], 0.0)
+        columns = {"masked": masked, "reconstruction": painted}
+        return {name: assemble(column, P, h, w) for name, column in columns.items()} | {"original": images}
+
+
+def assemble(pixels: Float[Tensor, "B N F"], patch_size: int, h: int, w: int) -> Float[Tensor, "B C H W"]:
+    """Flat patches (row, column, channel inside) back to images."""
+    patches = pixels.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (h, w))  # [B, h, w, P, P, C]
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)

@@ -1,0 +1,14 @@
+"""Values that change over training. A schedule is a function of the optimiser step and of the last step."""
+
+import math
+
+
+def warmup_cosine(step: float, total: float, *, peak: float, final: float, warmup: float = 0) -> float:
+    """Linear from 0 to `peak` over `warmup` steps, then half a cosine down to `final` at `total`.
+
+    MAE (arXiv:2111.06377, table 8) and DINO (arXiv:2104.14294, section 3.2) both use it by step.
+    """
+    if step < warmup:
+        return peak * step / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
