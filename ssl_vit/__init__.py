@@ -1,0 +1,34 @@
+"""Self-supervised pretraining of Vision Transformers: unlabelled pictures in, an encoder out.
+
+Names are imported when first used, so that `import ssl_vit` costs nothing and the encoder needs torch alone.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_vit.checkpoint import load_encoder, save_encoder
+    from ssl_vit.data.module import ImageDataModule
+    from ssl_vit.encoder import VisionTransformer
+    from ssl_vit.methods.mae import MAE
+
+__version__ = "0.1.0"
+__all__ = ["MAE", "ImageDataModule", "VisionTransformer", "load_encoder", "save_encoder"]
+
+_HOME = {
+    "MAE": "ssl_vit.methods.mae",
+    "ImageDataModule": "ssl_vit.data.module",
+    "VisionTransformer": "ssl_vit.encoder",
+    "load_encoder": "ssl_vit.checkpoint",
+    "save_encoder": "ssl_vit.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"ssl_vit has no {name}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

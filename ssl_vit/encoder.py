@@ -174,6 +174,7 @@ class VisionTransformer(nn.Module):
         if config is not None and options:
             raise ValueError(f"VisionTransformer takes a config or keywords, not both; got {sorted(options)} too")
         self.config = config = config or EncoderConfig(**options)
+        self.facts: dict[str, Any] = {}  # what a saved encoder knows of its training: mean, std, method, data
         self.width, self.depth, self.heads = config.shape
         self.patch_size, self.grid = config.patch_size, config.grid
         self.patch_embed = PatchEmbed(config.channels, config.patch_size, self.width)

@@ -10,5 +10,5 @@ def warmup_cosine(step: float, total: float, *, peak: float, final: float, warmu
     """
     if step < warmup:
         return peak * step / warmup
-    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    progress = min(1.0, (step - warmup) / (total - warmup)) if total > warmup else 1.0
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from ssl_vit.data.sources import Source
+from ssl_vit.data.pictures import Source
 
 log = logging.getLogger(__name__)
 _CHUNK = 1024
@@ -48,6 +48,11 @@ class Cached(Source):
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_gb(source: Source) -> float:
+    """GB of decoded pictures that a source keeps."""
+    return source.values.nbytes / 1e9 if isinstance(source, Cached) else 0.0
 
 
 def cached(source: Source, budget_gb: float) -> Source:

@@ -31,20 +31,20 @@ def _words(values: object) -> np.ndarray:
     return np.atleast_1d(np.asarray(values, dtype=np.int64)).astype(np.uint64)
 
 
-def uniforms(seed: int, epoch: int, index: Int[np.ndarray, "B"], count: int) -> Float64[np.ndarray, "B count"]:
+def uniforms(seed: int, epoch: int, index: Int[np.ndarray, " B"], count: int) -> Float64[np.ndarray, "B count"]:
     """Uniform numbers in [0, 1): row b belongs to picture index[b] in this epoch, whatever else is in the batch."""
     state = _absorb(_absorb(_mix(_words(seed)), _words(epoch)), _words(index))
     columns = np.arange(1, count + 1, dtype=np.uint64)
     return (_mix(state[:, None] + columns * GAMMA) >> np.uint64(11)) * 2.0**-53
 
 
-def permutation(seed: int, epoch: int, count: int) -> Int64[np.ndarray, "count"]:
+def permutation(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
     """0 .. count - 1 in the random order of this epoch."""
     keys = _absorb(_absorb(_mix(_words(seed ^ _ORDER_STREAM)), _words(epoch)), _words(np.arange(count)))
     return np.argsort(keys, kind="stable")
 
 
-def stratified(labels: Int64[np.ndarray, "n"], count: int, seed: int) -> Int64[np.ndarray, "count"]:
+def stratified(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[np.ndarray, " count"]:
     """Sorted indices of a random subset of count pictures in which each label keeps its share, rounded.
 
     Each picture gets its place in the random order of its own class, in (0, 1); the lowest places are taken.

@@ -1,7 +1,7 @@
 """From a source to batches: which pictures in which order, read and turned into views on the workers.
 
-The sampler hands out (epoch, index), so a worker knows all that a draw depends on and holds no state. What a batch holds
-is a function of (seed, epoch, its place in the epoch), whatever the number of workers.
+The sampler hands out (epoch, index), so a worker knows all that a draw depends on and holds no state: a batch is a
+function of (seed, epoch, its place in the epoch), whatever the number of workers.
 
 Letters: B pictures of a batch, C channels, H W pixels.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ssl_vit.data.draws import permutation, uniforms
-from ssl_vit.data.sources import Source
+from ssl_vit.data.pictures import Source
 from ssl_vit.data.views import View
 
 Batch = dict[str, Any]
@@ -77,7 +77,7 @@ class TrainLoader(DataLoader):
     _delivered = 0
     _resumed: dict[str, int] | None = None
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # A generator, so that nothing is read before the first batch is asked for: on resuming, Lightning makes the
         # iterator before it sets the epoch.
         sampler: EpochSampler = self.sampler  # pyright: ignore

@@ -4,6 +4,7 @@ Letters: B images, C channels, H W pixels.
 """
 
 import logging
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -13,11 +14,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.cache import Cached, cached, cores
+from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.draws import permutation, stratified
 from ssl_vit.data.loading import Batch, EpochSampler, TrainLoader, Views, loader_options
 from ssl_vit.data.photometry import normalize
-from ssl_vit.data.sources import Source, Split, open_source
+from ssl_vit.data.pictures import Source
+from ssl_vit.data.sources import Split, open_source
 from ssl_vit.data.views import CenterCrop, View
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,15 @@ HELD_OUT = 0.2
 """Share of a labelled source without a test part that is kept for evaluation."""
 SMALL_SIDE = 64
 """Cached pictures up to this side, in pixels, are turned into views faster than a worker would hand them over."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pictures for evaluation: some of a source, and its labels in the numbering of the training classes."""
+
+    source: Source
+    labels: Int64[np.ndarray, " n"]
+    index: Int64[np.ndarray, " m"]
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -53,9 +64,9 @@ class ImageDataModule(pl.LightningDataModule):
             raise ValueError(f"data= and {', '.join(options)}= were given; put these fields into the DataConfig")
         self.data = data or DataConfig(**options)
         self.view, self.channels, self.seed = view, channels, seed
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self._train: Source | None = None
-        self._test: Source | None = None
+        self._parts: dict[str, Part] = {}
 
     def prepare_data(self) -> None:
         """Download a torchvision set, in one process of the machine."""
@@ -69,45 +80,45 @@ class ImageDataModule(pl.LightningDataModule):
         train = open_source(self.data, self.channels, "train")
         assert train is not None  # only a test part can be missing
         test = open_source(self.data, self.channels, "test")
-        self._train = cached(train, self.data.cache_gb)
-        self._test = None if test is None else cached(test, self.data.cache_gb)
+        train = cached(train, self.data.cache_gb)
+        if test is not None:
+            test = cached(test, self.data.cache_gb - memory_gb(train))
+        self._split(train, test)
+        self._train = train
+
+    def _split(self, train: Source, test: Source | None) -> None:
+        """Choose the pictures of each evaluation split, and note how the test part came about."""
         self.classes = list(train.classes)
         self.has_labels = bool((train.labels >= 0).any())
-        self._split()
-
-    def _split(self) -> None:
-        """Evaluation pictures of each split (source, labels, indices), and how the test part came about."""
-        train = cast(Source, self._train)
-        every = np.arange(len(train))
+        usable = np.flatnonzero(train.labels >= 0) if self.has_labels else np.arange(len(train))
         self.split_note = "its own test part"
-        test, test_labels = self._test, None
-        if test is not None:
-            test_labels = self._test_labels(test)
-        if test is not None and test_labels is not None and (not self.has_labels or (test_labels >= 0).any()):
-            known = np.flatnonzero(test_labels >= 0) if self.has_labels else np.arange(len(test))
-            self._parts = {"train": (train, train.labels, every), "test": (test, test_labels, known)}
-        elif self.has_labels:
-            labelled = np.flatnonzero(train.labels >= 0)
-            chosen = stratified(train.labels[labelled], max(1, round(HELD_OUT * len(labelled))), self.seed)
-            held_out = labelled[chosen]
-            self.split_note = f"held-out {HELD_OUT:.0%} of data.path, seed {self.seed}".replace("%", " %")
-            if test is not None:
-                self.split_note += " (its test part has none of the training classes)"
-            rest = np.setdiff1d(labelled, held_out)
-            self._parts = {"train": (train, train.labels, rest), "test": (train, train.labels, held_out)}
-        else:
-            self.split_note = "the first of the training pictures"
-            self._parts = {"train": (train, train.labels, every), "test": (train, train.labels, every)}
+        test_labels = np.full(0, -1) if test is None else self._renumbered(test)
+        test_usable = np.flatnonzero(test_labels >= 0) if self.has_labels else np.arange(len(test_labels))
+        if test is not None and len(test_usable):
+            self._parts = {
+                "train": Part(train, train.labels, usable),
+                "test": Part(test, test_labels, test_usable),
+            }
+            return
+        held_out = usable
+        self.split_note = "the first of the training pictures"
+        if self.has_labels:
+            held_out = usable[stratified(train.labels[usable], max(1, round(HELD_OUT * len(usable))), self.seed)]
+            usable = np.setdiff1d(usable, held_out)
+            self.split_note = f"held-out {100 * HELD_OUT:.0f} % of data.path, seed {self.seed}"
+            self.split_note += "" if test is None else " (its test part has none of its classes)"
+        self._parts = {"train": Part(train, train.labels, usable), "test": Part(train, train.labels, held_out)}
 
-    def _test_labels(self, test: Source) -> np.ndarray:
-        """Labels of the test part in the training part's numbering; classes that only it has come after."""
-        if test.classes == self.classes:
-            return test.labels
+    def _renumbered(self, test: Source) -> Int64[np.ndarray, " n"]:
+        """Labels of the test part in the training part's numbering; classes that only it has come after.
+
+        -1 for every picture when they share no class: then they are not the same classes.
+        """
         if not set(test.classes) & set(self.classes):
             return np.full(len(test), -1)
         self.classes += [name for name in test.classes if name not in self.classes]
-        renumber = np.array([*(self.classes.index(name) for name in test.classes), -1])
-        return renumber[test.labels]  # -1 takes the last: -1
+        numbers = np.array([*(self.classes.index(name) for name in test.classes), -1])
+        return numbers[test.labels]  # -1 takes the last one, -1
 
     @property
     def num_classes(self) -> int:
@@ -154,23 +165,24 @@ class ImageDataModule(pl.LightningDataModule):
         default. Without labels and test part, test pictures are the first training pictures.
         """
         self.setup()
-        source, labels, index = self._parts[split]
+        part = self._parts[split]
+        index = part.index
         if 0 < limit < len(index):
-            index = index[self._subset(split, labels[index], limit, self.seed if seed is None else seed)]
+            index = index[self._subset(part, limit, self.seed if seed is None else seed)]
         view = CenterCrop(self.image_size, self.data.eval_crop)
         return DataLoader(
-            Views(source, view, self.seed, labels),
+            Views(part.source, view, self.seed, part.labels),
             batch_size=self.data.batch_size,
-            sampler=[(0, i) for i in index.tolist()],  # pyright: ignore
-            **loader_options(self.workers(source)),
+            sampler=[(0, i) for i in index.tolist()],  # pyright: ignore[reportArgumentType]
+            **loader_options(self.workers(part.source)),
         )
 
-    def _subset(self, split: Split, labels: np.ndarray, limit: int, seed: int) -> Int64[np.ndarray, "limit"]:
+    def _subset(self, part: Part, limit: int, seed: int) -> Int64[np.ndarray, " limit"]:
         if self.has_labels:
-            return stratified(labels, limit, seed)
-        if split == "test" and self._test is None:
+            return stratified(part.labels[part.index], limit, seed)
+        if part is self._parts["test"] and part.source is self._train:
             return np.arange(limit)
-        return np.sort(permutation(seed, 0, len(labels))[:limit])
+        return np.sort(permutation(seed, 0, len(part.index))[:limit])
 
     def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
         """Normalised by data.mean and data.std."""

@@ -1,12 +1,20 @@
-"""From an open picture file to uint8 pixels; whatever is wrong with a file becomes one line. PIL and numpy only.
+"""Source: pictures by index, read as uint8 pixels; whatever is wrong with a file becomes one line. PIL and numpy only.
 
-Letters: H W pixels, C channels.
+Letters: n pictures, H W pixels, C channels.
 """
 
-import numpy as np
-from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageOps
+from collections.abc import Callable
+from typing import IO, TypeVar
 
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from ssl_vit.config.schema import DataConfig
+
+_T = TypeVar("_T")
+# PIL chooses by content, not by name; some of its other formats start outside programs (EPS) or are slow to rule out.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -19,7 +27,54 @@ class PictureError(ValueError):
         super().__init__(text.rsplit("PictureError: ", 1)[-1].strip())
 
 
-def size(image: Image.Image) -> tuple[int, int]:
+class Source:
+    """Pictures by index. A kind of source says how to open one and what to call it in a message."""
+
+    labels: Int64[np.ndarray, " n"]
+    """Class of each picture; -1 where it has none."""
+    classes: list[str]
+    """Names of the classes, in the order of the labels; empty without labels."""
+
+    def __init__(self, data: DataConfig, channels: int, labels: Int64[np.ndarray, " n"], classes: list[str]) -> None:
+        self.channels, self.white_16bit = channels, data.white_16bit
+        self.labels, self.classes = labels, classes
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def open(self, index: int) -> Image.Image:
+        """The picture, not yet decoded where the file format allows."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What a person finds the picture by."""
+        raise NotImplementedError
+
+    def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
+        """Decoded pixels, upright. Raises PictureError, which names the picture and what is wrong with it."""
+        return self._guarded(index, lambda image: pixels(image, self.channels, self.white_16bit))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(H, W) in pixels, without decoding. Raises PictureError as read does."""
+        return self._guarded(index, upright_size)
+
+    def _guarded(self, index: int, look: Callable[[Image.Image], _T]) -> _T:
+        try:
+            with self.open(index) as image:
+                return look(image)
+        except UnidentifiedImageError as error:
+            raise PictureError(f"{self.name(index)} is no picture that can be read: delete or replace it") from error
+        except Exception as error:  # broken files raise anything: OSError, SyntaxError, struct.error, ValueError
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise PictureError(f"{self.name(index)} cannot be used: {reason}: delete or replace it") from error
+
+
+def open_picture(file: str | bytes | IO[bytes]) -> Image.Image:
+    """PIL's picture of a file, its header read, its pixels not."""
+    return Image.open(file, formats=_FORMATS)  # pyright: ignore[reportArgumentType]  # a path may be bytes
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
     """(H, W) of the picture once upright, from its header alone."""
     sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
     return (image.width, image.height) if sideways else (image.height, image.width)
@@ -31,23 +86,24 @@ def pixels(image: Image.Image, channels: int, white_16bit: int) -> UInt8[np.ndar
     Transparency is dropped, as PIL's convert does. 16-bit values are scaled so that white_16bit becomes 255, and
     clipped; PIL's own convert clips at 255 without scaling, which turns such a picture white.
 
-    Raises ValueError when the bands do not fit; OSError and others from PIL when the file is broken.
+    Raises:
+        ValueError: too many pixels, floating-point pixels, or bands that do not fit; PIL's own where a file is broken.
     """
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than PIL's limit of {limit}; cut it up")
+        raise ValueError(f"{image.width} x {image.height} pixels are more than PIL's limit of {limit}, cut it up")
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _SIXTEEN_BIT:
         scaled = np.asarray(image).astype(np.float32) * (255 / white_16bit)
-        image = Image.fromarray(np.clip(scaled + 0.5, 0, 255).astype(np.uint8))
+        image = Image.fromarray((np.clip(scaled, 0, 255) + 0.5).astype(np.uint8))
     if image.mode == "F":
-        raise ValueError("32-bit float pixels have no fixed white; save it with 8 or 16 bits a channel")
+        raise ValueError("32-bit float pixels have no fixed white, save it with 8 or 16 bits a channel")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     if channels in (1, 3):
         image = image.convert("L" if channels == 1 else "RGB")
     elif len(image.getbands()) != channels:
         bands = len(image.getbands())
-        raise ValueError(f"{bands} bands ({image.mode}) where encoder.channels={channels} are asked for")
+        raise ValueError(f"it has {bands} bands ({image.mode}), encoder.channels={channels} asks for {channels}")
     array = np.asarray(image, dtype=np.uint8)
     return array if array.ndim == 3 else array[:, :, None]

@@ -2,63 +2,32 @@
 
 Needs numpy and PIL only, so that a dry run can count pictures without torch. A source holds its file names or encoded
 bytes in one array each: a Python object per picture would be copied into every worker, page by page, as it is touched.
-
-Letters: n pictures, H W pixels, C channels.
 """
 
-from typing import Literal
+import inspect
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from ssl_vit.config.schema import DataConfig
-from ssl_vit.data import pictures
+from ssl_vit.config.schema import DataConfig, nearest
+from ssl_vit.data import folder, parquet
 from ssl_vit.data.draws import stratified, uniforms
-from ssl_vit.data.pictures import PictureError
+from ssl_vit.data.pictures import Source
 
 Split = Literal["train", "test"]
 DIGITS_TRAIN, DIGITS_TEST = 1437, 360
-
-
-class Source:
-    """Pictures by index. A kind of source says how to open one and what to call it in a message."""
-
-    labels: Int64[np.ndarray, "n"]
-    """Class of each picture; -1 where it has none."""
-    classes: list[str]
-    """Names of the classes, in the order of the labels."""
-
-    def __init__(self, data: DataConfig, channels: int, labels: Int64[np.ndarray, "n"], classes: list[str]) -> None:
-        self.channels, self.white_16bit = channels, data.white_16bit
-        self.labels, self.classes = labels, classes
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def open(self, index: int) -> Image.Image:
-        """The picture, not yet decoded where the file format allows."""
-        raise NotImplementedError
-
-    def name(self, index: int) -> str:
-        """What a person finds the picture by."""
-        raise NotImplementedError
-
-    def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
-        """Pixels; PictureError names the picture and what is wrong with it."""
-        return self._guarded(index, lambda image: pictures.pixels(image, self.channels, self.white_16bit))
-
-    def size(self, index: int) -> tuple[int, int]:
-        """(H, W) without decoding; PictureError as for read."""
-        return self._guarded(index, pictures.size)
-
-    def _guarded(self, index, look):
-        try:
-            with self.open(index) as image:
-                return look(image)
-        except Exception as error:  # broken files raise anything: OSError, SyntaxError, struct.error, ValueError
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise PictureError(f"{self.name(index)} cannot be used: {reason}; replace or delete it") from error
+TORCHVISION: dict[str, tuple[str, str | None]] = {
+    **dict.fromkeys(("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "USPS"), ("train", "test")),
+    **dict.fromkeys(("SVHN", "Food101", "DTD", "GTSRB", "StanfordCars", "Country211"), ("train", "test")),
+    **dict.fromkeys(("Flowers102", "FER2013", "RenderedSST2"), ("train", "test")),
+    **dict.fromkeys(("OxfordIIITPet", "FGVCAircraft"), ("trainval", "test")),
+    **dict.fromkeys(("ImageNet", "Imagenette"), ("train", "val")),
+    **dict.fromkeys(("EuroSAT", "SUN397"), ("all", None)),
+    "STL10": ("train+unlabeled", "test"),
+}
+"""Classification sets of torchvision: their word for the training part, and for the test part."""
 
 
 class Digits(Source):
@@ -67,12 +36,12 @@ class Digits(Source):
     def __init__(self, data: DataConfig, channels: int, split: Split) -> None:
         from sklearn.datasets import load_digits
 
-        digits = load_digits()
+        digits: Any = load_digits()
         labels = np.asarray(digits.target, dtype=np.int64)
         chosen = np.zeros(len(labels), dtype=bool)
         chosen[stratified(labels, DIGITS_TEST, seed=0)] = True
         self.numbers = np.flatnonzero(chosen if split == "test" else ~chosen)
-        self.canvases = np.stack([draw_digit(digits.images[i], i) for i in self.numbers])
+        self.canvases = np.stack([draw_digit(digits.images[i], i) for i in self.numbers.tolist()])
         super().__init__(data, channels, labels[self.numbers], [str(digit) for digit in range(10)])
 
     def open(self, index: int) -> Image.Image:
@@ -98,11 +67,89 @@ def draw_digit(strokes: np.ndarray, number: int) -> UInt8[np.ndarray, "32 32 3"]
     return canvas
 
 
+class Torchvision(Source):
+    """A data set of torchvision, by class name; downloaded where it is missing and the network allows."""
+
+    def __init__(self, data: DataConfig, channels: int, dataset: Any) -> None:
+        labels = _torchvision_labels(dataset)
+        self.dataset = dataset
+        named = [str(name) for name in getattr(dataset, "classes", [])]
+        classes = named or [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
+        super().__init__(data, channels, labels, classes if (labels >= 0).any() else [])
+
+    def open(self, index: int) -> Image.Image:
+        return self.dataset[index][0]
+
+    def name(self, index: int) -> str:
+        return f"{type(self.dataset).__name__} picture {index}"
+
+
+def open_torchvision(data: DataConfig, channels: int, split: Split) -> Torchvision | None:
+    """data.path=CLASS:ROOT; None where the class has no test part.
+
+    Raises:
+        ValueError: no such class, no ROOT, or a download that failed.
+    """
+    name, _, root = data.path.partition(":")
+    if name not in TORCHVISION or not root:
+        rule = f"CLASS:ROOT, such as CIFAR10:downloads, with CLASS one of {', '.join(TORCHVISION)}"
+        raise ValueError(f"data.path={data.path} must be {rule}{nearest(name, TORCHVISION)}")
+    from torchvision import datasets
+
+    make = getattr(datasets, name)
+    train, test = TORCHVISION[name]
+    word = train if split == "train" else test
+    if word is None:
+        return None
+    parameters = inspect.signature(make).parameters
+    options: dict[str, Any] = {"split": word} if "split" in parameters else {}
+    options |= {"train": split == "train"} if "train" in parameters else {}
+    options |= {"download": True} if "download" in parameters else {}
+    try:
+        return Torchvision(data, channels, make(root, **options))
+    except Exception as error:  # what a download raises differs by class: URLError, RuntimeError, ModuleNotFoundError
+        reason = " ".join(str(error).split())
+        line = f"data.path={data.path} could not be opened or downloaded: {reason}: put its files into {root} yourself"
+        raise ValueError(line) from error
+
+
+def _torchvision_labels(dataset: Any) -> Int64[np.ndarray, " n"]:
+    """The classes' numbers, from wherever this class keeps them; -1 where they are no single integers."""
+    kept = next((getattr(dataset, key) for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None)
+    if kept is None and hasattr(dataset, "_samples"):
+        kept = [sample[1] for sample in dataset._samples]
+    labels = np.asarray(kept)
+    legal = labels.shape == (len(dataset),) and np.issubdtype(labels.dtype, np.integer)
+    return labels.astype(np.int64) if legal else np.full(len(dataset), -1)
+
+
 def open_source(data: DataConfig, channels: int, split: Split) -> Source | None:
-    """The training or the test pictures of data; None when there is no test part."""
-    return Digits(data, channels, split)
+    """The training or the test pictures of data; None where there is no test part.
+
+    Raises:
+        ValueError: the key as typed, what is wrong with it, and what to do.
+    """
+    if data.source == "digits":
+        return Digits(data, channels, split)
+    if data.source == "torchvision":
+        return open_torchvision(data, channels, split)
+    if data.source == "parquet":
+        files = parquet.training_files(data) if split == "train" else parquet.test_files(data)
+        return parquet.Parquet(data, channels, files) if files else None
+    listing = folder.training_files(data) if split == "train" else folder.test_files(data)
+    return folder.Folder(data, channels, listing) if listing else None
 
 
 def count(data: DataConfig) -> int | None:
-    """Number of training pictures, without decoding any; None for torchvision, which cannot tell cheaply."""
-    return DIGITS_TRAIN
+    """Number of training pictures, without decoding any; None for torchvision, which cannot tell cheaply.
+
+    Raises:
+        ValueError: as open_source.
+    """
+    if data.source == "digits":
+        return DIGITS_TRAIN
+    if data.source == "torchvision":
+        return None
+    if data.source == "parquet":
+        return sum(parquet.rows(file) for file in parquet.training_files(data))
+    return len(folder.training_files(data))

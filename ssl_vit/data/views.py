@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float64, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
 
 BICUBIC = InterpolationMode.BICUBIC
 
@@ -22,7 +22,7 @@ class View(Protocol):
     """Uniform numbers that one call takes."""
 
     def __call__(
-        self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, "draws"]
+        self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"]
     ) -> UInt8[Tensor, "C h w"] | list[Tensor]: ...
 
 
@@ -45,7 +45,7 @@ class RandomCrop:
         self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
         self.draws = 2 * self.TRIES + 3
 
-    def box(self, height: int, width: int, u: Float64[np.ndarray, "draws"]) -> tuple[int, int, int, int]:
+    def box(self, height: int, width: int, u: Float64[np.ndarray, " draws"]) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the part, in pixels."""
         low, high = self.scale
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -61,7 +61,7 @@ class RandomCrop:
         return (height - h) // 2, (width - w) // 2, h, w
 
     def __call__(
-        self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, "draws"]
+        self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"]
     ) -> UInt8[Tensor, "C {self.size[0]} {self.size[1]}"]:
         top, left, h, w = self.box(picture.shape[-2], picture.shape[-1], u)
         view = F.resized_crop(picture, top, left, h, w, list(self.size), interpolation=BICUBIC, antialias=True)
@@ -82,7 +82,7 @@ class CenterCrop:
         self.cover = tuple(round(side / crop) for side in size)
 
     def __call__(
-        self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, "draws"] | None = None
+        self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"] | None = None
     ) -> UInt8[Tensor, "C {self.size[0]} {self.size[1]}"]:
         height, width = picture.shape[-2:]
         gain = max(self.cover[0] / height, self.cover[1] / width)

@@ -78,6 +78,16 @@ class Method(pl.LightningModule, ABC):
         """The encoder that is saved and judged."""
         return self.encoder
 
+    def pictures(self, images: Tensor) -> dict[str, Tensor]:
+        """Columns of pictures to look at while training [B, C, H, W], normalised like `images`; none by default."""
+        return {}
+
+    exported = "encoder."
+    """Prefix of the exported encoder's weights in the state dict; a checkpoint carries it."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["exported"] = self.exported
+
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Whether weight decay acts on a parameter: not on vectors and biases (timm's rule, which MAE uses)."""
         return parameter.ndim > 1 and not name.endswith(".bias")
@@ -105,8 +115,10 @@ class Method(pl.LightningModule, ABC):
             )
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
+        rate = self.learning_rate()
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate()
+            group["lr"] = rate
+        self.log("train/lr", rate)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if self.optim_config.clip_grad:

@@ -1,0 +1,151 @@
+"""Encoders in files: safetensors with a JSON beside it, and readers for Lightning's and the authors' checkpoints.
+
+Nothing is unpickled but tensors and plain containers (`weights_only=True`), and every load is strict.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig
+from ssl_vit.encoder import VisionTransformer
+from ssl_vit.positions import resample
+from ssl_vit.runs import ENCODER, FACTS, newest_checkpoint, write_atomic, write_json
+
+State = dict[str, Tensor]
+
+
+def save_encoder(encoder: VisionTransformer, folder: Path, **facts: Any) -> Path:
+    """Write encoder.safetensors (complete in itself) and encoder.json (the same facts, for people and tools).
+
+    Args:
+        facts: JSON values worth keeping: mean, std, method, data, step.
+    """
+    facts = {"encoder": asdict(encoder.config), **facts}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
+    write_atomic(folder / ENCODER, save(state, metadata={"ssl_vit": json.dumps(facts)}))
+    write_json(folder / FACTS, facts)
+    return folder / ENCODER
+
+
+def load_encoder(source: str | Path) -> VisionTransformer:
+    """An encoder in eval mode from a run, encoder.safetensors, a Lightning .ckpt, or an official MAE or DINO .pth.
+
+    `encoder.facts` holds what is known of it: mean and std of its pictures, and for our own its method and data.
+    A full DINO checkpoint gives its teacher, which is what its authors release.
+
+    Raises:
+        FileNotFoundError: there is nothing at source.
+        ValueError: it holds no encoder of ours or of the authors', or weights are missing, unknown or misshapen.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"encoder={source}: there is no such file or run")
+    if path.is_dir():
+        path = path / ENCODER if (path / ENCODER).exists() else newest_checkpoint(path)
+    config, state, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    encoder = VisionTransformer(config)
+    load_strictly(encoder, state, path)
+    encoder.facts = facts
+    return encoder.eval()
+
+
+def load_strictly(encoder: VisionTransformer, state: State, where: Path) -> None:
+    """Load every weight; ValueError in one line names what is missing, unknown or of another shape."""
+    own = encoder.state_dict()
+    missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    for problem, names in (("lacks", missing), ("has the unknown", unknown)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(f"{where} {problem} {', '.join(names[:3])}{more}: it is no encoder of this architecture")
+    for name, tensor in own.items():
+        if tensor.shape != state[name].shape:
+            raise ValueError(
+                f"{where}: {name} is {list(state[name].shape)}, but this encoder needs {list(tensor.shape)}; "
+                "give the encoder.* settings that the checkpoint was trained with"
+            )
+    encoder.load_state_dict(state)
+
+
+def initialise(encoder: VisionTransformer, source: str | Path) -> None:
+    """Copy the weights of another encoder of the same shape; positions are resampled where the grid differs.
+
+    A fixed sine-cosine table stays the encoder's own.
+    """
+    start = load_encoder(source)
+    state = start.state_dict()
+    rows = encoder.class_rows
+    if encoder.config.positions == "sincos":
+        state["pos_embed"] = encoder.pos_embed
+    elif start.class_rows == rows:
+        patches = resample(state["pos_embed"][:, rows:], start.grid, encoder.grid)
+        state["pos_embed"] = torch.cat([state["pos_embed"][:, :rows], patches], dim=1)
+    load_strictly(encoder, state, Path(source))
+
+
+def _read_safetensors(path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
+    if not facts:  # timm's and others': the same names, the architecture read off the shapes
+        return (*_official(state, path), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+    return EncoderConfig(**facts["encoder"]), state, facts
+
+
+def _read_pickle(path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors keep their arguments beside weights
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as weights alone ({reason}); nothing else is unpickled") from error
+    if "hyper_parameters" in content and "encoder" in content["hyper_parameters"]:
+        prefix = content["exported"]
+        weights = content["state_dict"]
+        state = {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        return EncoderConfig(**content["hyper_parameters"]["encoder"]), state, content.get("facts", {})
+    for key in ("teacher", "model", "state_dict"):
+        content = content.get(key, content)
+    names = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in content.items()}
+    beside = ("decoder", "mask_token", "head")  # what the authors' methods have around the encoder
+    state = {name: tensor for name, tensor in names.items() if not name.startswith(beside)}
+    return (*_official(state, path), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+
+
+def _official(state: State, path: Path) -> tuple[EncoderConfig, State]:
+    """The architecture of weights in timm's names, from their shapes."""
+    try:
+        width, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
+        rows = state["pos_embed"].shape[1]
+        depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+        hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} holds no Vision Transformer in timm's names ({error} not found)") from error
+    registers = state["reg_token"].shape[1] if "reg_token" in state else 0
+    side = math.isqrt(rows - (0 if registers else 1))
+    heads = {(w, d): h for w, d, h in SIZES.values()}.get((width, depth))
+    if heads is None or side * side != rows - (0 if registers else 1):
+        raise ValueError(
+            f"{path}: heads and grid cannot be read off a ViT {width} wide, {depth} deep with {rows} positions; build "
+            "VisionTransformer(...) yourself and load_state_dict"
+        )
+    config = EncoderConfig(
+        width=width,
+        depth=depth,
+        heads=heads,
+        mlp_ratio=hidden / width,
+        patch_size=patch_size,
+        image_size=side * patch_size,
+        channels=channels,
+        registers=registers,
+        layer_scale=1.0 if "blocks.0.ls1.gamma" in state else None,
+    )
+    return config, state

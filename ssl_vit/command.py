@@ -1,0 +1,82 @@
+"""What every command shares: resuming a run with its own settings, and errors as one line. Imports no torch."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ssl_vit.config.load import ConfigError, Resolved, read, read_run
+from ssl_vit.config.schema import ProbeConfig, RunConfig
+from ssl_vit.runs import CONFIG, facts_of, newest_run, run_prefix
+
+
+def guarded(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a command; a mistake in its input becomes one line on standard error and exit status 2 or 1.
+
+    SSL_VIT_TRACEBACK=1 shows where an error comes from.
+    """
+    try:
+        main(sys.argv[1:])
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("SSL_VIT_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    raise SystemExit(0)
+
+
+def read_run_words(words: list[str]) -> Resolved[RunConfig]:
+    """A run's settings; with resume= they are those of the run it continues, and run_dir is its directory.
+
+    Raises:
+        ConfigError, FileNotFoundError: a setting is wrong; the run to continue is not there.
+    """
+    resolved = read_run(words)
+    run = resumed_run(resolved)
+    if run is None:
+        return resolved
+    if not any(word.startswith("recipe=") for word in words):
+        words = [*words, f"recipe={run / CONFIG}"]
+    resolved = read_run(words)
+    resolved.config.run_dir = str(run)
+    return resolved
+
+
+def resumed_run(resolved: Resolved[RunConfig]) -> Path | None:
+    """The run that resume= means: itself, that of a checkpoint, or for `auto` run_dir or the newest of its kind.
+
+    None without resume=, and for `auto` where there is nothing to continue yet.
+    """
+    config = resolved.config
+    if not config.resume:
+        return None
+    if config.resume != "auto":
+        path = Path(config.resume)
+        if not path.exists():
+            raise FileNotFoundError(f"resume={config.resume}: there is no such run or checkpoint")
+        return path if path.is_dir() else path.parents[1]
+    if config.run_dir:
+        return Path(config.run_dir) if (Path(config.run_dir) / CONFIG).exists() else None
+    try:
+        return newest_run(run_prefix(resolved.method, config.recipe), CONFIG)
+    except FileNotFoundError:
+        return None
+
+
+def read_probe_words(words: list[str]) -> Resolved[ProbeConfig]:
+    """An evaluation's settings; the data is by default what the encoder was trained on."""
+    config = read(ProbeConfig, words).config
+    encoder = Path(config.encoder) if config.encoder else newest_run()
+    if not encoder.exists():
+        raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
+    facts: dict[str, Any] = facts_of(encoder)
+    lower = {"data": facts["data"]} if "data" in facts else None
+    resolved = read(ProbeConfig, words, lower)
+    if not lower and not any(word.startswith("data.") for word in words):
+        raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
+    resolved.config.encoder = str(encoder)
+    return resolved

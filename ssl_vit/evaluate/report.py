@@ -1,0 +1,138 @@
+"""Score an encoder beside its controls, and write the one JSON line that every evaluation ends with."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from ssl_vit.checkpoint import load_encoder
+from ssl_vit.config.schema import ProbeConfig
+from ssl_vit.data.module import ImageDataModule
+from ssl_vit.encoder import VisionTransformer
+from ssl_vit.evaluate.features import describer, extract
+from ssl_vit.evaluate.knn import knn_scores
+from ssl_vit.evaluate.linear import logistic_scores
+from ssl_vit.runs import newest_run, write_json
+
+Judge = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, str]]
+"""(training features, training labels, test features) -> (scores per class, how they were made)."""
+
+
+def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, "m"], k: int) -> float | None:
+    """Share of test pictures whose class is among the k best scores; None where there are no more than k classes."""
+    classes = scores.shape[1]
+    if classes <= k:
+        return None
+    known = labels < classes  # a class that training never saw is never right
+    hits = multiclass_accuracy(scores[known], labels[known], num_classes=classes, top_k=k, average="micro")
+    return round(float(hits) * float(known.float().mean()), 4)
+
+
+def judge_of(task: str, config: ProbeConfig) -> Judge:
+    """The classifier of a task: linear_probe or knn."""
+    if task == "linear_probe":
+
+        def linear(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, str]:
+            scores, strength = logistic_scores(train, labels, test, config.seed)
+            return scores, f"logistic regression, C={strength:g} chosen on a fifth of the training set"
+
+        return linear
+
+    def knn(train: Tensor, labels: Tensor, test: Tensor) -> tuple[Tensor, str]:
+        scores = knn_scores(train, labels, test, config.neighbours, config.temperature)
+        return scores, f"{config.neighbours}-NN, cosine, T={config.temperature:g}"
+
+    return knn
+
+
+def source_of(config: ProbeConfig) -> Path:
+    """Where the encoder lies: as given, by default the newest run."""
+    return Path(config.encoder) if config.encoder else newest_run()
+
+
+def evaluate(task: str, config: ProbeConfig) -> dict[str, Any]:
+    """Judge the encoder of a config, and a random encoder and raw pixels beside it; write <task>.json beside it.
+
+    Raises:
+        ValueError: the pictures have no labels, or do not fit the encoder.
+    """
+    started, source = time.time(), source_of(config)
+    encoder = load_encoder(source)
+    data = ImageDataModule(
+        None,
+        _with_statistics(config, encoder),
+        image_size=encoder.config.height_width,
+        channels=encoder.config.channels,
+        seed=config.seed,
+    )
+    data.setup()
+    if not data.has_labels:
+        raise ValueError(
+            f"data.path={config.data.path} has no labels to judge by: give data.path= with a folder for each class, "
+            "or a parquet file with a label column"
+        )
+    judge, rows = judge_of(task, config), {}
+    for name, describe in _describers(encoder, config).items():
+        rows[name] = _score(describe, judge, data, config)
+    own = rows["encoder"]
+    result = {
+        "task": task,
+        "top1": own["top1"],
+        "top5": own["top5"],
+        "encoder": str(source),
+        "data": f"{config.data.source}:{config.data.path}".rstrip(":"),
+        "protocol": f"{own['how']}; pool={config.pool}; {own['train']} training pictures; {data.split_note}",
+        "controls": {name: row["top1"] for name, row in rows.items() if name != "encoder"},
+        "test_pictures": own["test"],
+        "seed": config.seed,
+        "seconds": round(time.time() - started, 1),
+    }
+    write_json((source if source.is_dir() else source.parent) / f"{task}.json", result)
+    return result
+
+
+def _with_statistics(config: ProbeConfig, encoder: VisionTransformer) -> Any:
+    """The data settings with the normalisation that the encoder was trained with, where it says so."""
+    known = {key: encoder.facts[key] for key in ("mean", "std") if key in encoder.facts}
+    return replace(config.data, **known)
+
+
+def _describers(encoder: VisionTransformer, config: ProbeConfig) -> dict[str, Callable[[Tensor], Tensor]]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows: dict[str, Callable[[Tensor], Tensor]] = {"encoder": describer(encoder.to(device), config.pool)}
+    if config.controls:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            random = VisionTransformer(encoder.config).to(device).eval()
+        rows["random encoder"] = describer(random, config.pool)
+        rows["raw pixels"] = lambda images: images.flatten(1)
+    return rows
+
+
+def _score(
+    describe: Callable[[Tensor], Tensor], judge: Judge, data: ImageDataModule, config: ProbeConfig
+) -> dict[str, Any]:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train, train_labels = extract(describe, data, "train", config.train_limit, config.seed, device)
+    test, test_labels = extract(describe, data, "test", 0, config.seed, device)
+    scores, how = judge(train, train_labels, test)
+    best = {f"top{k}": top_k(scores, test_labels, k) for k in (1, 5)}
+    return best | {"how": how, "train": len(train), "test": len(test)}
+
+
+def table(result: dict[str, Any]) -> None:
+    """Print the top-1 of the encoder and of its controls."""
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = Table("features", "top-1", title=f"{result['task']} on {result['data']}: {result['test_pictures']} pictures")
+    rows.add_row("this encoder", f"[bold]{result['top1']:.1%}[/bold]")
+    for name, score in result["controls"].items():
+        rows.add_row(name, f"{score:.1%}")
+    Console().print(rows)

@@ -1,0 +1,59 @@
+"""What a run leaves on disk while it goes: metrics.jsonl, and checkpoints that are whole or absent."""
+
+import io
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from ssl_vit.runs import write_atomic
+
+log = logging.getLogger("ssl_vit")
+
+
+class JsonLines(Logger):
+    """One JSON object per logged step: {"step": .., "train/loss": .., ...}, appended and flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.failed = path, False
+
+    @property
+    def name(self) -> str:
+        return "metrics"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            if not self.failed:
+                log.warning(f"{self.path} cannot be written: {error}; training goes on without it")
+            self.failed = True
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it; on a full disk keeps the last one, says so and goes on."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            write_atomic(Path(path), buffer.getvalue())
+        except OSError as error:
+            log.error(f"checkpoint {path} was not written: {error}; earlier ones are whole, and the run goes on")

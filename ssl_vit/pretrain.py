@@ -1,0 +1,161 @@
+"""Pretraining from a config: build the method, its data and Lightning's trainer; train; save the encoder."""
+
+import logging
+import os
+import traceback
+import warnings
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from ssl_vit import __version__
+from ssl_vit.checkpoint import initialise, save_encoder
+from ssl_vit.config.load import to_yaml
+from ssl_vit.config.schema import RunConfig, TrainerConfig
+from ssl_vit.data.module import ImageDataModule
+from ssl_vit.methods import method_named
+from ssl_vit.methods.base import Method
+from ssl_vit.monitor.console import Console
+from ssl_vit.monitor.look import Look
+from ssl_vit.monitor.records import AtomicCheckpoints, JsonLines
+from ssl_vit.monitor.throughput import Throughput
+from ssl_vit.plan import make_plan
+from ssl_vit.runs import CHECKPOINTS, CONFIG, METRICS, new_run_dir, newest_checkpoint, write_atomic
+
+log = logging.getLogger("ssl_vit")
+
+
+def pretrain(config: RunConfig, method_name: str) -> Path:
+    """Train to the end and return the run directory, which then holds the encoder.
+
+    Raises:
+        ValueError, OSError: bad input or a full disk; what is written stays, and the log says how to go on.
+    """
+    quiet_lightning()
+    run_dir, checkpoint = open_run(config, method_name)
+    pl.seed_everything(config.seed, verbose=False)
+    method = method_named(method_name)(config.encoder, config.optim, config.seed, **vars(config.method))
+    if config.init_from and not checkpoint:
+        initialise(method.encoder, config.init_from)
+    height_width, channels = config.encoder.height_width, config.encoder.channels
+    data = ImageDataModule(
+        method.views(), config.data, image_size=height_width, channels=channels, seed=config.seed
+    )
+    trainer = make_trainer(config, run_dir)
+    if trainer.is_global_zero:
+        announce(config, run_dir, checkpoint)
+    if config.trainer.compile:
+        for block in method.encoder.blocks:
+            block.compile()
+    try:
+        trainer.fit(method, data, ckpt_path=checkpoint, weights_only=True)
+    except (Exception, KeyboardInterrupt):
+        write_atomic(run_dir / "error.txt", traceback.format_exc())
+        if any((run_dir / CHECKPOINTS).glob("*.ckpt")):
+            log.error(f"stopped; go on with: python tools/pretrain.py method={method_name} resume={run_dir}")
+        raise
+    if trainer.is_global_zero:
+        known = facts_of_run(config, method_name, method)
+        print(f"saved {save_encoder(method.export_encoder(), run_dir, **known)}")
+    return run_dir
+
+
+def open_run(config: RunConfig, method_name: str) -> tuple[Path, Path | None]:
+    """The run's directory with its config.yaml, and the checkpoint to go on from, if any.
+
+    Raises:
+        FileExistsError: run_dir holds another run already.
+    """
+    inherited = os.environ.get("SSL_VIT_RUN_DIR") if "LOCAL_RANK" in os.environ else None
+    run_dir = Path(config.run_dir or inherited or new_run_dir(method_name, config.recipe))
+    os.environ["SSL_VIT_RUN_DIR"] = str(run_dir)  # Lightning starts the other processes of a node by this command
+    checkpoint = None
+    if config.resume and (run_dir / CONFIG).exists():
+        given = Path(config.resume)
+        checkpoint = given if given.is_file() else newest_checkpoint(run_dir)
+    elif (run_dir / CONFIG).exists() and not inherited:
+        raise FileExistsError(f"run_dir={run_dir} holds a run already: add resume=auto, or name another directory")
+    write_atomic(run_dir / CONFIG, to_yaml(config, method_name))
+    return run_dir, checkpoint
+
+
+def make_trainer(config: RunConfig, run_dir: Path) -> pl.Trainer:
+    """Lightning's trainer with our limits, loggers and callbacks."""
+    trainer = config.trainer
+    checkpoints = ModelCheckpoint(
+        dirpath=run_dir / CHECKPOINTS,
+        filename="last",
+        enable_version_counter=False,
+        every_n_train_steps=trainer.checkpoint_every_steps,
+        train_time_interval=None if trainer.checkpoint_every_steps else timedelta(minutes=10),
+        save_on_exception=True,
+    )
+    callbacks = [checkpoints, Throughput(), Console()]
+    if config.monitor.every_epochs:
+        callbacks.insert(1, Look(config.monitor, run_dir))
+    return pl.Trainer(
+        max_epochs=trainer.max_epochs,
+        max_steps=trainer.max_steps or -1,
+        max_time=timedelta(minutes=trainer.max_minutes) if trainer.max_minutes else None,
+        devices=trainer.devices,
+        num_nodes=trainer.num_nodes,
+        strategy=trainer.strategy,
+        precision=precision_of(trainer),  # pyright: ignore[reportArgumentType]
+        accumulate_grad_batches=trainer.accumulate,
+        log_every_n_steps=trainer.log_every_steps,
+        logger=[TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False), JsonLines(run_dir / METRICS)],
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run_dir,
+    )
+
+
+def precision_of(trainer: TrainerConfig) -> str:
+    """trainer.precision, with auto resolved: bf16-mixed on a GPU that has it, else 32-true."""
+    if trainer.precision != "auto":
+        return trainer.precision
+    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+
+
+def announce(config: RunConfig, run_dir: Path, checkpoint: Path | None) -> None:
+    """Print where the run writes and what it will do."""
+    print(f"run           {run_dir}")
+    if checkpoint:
+        print(f"resuming      {checkpoint}")
+    elif config.resume:
+        print("resuming      nothing to resume yet: a new run")
+    print("\n".join(make_plan(config).lines()), flush=True)
+
+
+def facts_of_run(config: RunConfig, method_name: str, method: Method) -> dict[str, Any]:
+    """What encoder.json says beside the architecture."""
+    return {
+        "method": method_name,
+        "recipe": config.recipe,
+        "mean": config.data.mean,
+        "std": config.data.std,
+        "data": asdict(config.data),
+        "step": method.global_step,
+        "seed": config.seed,
+        "ssl_vit": __version__,
+        "torch": torch.__version__,
+    }
+
+
+def quiet_lightning() -> None:
+    """Silence what Lightning says to everybody and what does not apply here."""
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*Checkpoint directory.*"):
+        warnings.filterwarnings("ignore", message=message)

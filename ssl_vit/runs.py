@@ -1,0 +1,91 @@
+"""A run's directory: its name, what lies in it, writes that are whole or absent. Needs neither torch nor Lightning.
+
+    runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  metrics.jsonl
+                                    encoder.safetensors  encoder.json  linear_probe.json  knn.json
+"""
+
+import json
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+RUNS = Path("runs")
+ENCODER, FACTS, CONFIG, METRICS, CHECKPOINTS = (
+    "encoder.safetensors",
+    "encoder.json",
+    "config.yaml",
+    "metrics.jsonl",
+    "checkpoints",
+)
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that it is whole or, after a crash or on a full disk, as it was before.
+
+    Raises:
+        OSError: the disk is full or the place cannot be written; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a dict as indented JSON, atomically."""
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
+
+
+def run_prefix(method: str, recipe: str) -> str:
+    """`mae-digits-` for method=mae recipe=digits; `simmim-steel-` for acme.simmim:SimMIM and configs/steel.yaml."""
+    words = (method.rpartition(":")[2].lower(), Path(recipe).stem)
+    return "".join(re.sub(r"[^\w.]+", "_", word) + "-" for word in words)
+
+
+def new_run_dir(method: str, recipe: str) -> Path:
+    """A directory under runs/ that no run has yet, named by method, recipe and time; not created."""
+    name = run_prefix(method, recipe) + time.strftime("%Y%m%d-%H%M%S")
+    taken = {path.name for path in RUNS.glob(f"{name}*")}
+    return RUNS / next(n for n in (name, *(f"{name}-{i}" for i in range(2, 1000))) if n not in taken)
+
+
+def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
+    """The run whose `holding` (a file, or a folder with files) is newest.
+
+    Raises:
+        FileNotFoundError: no run has one; says how to make it.
+    """
+    found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
+    if not found:
+        raise FileNotFoundError(
+            f"no {RUNS}/{prefix}* has {holding}: make one with `python tools/pretrain.py method=mae`, or say where it is"
+        )
+    return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run that was written last; FileNotFoundError when it has none."""
+    found = list((run / CHECKPOINTS).glob("*.ckpt"))
+    if not found:
+        raise FileNotFoundError(f"resume={run}: there is no checkpoint in {run / CHECKPOINTS}")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def facts_of(encoder: Path) -> dict[str, Any]:
+    """What encoder.json says of an encoder (method, data, normalisation, step); {} where there is none.
+
+    encoder: a run, or a file; encoder.json stands beside encoder.safetensors.
+    """
+    folder = encoder if encoder.is_dir() else encoder.parent
+    beside = encoder.is_dir() or encoder.name == ENCODER
+    return json.loads((folder / FACTS).read_text()) if beside and (folder / FACTS).exists() else {}

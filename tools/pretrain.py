@@ -1,0 +1,27 @@
+"""Pretrain an encoder: python tools/pretrain.py method=mae [recipe=digits] [key=value ...] [--help] [--dry-run]."""
+
+from ssl_vit.command import guarded, read_run_words
+from ssl_vit.config.explain import resolved_table, run_help
+
+USAGE = "python tools/pretrain.py method=mae [recipe=digits] [key=value ...] [--dry-run]"
+
+
+def main(words: list[str]) -> None:
+    if "--help" in words:
+        print(run_help(words, USAGE))
+        return
+    resolved = read_run_words([word for word in words if word != "--dry-run"])
+    if "--dry-run" in words:
+        from ssl_vit.plan import make_plan
+
+        print(resolved_table(resolved), *make_plan(resolved.config).lines(), sep="\n")
+        return
+    from ssl_vit.pretrain import pretrain
+
+    run_dir = pretrain(resolved.config, resolved.method)
+    print(f"next: python tools/linear_probe.py encoder={run_dir}")
+    print(f"look: tensorboard --logdir {run_dir}")
+
+
+if __name__ == "__main__":
+    guarded(main)
