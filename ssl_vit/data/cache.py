@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 from ssl_vit.data.pictures import Source
 
 log = logging.getLogger(__name__)
-_CHUNK = 1024
+_GROUP = 64  # pictures per task: a task costs as much as decoding a small picture
 _T = TypeVar("_T")
 
 
@@ -79,6 +79,10 @@ def cached(source: Source, budget_gb: float) -> Source:
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], _T], count: int) -> Iterator[_T]:
-    """work(0), work(1), ... on the pool; no more than a chunk is started ahead, so that stopping early is cheap."""
-    for start in range(0, count, _CHUNK):
-        yield from pool.map(work, range(start, min(start + _CHUNK, count)))
+    """work(0), work(1), ... on the pool. Whoever stops asking cancels what has not begun."""
+
+    def group(start: int) -> list[_T]:
+        return [work(index) for index in range(start, min(start + _GROUP, count))]
+
+    for results in pool.map(group, range(0, count, _GROUP)):
+        yield from results

@@ -7,7 +7,7 @@ import os
 from array import array
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -31,8 +31,8 @@ class Listing:
     """Where each name ends in names."""
     labels: Int64[np.ndarray, " n"]
     classes: list[str]
-    other: Counter[str] = field(default_factory=Counter)
-    """Files that are no pictures, by ending."""
+    other: str
+    """What else was seen: number of files, and their commonest endings."""
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -92,56 +92,67 @@ def scan(root: bytes, least_classes: int, without: list[bytes] | None = None) ->
     The class is the first folder below root, when every picture lies in one and there are at least least_classes.
     """
     names, ends, tops = bytearray(), array("q"), array("q")
+    numbers: dict[bytes | None, int] = {}
     other: Counter[str] = Counter()
-    folders: list[bytes] = []
     for top, relative in _files(root, {_identity(path) for path in without or []}):
-        if not relative.lower().endswith(_ENDINGS):
+        if relative.lower().endswith(_ENDINGS):
+            names += relative
+            ends.append(len(names))
+            tops.append(numbers.setdefault(top, len(numbers)))
+        else:
             other[os.fsdecode(os.path.splitext(relative)[1]).lower() or "no ending"] += 1
-            continue
-        if top is not None and (not folders or folders[-1] != top):
-            folders.append(top)
-        names += relative
-        ends.append(len(names))
-        tops.append(-1 if top is None else len(folders) - 1)
-    labels = np.array(tops, dtype=np.int64)
-    labelled = len(folders) >= least_classes and not (labels < 0).any()
-    if not labelled:
-        labels[:] = -1
-    classes = [os.fsdecode(folder) for folder in folders] if labelled else []
-    ends_array = np.array(ends, dtype=np.int64)
-    return Listing(root, np.frombuffer(bytes(names), np.uint8), ends_array, labels, classes, other)
+    labels, classes = np.full(len(ends), -1), []
+    if None not in numbers and len(numbers) >= least_classes:
+        folders = sorted(top for top in numbers if top is not None)
+        order = np.argsort([numbers[folder] for folder in folders])
+        labels, classes = order[np.array(tops, dtype=np.int64)], [os.fsdecode(folder) for folder in folders]
+    stored = np.frombuffer(bytes(names), np.uint8), np.array(ends, dtype=np.int64)
+    common = ", ".join(f"{number} {ending}" for ending, number in other.most_common(3))
+    return Listing(root, *stored, labels, classes, f"{other.total()} files seen" + (f" ({common})" if common else ""))
 
 
 def _files(root: bytes, seen: set[tuple[int, int]]) -> Iterator[tuple[bytes | None, bytes]]:
     """(first folder below root or None, path relative to root) of every visible file; each folder once.
 
-    Links are followed; `seen` holds the identity of folders already visited, so a loop of links ends.
+    `seen`: identities of folders not to enter, so a loop of links ends. Links to folders are followed last: a folder
+    that also lies below root itself counts where it lies.
     """
+    seen.discard(_identity(root))
     stack: list[tuple[bytes | None, bytes]] = [(None, b"")]
-    while stack:
-        top, below = stack.pop()
+    links: list[tuple[bytes | None, bytes]] = []
+    while stack or links:
+        top, below = stack.pop() if stack else links.pop(0)
+        identity = _identity(os.path.join(root, below))
+        if identity in seen:
+            continue
+        seen.add(identity)
         folders = []
-        with os.scandir(os.path.join(root, below)) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                relative = os.path.join(below, entry.name)
-                if entry.name.startswith(b"."):
-                    continue
-                if _is_folder(entry):
-                    folders.append((top or entry.name, relative))
-                elif entry.is_file():
-                    yield top, relative
-        for folder in reversed(folders):
-            identity = _identity(os.path.join(root, folder[1]))
-            if identity not in seen:
-                seen.add(identity)
-                stack.append(folder)
+        for entry in _entries(os.path.join(root, below)):
+            relative = os.path.join(below, entry.name)
+            kind = _kind(entry)
+            if kind == "folder":
+                (links if entry.is_symlink() else folders).append((top or entry.name, relative))
+            elif kind == "file":
+                yield top, relative
+        stack += reversed(folders)
 
 
-def _is_folder(entry: os.DirEntry[bytes]) -> bool:
+def _entries(path: bytes) -> list[os.DirEntry[bytes]]:
+    """What is visible in a folder, by name."""
     try:
-        return entry.is_dir()
+        with os.scandir(path) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(b".")), key=lambda entry: entry.name)
+    except OSError as error:
+        line = f"data.path={os.fsdecode(path)} cannot be opened: {error.strerror}: make it readable"
+        raise ValueError(line) from error
+
+
+def _kind(entry: os.DirEntry[bytes]) -> str:
+    """folder, file or other."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
     except OSError:  # a link that leads to itself
-        return False
+        return "other"
 
 
 def _identity(path: bytes) -> tuple[int, int]:
@@ -151,8 +162,7 @@ def _identity(path: bytes) -> tuple[int, int]:
 
 def _parts(root: bytes) -> dict[str, bytes]:
     """The folders named train, test, val, validation directly under root, in any case."""
-    with os.scandir(root) as entries:
-        found = {os.fsdecode(entry.name).lower(): entry.path for entry in entries if _is_folder(entry)}
+    found = {os.fsdecode(entry.name).lower(): entry.path for entry in _entries(root) if _kind(entry) == "folder"}
     return {word: found[word] for word in ("train", *TEST_WORDS) if word in found}
 
 
@@ -169,7 +179,5 @@ def _folder(key: str, path: str) -> bytes:
 def _filled(key: str, path: str, listing: Listing) -> Listing:
     if len(listing):
         return listing
-    common = ", ".join(f"{number} {ending}" for ending, number in listing.other.most_common(3))
-    seen = f"{listing.other.total()} files seen" + (f" ({common})" if common else "")
     where = "" if os.fsdecode(listing.root) == path else f"/{os.path.basename(os.fsdecode(listing.root))}"
-    raise ValueError(f"{key}={path}{where} holds no pictures: {seen}, pictures end in {', '.join(ENDINGS)}")
+    raise ValueError(f"{key}={path}{where} holds no pictures: {listing.other}, pictures end in {', '.join(ENDINGS)}")

@@ -7,7 +7,7 @@ Letters: B pictures of a batch, C channels, H W pixels.
 """
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -67,13 +67,15 @@ class EpochSampler(DistributedSampler):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = permutation(self.seed, self.epoch, len(self.dataset))  # pyright: ignore
         mine = np.resize(order, self.num_samples * self.num_replicas)[self.rank :: self.num_replicas]
-        skip, self.skip = self.skip, 0
-        return iter([(self.epoch, index) for index in mine[skip:].tolist()])
+        epoch, skip, self.skip = self.epoch, self.skip, 0
+        return ((epoch, int(index)) for index in mine[skip:])
 
 
 class TrainLoader(DataLoader):
     """A DataLoader that can go on in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
 
+    trained: Callable[[], int] | None = None
+    """Says how many batches of this epoch have been trained on; without it, as many as were handed out."""
     _delivered = 0
     _resumed: dict[str, int] | None = None
 
@@ -89,11 +91,14 @@ class TrainLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it handed out."""
-        return {"epoch": self.sampler.epoch, "batches": self._delivered}  # pyright: ignore
+        """Epoch, and batches of it that are behind us."""
+        if self._resumed is not None:  # loaded, and nothing read since
+            return dict(self._resumed)
+        batches = self._delivered if self.trained is None else self.trained()
+        return {"epoch": self.sampler.epoch, "batches": batches}  # pyright: ignore
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Begin the next pass behind the batches already handed out, if it is of the same epoch."""
+        """Begin the next pass behind those batches, if it is of the same epoch."""
         self._resumed = dict(state_dict)
 
 
@@ -103,9 +108,13 @@ def whole_batch(batch: Batch) -> Batch:
 
 
 def loader_options(workers: int) -> dict[str, Any]:
-    """Keywords of every DataLoader. Workers are forked where that exists: they see the pictures without a copy."""
+    """Keywords of every DataLoader.
+
+    Workers are forked where that exists: they see the pictures in memory without a copy. A DataLoader draws a seed for
+    its workers, which nothing here uses; it has a generator of its own, so PyTorch's global one is not moved.
+    """
     options: dict[str, Any] = {"collate_fn": whole_batch, "num_workers": workers}
-    options["pin_memory"] = torch.cuda.is_available()
+    options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
     if workers:
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
         options |= {"persistent_workers": True, "multiprocessing_context": method}

@@ -13,7 +13,7 @@ from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssl_vit.config.schema import DataConfig
+from ssl_vit.config.schema import DataConfig, require
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.draws import permutation, stratified
 from ssl_vit.data.loading import Batch, EpochSampler, TrainLoader, Views, loader_options
@@ -45,6 +45,9 @@ class ImageDataModule(pl.LightningDataModule):
     its fields as keywords. image_size: pixels of an evaluation picture, a side or (height, width). channels: of a
     picture. seed: of order, views and held-out part.
 
+    After setup() there are has_labels, num_classes, classes (names, in the order of the labels) and split_note (how the
+    test part came about).
+
     A labelled source without a test part: 20 % of its pictures, drawn by seed, stand in for one. They are left out of
     `eval_dataloader("train")`; pretraining sees every picture, without its label.
     """
@@ -63,6 +66,7 @@ class ImageDataModule(pl.LightningDataModule):
         if data is not None and options:
             raise ValueError(f"data= and {', '.join(options)}= were given; put these fields into the DataConfig")
         self.data = data or DataConfig(**options)
+        require(len(self.data.mean) == channels, "data.mean", self.data.mean, f"one number a channel: {channels}")
         self.view, self.channels, self.seed = view, channels, seed
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self._train: Source | None = None
@@ -146,17 +150,19 @@ class ImageDataModule(pl.LightningDataModule):
         sampler = EpochSampler(len(source), self.seed, rank, world_size)
         enough = len(sampler) >= self.data.batch_size
         if not enough:
-            log.warning(
-                "data.batch_size=%d is more than the %d training pictures of a process: a step takes %d",
-                self.data.batch_size, len(sampler), len(sampler),
-            )  # fmt: skip
-        return TrainLoader(
+            given, own = self.data.batch_size, len(sampler)
+            log.warning(f"data.batch_size={given} is more than a process's {own} training pictures: a step takes {own}")
+        loader = TrainLoader(
             Views(source, self.view, self.seed, source.labels),
             batch_size=self.data.batch_size,
             sampler=sampler,
             drop_last=enough,
             **loader_options(self.workers(source)),
         )
+        if isinstance(self.trainer, pl.Trainer):
+            # A run stopped inside a step has been handed a batch that it has not learnt from.
+            pass
+        return loader
 
     def eval_dataloader(self, split: Split, limit: int = 0, seed: int | None = None) -> DataLoader:
         """Central crops of the training or test pictures in a fixed order; with labels only labelled ones.

@@ -33,6 +33,8 @@ class Parquet(Source):
             store.flush()
             in_memory = isinstance(store, io.BytesIO)
             self.values = np.frombuffer(store.getvalue(), np.uint8) if in_memory else np.memmap(store, np.uint8, "r")
+        if not len(lengths):
+            raise ValueError(f"data.path={data.path} holds no pictures: {len(files)} parquet files without a row")
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.files = files
         self.first_rows = np.cumsum([0] + [rows(file) for file in files])
@@ -49,14 +51,16 @@ class Parquet(Source):
 
 
 def training_files(data: DataConfig) -> list[Path]:
-    """Files of data.path whose name contains train; without any, all that are not test files.
+    """data.path itself, or its files whose name contains train; without any, all that are not test files.
 
     Raises:
         ValueError: no such path, or no parquet files for training there.
     """
-    groups = _groups(_files("data.path", data.path))
-    excluded = _files("data.test_path", data.test_path) if data.test_path else []
-    chosen = [file for file in groups.get("train") or groups.get("", []) if file not in excluded]
+    groups = _groups("data.path", data.path)
+    if Path(data.path).is_file():
+        return groups[""]
+    tests = [file.resolve() for file in (test_files(data) or []) if data.test_path]
+    chosen = [file for file in groups.get("train") or groups.get("", []) if file.resolve() not in tests]
     if not chosen:
         names = ", ".join(file.name for group in groups.values() for file in group[:2])
         raise ValueError(f"data.path={data.path} holds no training files, only {names}: give those for training")
@@ -68,14 +72,12 @@ def test_files(data: DataConfig) -> list[Path] | None:
 
     Where test and val files exist, the first ones with labels.
     """
-    if data.test_path:
-        files = _files("data.test_path", data.test_path)
-        groups = _groups(files)
-        return next((groups[word] for word in TEST_WORDS if word in groups), files)
-    groups = _groups(_files("data.path", data.path))
+    groups = _groups("data.test_path", data.test_path) if data.test_path else _groups("data.path", data.path)
     candidates = [groups[word] for word in TEST_WORDS if word in groups]
     if len(candidates) > 1:
         candidates.sort(key=lambda files: not _has_labels(files))
+    if data.test_path and not candidates:
+        return [file for group in groups.values() for file in group]
     return candidates[0] if candidates else None
 
 
@@ -84,29 +86,26 @@ def rows(file: Path) -> int:
     return _opened(file).metadata.num_rows
 
 
-def _files(key: str, path: str) -> list[Path]:
+def _groups(key: str, path: str) -> dict[str, list[Path]]:
+    """Files of a path by the word in their name (or their own folder's): train, test, val, or nothing.
+
+    A file by itself is what it was given for, whatever its name.
+    """
     if not path:
         raise ValueError(f"{key}= is empty: give a parquet file, or a folder of them")
     root = Path(path)
     if not root.exists():
         raise ValueError(f"{key}={path} does not exist: give a parquet file, or a folder of them")
     if root.is_file():
-        return [root]
-    files = sorted(file for file in root.rglob("*.parquet") if not file.name.startswith("."))
-    if not files:
+        return {"": [root]}
+    groups: dict[str, list[Path]] = {}
+    for file in sorted(root.rglob("*.parquet")):
+        folder = "" if file.parent == root else file.parent.name.lower()
+        words = [word for word in ("train", *TEST_WORDS) if word in file.name.lower() or word == folder]
+        groups.setdefault(words[0] if words else "", []).append(file)
+    if not groups:
         seen = sum(1 for file in root.rglob("*") if file.is_file())
         raise ValueError(f"{key}={path} holds no parquet files: {seen} files seen, none ends in .parquet")
-    return files
-
-
-def _groups(files: list[Path]) -> dict[str, list[Path]]:
-    """Files by the word in their name: train, test, val, or nothing. One file by itself is what it was given for."""
-    if len(files) == 1:
-        return {"": files}
-    groups: dict[str, list[Path]] = {}
-    for file in files:
-        word = next((word for word in ("train", *TEST_WORDS) if word in file.name.lower()), "")
-        groups.setdefault(word, []).append(file)
     return groups
 
 
@@ -125,9 +124,9 @@ def _opened(file: Path) -> Any:
 
 def _image_bytes(file: Path) -> int:
     """Size of the image column in bytes; checks that it holds encoded pictures, and that labels are integers."""
+    opened = _opened(file)
     import pyarrow as pa
 
-    opened = _opened(file)
     schema, metadata = opened.schema_arrow, opened.metadata
     columns = ", ".join(schema.names)
     if "image" not in schema.names:

@@ -4,17 +4,36 @@ Letters: n pictures, H W pixels, C channels.
 """
 
 from collections.abc import Callable
-from typing import IO, TypeVar
+from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from ssl_vit.config.schema import DataConfig
 
 _T = TypeVar("_T")
 # PIL chooses by content, not by name; some of its other formats start outside programs (EPS) or are slow to rule out.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_FORMATS = (
+    JpegImagePlugin.JpegImageFile.format,
+    PngImagePlugin.PngImageFile.format,
+    WebPImagePlugin.WebPImageFile.format,
+    TiffImagePlugin.TiffImageFile.format,
+    BmpImagePlugin.BmpImageFile.format,
+    GifImagePlugin.GifImageFile.format,
+)
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
@@ -62,6 +81,8 @@ class Source:
         try:
             with self.open(index) as image:
                 return look(image)
+        except MemoryError:
+            raise
         except UnidentifiedImageError as error:
             raise PictureError(f"{self.name(index)} is no picture that can be read: delete or replace it") from error
         except Exception as error:  # broken files raise anything: OSError, SyntaxError, struct.error, ValueError
@@ -69,14 +90,17 @@ class Source:
             raise PictureError(f"{self.name(index)} cannot be used: {reason}: delete or replace it") from error
 
 
-def open_picture(file: str | bytes | IO[bytes]) -> Image.Image:
+def open_picture(file: str | BytesIO) -> Image.Image:
     """PIL's picture of a file, its header read, its pixels not."""
-    return Image.open(file, formats=_FORMATS)  # pyright: ignore[reportArgumentType]  # a path may be bytes
+    return Image.open(file, formats=_FORMATS)  # pyright: ignore[reportArgumentType]  # formats are str | None there
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(H, W) of the picture once upright, from its header alone."""
+    """(H, W) of the picture once upright, from its header alone; but for a TIFF that lies on its side."""
     sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
+    if sideways and image.format == TiffImagePlugin.TiffImageFile.format:
+        ImageOps.exif_transpose(image, in_place=True)  # PIL turns these while decoding, some versions the size before
+        sideways = False
     return (image.width, image.height) if sideways else (image.height, image.width)
 
 

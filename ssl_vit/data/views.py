@@ -4,7 +4,7 @@ Letters: C channels, H W pixels of the picture; h w pixels of the view.
 """
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float64, UInt8
@@ -15,8 +15,9 @@ from torchvision.transforms.v2 import functional as F
 BICUBIC = InterpolationMode.BICUBIC
 
 
+@runtime_checkable
 class View(Protocol):
-    """What a method asks of a picture: one tensor, or a list of them (several crops)."""
+    """What a method asks of a picture: one tensor, or a list of them (several crops). It never writes into it."""
 
     draws: int
     """Uniform numbers that one call takes."""
@@ -85,8 +86,8 @@ class CenterCrop:
         self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"] | None = None
     ) -> UInt8[Tensor, "C {self.size[0]} {self.size[1]}"]:
         height, width = picture.shape[-2:]
-        gain = max(self.cover[0] / height, self.cover[1] / width)
-        resized = [max(round(height * gain), self.cover[0]), max(round(width * gain), self.cover[1])]
+        h, w = self.cover
+        resized = [h, h * width // height] if h * width >= w * height else [w * height // width, w]
         if resized != [height, width]:
             picture = F.resize(picture, resized, interpolation=BICUBIC, antialias=True)
         top, left = (resized[0] - self.size[0]) // 2, (resized[1] - self.size[1]) // 2

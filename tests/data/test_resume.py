@@ -1,0 +1,107 @@
+"""Under Lightning: each epoch has its own batches, and a run that was stopped anywhere goes on with the next one."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from ssl_vit.data.module import ImageDataModule
+from ssl_vit.data.views import RandomCrop
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Recorder(pl.LightningModule):
+    """Writes down the pictures that training sees."""
+
+    def __init__(self, fails_at: int = -1) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, list[int], float]] = []
+        self.fails_at = fails_at
+
+    def training_step(self, batch):
+        assert batch["images"].dtype == torch.float32
+        if self.global_step == self.fails_at:
+            raise KeyError("a failure inside a step")
+        self.seen.append((self.current_epoch, batch["index"].tolist(), float(batch["images"].double().sum())))
+        return self.weight * 1.0
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def run(folder, tmp_path, max_steps: int, resume=None, workers: int = 0, **options) -> list:
+    view = RandomCrop((8, 8), (0.2, 1.0))
+    data = ImageDataModule(view, path=str(folder), image_size=8, batch_size=4, workers=workers)
+    method = Recorder(options.pop("fails_at", -1))
+    fails = method.fails_at > 0
+    every = 100 if fails else 1
+    checkpoints = ModelCheckpoint(
+        tmp_path, filename="{step}", every_n_train_steps=every, save_top_k=-1, save_on_exception=fails
+    )
+    trainer = pl.Trainer(
+        max_steps=max_steps, accelerator="cpu", logger=False, callbacks=[checkpoints], enable_progress_bar=False,
+        enable_model_summary=False, **options,
+    )  # fmt: skip
+    if fails:
+        with pytest.raises(KeyError, match="inside a step"):
+            trainer.fit(method, data)
+    else:
+        trainer.fit(method, data, ckpt_path=resume, weights_only=True)
+    return method.seen
+
+
+@pytest.fixture
+def folder(tmp_path, write):
+    for i in range(22):
+        write(tmp_path / "pictures" / f"{i:02}.png", 10, 10, seed=i)
+    return tmp_path / "pictures"
+
+
+def test_each_epoch_has_its_own_batches(folder, tmp_path):
+    seen = run(folder, tmp_path, 10)
+    assert [epoch for epoch, _, _ in seen] == [0] * 5 + [1] * 5
+    for epoch in range(2):
+        indices = [index for at, batch, _ in seen for index in batch if at == epoch]
+        assert len(set(indices)) == 20
+    assert seen[0][1] != seen[5][1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("stop", [1, 4, 5, 7, 10])
+def test_a_stopped_run_goes_on_with_the_next_batch(folder, tmp_path, stop, workers):
+    whole = run(folder, tmp_path / "whole", 12)
+    first = run(folder, tmp_path / "first", stop, workers=workers)
+    (checkpoint,) = (tmp_path / "first").glob(f"*step={stop}.ckpt")
+    rest = run(folder, tmp_path / "rest", 12, resume=checkpoint, workers=workers)
+    assert first + rest == whole
+
+
+def test_a_run_of_shortened_epochs_goes_on_too(folder, tmp_path):
+    options = {"limit_train_batches": 3}
+    whole = run(folder, tmp_path / "whole", 8, **options)
+    first = run(folder, tmp_path / "first", 3, **options)
+    rest = run(folder, tmp_path / "rest", 8, resume=tmp_path / "first" / "step=3.ckpt", **options)
+    assert first + rest == whole
+    assert [epoch for epoch, _, _ in whole] == [0] * 3 + [1] * 3 + [2] * 2
+
+
+def test_accumulation_does_not_disturb_the_count(folder, tmp_path):
+    options = {"accumulate_grad_batches": 2}
+    whole = run(folder, tmp_path / "whole", 6, **options)
+    first = run(folder, tmp_path / "first", 4, **options)
+    rest = run(folder, tmp_path / "rest", 6, resume=tmp_path / "first" / "step=4.ckpt", **options)
+    assert first + rest == whole
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("step", [3, 5, 8])
+def test_a_run_that_fails_inside_a_step_takes_that_step_again(folder, tmp_path, step, workers):
+    """The failed step's batch was handed out but not learnt from: counting batches handed out would lose it."""
+    whole = run(folder, tmp_path / "whole", 12)
+    first = run(folder, tmp_path / "first", 12, fails_at=step, workers=workers)
+    (checkpoint,) = (tmp_path / "first").glob("*.ckpt")
+    rest = run(folder, tmp_path / "rest", 12, resume=checkpoint, workers=workers)
+    assert len(first) == step
+    assert first + rest == whole

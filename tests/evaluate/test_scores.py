@@ -1,0 +1,86 @@
+"""Classifiers and label-free figures against plain references."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from ssl_vit.evaluate.features import feature_std, rankme
+from ssl_vit.evaluate.knn import knn_scores
+from ssl_vit.evaluate.linear import logistic_scores
+from ssl_vit.evaluate.report import top_k
+
+
+def blobs(count: int, seed: int, classes: int = 4, width: int = 12, noise: float = 2.0):
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    return centres[labels] + noise * torch.randn(count, width, generator=generator), labels
+
+
+def test_logistic_regression_is_scikit_learns_on_standardised_features():
+    (train, labels), (test, _) = blobs(400, 1), blobs(100, 2)
+    scores, strength = logistic_scores(train, labels, test, strengths=(0.1,))
+    scaler = StandardScaler().fit(train.numpy())
+    model = LogisticRegression(C=0.1, max_iter=300).fit(scaler.transform(train.numpy()), labels.numpy())
+    expected = torch.from_numpy(model.predict_proba(scaler.transform(test.numpy()))).float()
+    assert strength == 0.1
+    # unbiased and biased deviation differ by a factor of 1 + 1 / 800; the penalty sees it
+    torch.testing.assert_close(scores, expected, atol=2e-3, rtol=0)
+
+
+def test_the_strength_is_chosen_without_the_test_set():
+    (train, labels), (test, _) = blobs(200, 1, width=60), blobs(60, 2, width=60)
+    _, strength = logistic_scores(train, labels, test)
+    _, other = logistic_scores(train, labels, -100 * test)
+    assert strength == other
+
+
+def test_classes_that_training_lacks_get_no_score():
+    train, labels = blobs(90, 1, classes=3)
+    scores, _ = logistic_scores(train, labels * 2, train[:5], strengths=(1.0,))
+    assert scores.shape == (5, 5)
+    assert not scores[:, [1, 3]].any()
+    assert top_k(scores, torch.tensor([1, 3, 7, 1, 3]), 1) == 0.0
+
+
+def test_one_class_or_broken_features_are_refused():
+    with pytest.raises(ValueError, match="two classes at least"):
+        logistic_scores(torch.randn(4, 2), torch.zeros(4, dtype=torch.long), torch.randn(1, 2))
+    with pytest.raises(ValueError, match="features are not finite"):
+        logistic_scores(torch.full((4, 2), math.nan), torch.tensor([0, 1, 0, 1]), torch.randn(1, 2))
+
+
+@pytest.mark.parametrize("neighbours", [1, 20, 500])
+@pytest.mark.parametrize("chunk", [7, 1024])
+def test_knn_against_a_loop(neighbours, chunk):
+    (train, labels), (test, _) = blobs(120, 1), blobs(30, 2)
+    scores = knn_scores(train, labels, test, neighbours, temperature=0.07, chunk=chunk)
+    for row, picture in zip(scores, test, strict=True):
+        similarity = [float(torch.cosine_similarity(picture, other, dim=0)) for other in train]
+        votes = np.zeros(4)
+        for index in sorted(range(120), key=lambda i: -similarity[i])[:neighbours]:
+            votes[int(labels[index])] += math.exp(similarity[index] / 0.07)
+        np.testing.assert_allclose(row.numpy(), votes, rtol=1e-3)
+
+
+def test_top_k_counts_hits_and_is_absent_without_enough_classes():
+    scores = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
+    assert top_k(scores, torch.tensor([2, 1]), 1) == 0.5
+    assert top_k(scores, torch.tensor([2, 1]), 2) == 1.0
+    assert top_k(scores, torch.tensor([2, 1]), 5) is None
+
+
+def test_feature_std_is_one_for_noise_and_zero_for_a_collapse():
+    assert feature_std(torch.randn(2000, 64)) == pytest.approx(1, abs=0.02)
+    assert feature_std(torch.ones(2000, 64)) == pytest.approx(0, abs=1e-5)
+
+
+def test_rankme_counts_directions():
+    basis = torch.linalg.qr(torch.randn(32, 32))[0]
+    rotated = torch.linalg.qr(torch.randn(500, 32))[0]
+    assert rankme(rotated @ basis) == pytest.approx(32, rel=1e-3)
+    assert rankme(rotated[:, :5] @ basis[:5]) == pytest.approx(5, rel=1e-2)

@@ -1,0 +1,49 @@
+"""What each entry costs to import: measured by which modules a fresh interpreter has loaded, not by the clock."""
+
+import subprocess
+import sys
+
+HEAVY = {"pytorch_lightning", "lightly", "torchvision", "torchmetrics", "sklearn", "tensorboard", "transformers", "timm"}
+
+
+def loaded_after(code: str) -> set[str]:
+    """Top-level modules of a fresh interpreter after running code."""
+    script = f"import sys\n{code}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_import_ssl_vit_loads_nothing():
+    assert not loaded_after("import ssl_vit") & (HEAVY | {"torch", "numpy", "omegaconf"})
+
+
+def test_the_encoder_needs_torch_alone():
+    code = "import ssl_vit; ssl_vit.VisionTransformer(size='tiny', image_size=32)"
+    assert not loaded_after(code) & (HEAVY | {"omegaconf", "safetensors", "PIL"})
+
+
+def test_load_encoder_needs_torch_and_safetensors_alone(tmp_path):
+    loaded = loaded_after(
+        f"import ssl_vit; e = ssl_vit.VisionTransformer(size='tiny', image_size=32); from pathlib import Path\n"
+        f"ssl_vit.save_encoder(e, Path({str(tmp_path)!r})); ssl_vit.load_encoder({str(tmp_path)!r})"
+    )
+    assert "safetensors" in loaded
+    assert not loaded & (HEAVY | {"omegaconf", "PIL"})
+
+
+def test_configuration_loads_no_torch():
+    code = "from ssl_vit.command import read_run_words; read_run_words(['method=mae'])"
+    assert not loaded_after(code) & (HEAVY | {"torch", "numpy"})
+
+
+def test_a_dry_run_loads_torch_but_not_lightning():
+    code = "from ssl_vit.command import read_run_words; from ssl_vit.plan import make_plan\n"
+    code += "make_plan(read_run_words(['method=mae']).config).lines()"
+    loaded = loaded_after(code)
+    assert "torch" in loaded
+    assert not loaded & HEAVY
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    code = "import ssl_vit\ntry: ssl_vit.SimCLR\nexcept AttributeError as e: assert 'MAE' in str(e), e\nelse: raise SystemExit(1)"
+    loaded_after(code)

@@ -1,0 +1,168 @@
+"""Whole runs, small ones: what they write, what they survive, what they refuse."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ssl_vit.checkpoint import load_encoder
+from ssl_vit.command import read_probe_words, read_run_words
+from ssl_vit.config.load import from_yaml
+from ssl_vit.evaluate.report import evaluate
+from ssl_vit.pretrain import pretrain
+
+SMALL = [
+    "method=mae",
+    "encoder.width=16",
+    "encoder.depth=1",
+    "encoder.heads=2",
+    "method.decoder_width=16",
+    "method.decoder_heads=2",
+    "trainer.max_epochs=1",
+    "data.workers=0",
+]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SSL_VIT_RUN_DIR", raising=False)
+
+
+def run(*words: str) -> Path:
+    resolved = read_run_words([*SMALL, *words])
+    return pretrain(resolved.config, resolved.method)
+
+
+def pictures(folder: Path, names: list[str], side: int = 40) -> Path:
+    noise = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+FOLDER = ["data.source=folder", "data.batch_size=4", "encoder.image_size=32", "monitor.every_epochs=1"]
+
+
+def test_a_run_leaves_what_the_readme_promises(capsys):
+    run_dir = run("run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "trainer.max_epochs=2")
+    found = {path.name for path in run_dir.iterdir()}
+    assert {"config.yaml", "checkpoints", "metrics.jsonl", "encoder.safetensors", "encoder.json", "pictures"} <= found
+    method, config = from_yaml((run_dir / "config.yaml").read_text())
+    assert (method, config.encoder.width, config.trainer.max_steps) == ("mae", 16, 12)
+    assert torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 12
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    logged = set().union(*rows)
+    wanted = {"train/loss", "train/reconstruction", "train/lr", "throughput/images_per_second", "throughput/data_wait"}
+    looked = {"monitor/feature_std", "monitor/rankme", "monitor/linear_top1", "monitor/knn_top1"}
+    assert wanted | looked <= logged
+    events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
+    assert wanted | looked <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["masked | reconstruction | original"]
+    shown = capsys.readouterr().out
+    for words in ("run           made", "global batch  64", "learning rate", "images/s", "saved made/encoder.safetensors"):
+        assert words in shown
+    result = evaluate("linear_probe", read_probe_words(["encoder=made"]).config)
+    assert json.loads((run_dir / "linear_probe.json").read_text()) == result
+    assert result["task"] == "linear_probe"
+    assert {"top1", "top5", "encoder", "data", "protocol", "seconds"} <= set(result)
+    assert set(result["controls"]) == {"random encoder", "raw pixels"}
+    assert result["test_pictures"] == 360
+    assert evaluate("knn", read_probe_words(["encoder=made"]).config)["task"] == "knn"
+
+
+def test_the_newest_run_is_judged_by_default():
+    run("trainer.max_steps=1", "monitor.every_epochs=0")
+    newest = run("trainer.max_steps=1", "monitor.every_epochs=0")
+    assert newest.parent == Path("runs")
+    assert newest.name.startswith("mae-digits-")
+    os.utime(newest / "encoder.safetensors", (2e9, 2e9))
+    assert read_probe_words([]).config.encoder == str(newest)
+
+
+def test_without_a_run_the_probe_says_how_to_make_one():
+    with pytest.raises(FileNotFoundError, match=r"make one with `python tools/pretrain.py method=mae`"):
+        read_probe_words([])
+
+
+def test_a_plain_folder_without_labels_or_test_part(capsys):
+    folder = pictures(Path("pictures"), [f"{i}.png" for i in range(10)])
+    run_dir = run(*FOLDER, f"data.path={folder}")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    logged = set().union(*rows)
+    assert "monitor/rankme" in logged
+    assert "monitor/linear_top1" not in logged
+    with pytest.raises(ValueError, match=r"data.path=pictures has no labels to judge by"):
+        evaluate("linear_probe", read_probe_words([f"encoder={run_dir}"]).config)
+
+
+def test_a_folder_with_one_class_and_one_with_lonely_classes():
+    one = pictures(Path("one"), [f"cat/{i}.png" for i in range(6)])
+    lonely = pictures(Path("lonely"), [f"{i}/picture.png" for i in range(6)])
+    for folder in (one, lonely):
+        assert (run(*FOLDER, f"data.path={folder}") / "encoder.safetensors").exists()
+
+
+def test_fewer_pictures_than_a_batch_and_smaller_than_a_crop():
+    folder = pictures(Path("few"), [f"{i}.png" for i in range(3)], side=9)
+    run_dir = run(*FOLDER, f"data.path={folder}", "data.batch_size=64")
+    assert load_encoder(run_dir).config.image_size == 32
+
+
+def test_a_broken_picture_stops_with_its_name_and_keeps_what_is_written():
+    folder = pictures(Path("mixed"), [f"{i}.png" for i in range(8)])
+    (folder / "5.jpg").write_text("this is no picture")
+    with pytest.raises(ValueError, match=r"5\.jpg"):
+        run(*FOLDER, f"data.path={folder}", "run_dir=broken")
+    assert Path("broken/config.yaml").exists()
+
+
+def test_resume_goes_on_where_the_run_stopped():
+    run("run_dir=whole", "trainer.max_epochs=2", "monitor.every_epochs=0")
+    run("run_dir=parts", "trainer.max_epochs=2", "monitor.every_epochs=0", "trainer.max_steps=22")
+    resolved = read_run_words(["method=mae", "run_dir=parts", "resume=auto", "trainer.max_steps=null"])
+    assert resolved.config.encoder.width == 16  # the run's own settings
+    pretrain(resolved.config, resolved.method)
+    assert json.loads(Path("parts/encoder.json").read_text())["step"] == 44
+
+
+def test_resume_auto_starts_a_run_where_there_is_none(capsys):
+    run("run_dir=fresh", "resume=auto", "trainer.max_steps=1", "monitor.every_epochs=0")
+    assert "nothing to resume yet: a new run" in capsys.readouterr().out
+
+
+def test_a_second_run_in_the_same_directory_is_refused():
+    run("run_dir=twice", "trainer.max_steps=1", "monitor.every_epochs=0")
+    with pytest.raises(FileExistsError, match="run_dir=twice holds a run already: add resume=auto, or name another"):
+        run("run_dir=twice", "trainer.max_steps=1")
+
+
+def test_init_from_starts_with_another_runs_weights():
+    first = run("run_dir=first", "trainer.max_steps=1", "monitor.every_epochs=0")
+    second = run("run_dir=second", "trainer.max_steps=1", "monitor.every_epochs=0", "init_from=first", "seed=5", "optim.warmup_epochs=0.9")
+    torch.testing.assert_close(load_encoder(second).state_dict(), load_encoder(first).state_dict())  # lr 0 at step 0
+
+
+def test_looking_changes_nothing_that_is_learned():
+    weights = []
+    for every in (0, 1):
+        run_dir = run(f"run_dir=look{every}", f"monitor.every_epochs={every}", "trainer.max_epochs=2")
+        weights.append(load_encoder(run_dir).state_dict())
+    torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
+
+
+def test_a_time_limit_ends_the_run():
+    run_dir = run("run_dir=timed", "trainer.max_epochs=100000", "trainer.max_minutes=0.05", "monitor.every_epochs=0")
+    assert (run_dir / "encoder.safetensors").exists()
+
+
+def test_grey_pictures_of_one_channel():
+    folder = pictures(Path("grey"), [f"{i}.png" for i in range(5)])
+    grey = ["encoder.channels=1", "data.mean=[0.5]", "data.std=[0.25]"]
+    assert load_encoder(run(*FOLDER, f"data.path={folder}", *grey)).config.channels == 1
