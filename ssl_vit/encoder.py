@@ -299,7 +299,7 @@ class VisionTransformer(nn.Module):
         return [tokens[:, 1:].transpose(1, 2).unflatten(2, grid) for tokens in self.layer_tokens(images, layers)]
 
     def attention_maps(self, images: Float[Tensor, "B C H W"], layer: int = -1) -> Float[Tensor, "B heads N"]:
-        """How much the class token attends to each patch in one block; the rest of a row went to itself and registers."""
+        """How much the class token attends to each patch in one block; the rest went to itself and the registers."""
         wanted = range(self.depth)[layer]
         x = self.with_class_token(self.locate(self.patchify(images), *self.grid_of(images)))
         for block in self.blocks[:wanted]:

@@ -13,10 +13,8 @@ def kept_patches(patches: int, ratio: float) -> int:
     return int(patches * (1 - ratio))
 
 
-def split_by_noise(
-    noise: Float[Tensor, "B N"], kept: int
-) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B M"]]:
-    """Keep the `kept` patches of lowest noise of each image (MAE, arXiv:2111.06377, section 3, 'Simple implementation').
+def split_by_noise(noise: Float[Tensor, "B N"], kept: int) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B M"]]:
+    """Keep the `kept` patches of lowest noise of each image (arXiv:2111.06377, section 3, 'Simple implementation').
 
     Returns:
         visible_index, hidden_index: patches in the order of their noise.

@@ -56,7 +56,7 @@ class Plan:
             f"{h} x {w} = {h * w} patches",
             f"pictures      {_known(self.pictures)} for training",
             f"global batch  {self.global_batch} = {batch}",
-            f"learning rate {rate:.3g} at its peak = optim.base_lr {config.optim.base_lr:g} x {self.global_batch} / 256",
+            f"learning rate {rate:.3g} at the peak = base_lr {config.optim.base_lr:g} x {self.global_batch} / 256",
             f"steps         {_known(self.steps)}{limit}; {_known(self.steps_per_epoch)} per epoch",
         ]
 

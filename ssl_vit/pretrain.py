@@ -44,9 +44,7 @@ def pretrain(config: RunConfig, method_name: str) -> Path:
     if config.init_from and not checkpoint:
         initialise(method.encoder, config.init_from)
     height_width, channels = config.encoder.height_width, config.encoder.channels
-    data = ImageDataModule(
-        method.views(), config.data, image_size=height_width, channels=channels, seed=config.seed
-    )
+    data = ImageDataModule(method.views(), config.data, image_size=height_width, channels=channels, seed=config.seed)
     trainer = make_trainer(config, run_dir)
     if trainer.is_global_zero:
         announce(config, run_dir, checkpoint)
@@ -157,5 +155,9 @@ def quiet_lightning() -> None:
     log.setLevel(logging.INFO)
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*smaller than the logging interval.*", ".*Checkpoint directory.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*Checkpoint directory.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

@@ -1,7 +1,7 @@
 """A run's directory: its name, what lies in it, writes that are whole or absent. Needs neither torch nor Lightning.
 
-    runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  metrics.jsonl
-                                    encoder.safetensors  encoder.json  linear_probe.json  knn.json
+runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  metrics.jsonl
+                                encoder.safetensors  encoder.json  linear_probe.json  knn.json
 """
 
 import json
@@ -68,7 +68,7 @@ def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
     found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
     if not found:
         raise FileNotFoundError(
-            f"no {RUNS}/{prefix}* has {holding}: make one with `python tools/pretrain.py method=mae`, or say where it is"
+            f"no {RUNS}/{prefix}* has {holding}: make one with `python tools/pretrain.py method=mae`, or name it"
         )
     return max(found, key=lambda path: path.stat().st_mtime).parent
 

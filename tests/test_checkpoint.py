@@ -22,7 +22,9 @@ def same(first: torch.nn.Module, second: torch.nn.Module) -> None:
     torch.testing.assert_close(first.state_dict(), second.state_dict(), atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("options", [{}, {"positions": "sincos", "registers": 2}, {"image_size": [16, 24], "channels": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"positions": "sincos", "registers": 2}, {"image_size": [16, 24], "channels": 1}]
+)
 def test_round_trip_by_folder_and_by_file(tmp_path, options):
     encoder = VisionTransformer(**{**SMALL, **options})
     save_encoder(encoder, tmp_path, mean=[0.5], std=[0.2], method="mae")

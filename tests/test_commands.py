@@ -21,7 +21,10 @@ def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         (["optim.bse_lr=1"], "did you mean optim.base_lr?"),
         (["data.batch_size=many"], "data.batch_size=many must be an integer"),
         (["method.mask_ratio=1.5"], "method.mask_ratio=1.5 must be in (0, 1)"),
-        (["encoder.image_size=225", "encoder.patch_size=16"], "encoder.image_size=225 must be a multiple of encoder.patch_size=16"),
+        (
+            ["encoder.image_size=225", "encoder.patch_size=16"],
+            "encoder.image_size=225 must be a multiple of encoder.patch_size=16",
+        ),
         (["recipe=digts"], "did you mean digits?"),
         (["mask_ratio=0.5"], "method.mask_ratio"),
     ],
@@ -55,7 +58,15 @@ def test_every_tool_has_help_that_names_its_settings(tool):
 def test_a_dry_run_says_what_follows_from_the_settings():
     done = command("pretrain.py", "method=mae", "--dry-run", "data.batch_size=32", "trainer.accumulate=4")
     assert done.returncode == 0, done.stderr
-    for words in ("data.batch_size", "command line", "recipe", "default", "global batch  128 = 32 x 4", "64 patches", "1,437"):
+    for words in (
+        "data.batch_size",
+        "command line",
+        "recipe",
+        "default",
+        "global batch  128 = 32 x 4",
+        "64 patches",
+        "1,437",
+    ):
         assert words in done.stdout
     assert not (ROOT / "runs" / "dry").exists()
 

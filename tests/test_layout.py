@@ -14,7 +14,7 @@ LAYERS = [
     {"config"},
     {"runs"},
     {"encoder", "positions", "masking", "schedules"},
-    {"optim", "checkpoint", "data"},
+    {"optim", "checkpoint", "data", "progress"},
     {"plan", "command"},
     {"methods", "evaluate"},
     {"monitor"},

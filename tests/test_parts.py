@@ -76,7 +76,9 @@ def test_resampling_to_the_same_grid_changes_nothing_and_keeps_constants():
 
 
 def test_mae_decays_tokens_but_no_vector_and_no_bias():
-    method = MAE({"width": 16, "depth": 1, "heads": 2, "patch_size": 4, "image_size": 16}, decoder_width=8, decoder_heads=2)
+    method = MAE(
+        {"width": 16, "depth": 1, "heads": 2, "patch_size": 4, "image_size": 16}, decoder_width=8, decoder_heads=2
+    )
     named = list(method.named_parameters())
     decayed, spared = decay_groups(named, 0.05, method.decays)
     names = {id(parameter): name for name, parameter in named}

@@ -66,7 +66,13 @@ def test_a_run_leaves_what_the_readme_promises(capsys):
     assert wanted | looked <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["masked | reconstruction | original"]
     shown = capsys.readouterr().out
-    for words in ("run           made", "global batch  64", "learning rate", "images/s", "saved made/encoder.safetensors"):
+    for words in (
+        "run           made",
+        "global batch  64",
+        "learning rate",
+        "images/s",
+        "saved made/encoder.safetensors",
+    ):
         assert words in shown
     result = evaluate("linear_probe", read_probe_words(["encoder=made"]).config)
     assert json.loads((run_dir / "linear_probe.json").read_text()) == result
@@ -145,7 +151,14 @@ def test_a_second_run_in_the_same_directory_is_refused():
 
 def test_init_from_starts_with_another_runs_weights():
     first = run("run_dir=first", "trainer.max_steps=1", "monitor.every_epochs=0")
-    second = run("run_dir=second", "trainer.max_steps=1", "monitor.every_epochs=0", "init_from=first", "seed=5", "optim.warmup_epochs=0.9")
+    second = run(
+        "run_dir=second",
+        "trainer.max_steps=1",
+        "monitor.every_epochs=0",
+        "init_from=first",
+        "seed=5",
+        "optim.warmup_epochs=0.9",
+    )
     torch.testing.assert_close(load_encoder(second).state_dict(), load_encoder(first).state_dict())  # lr 0 at step 0
 
 

@@ -8,7 +8,7 @@ that exists is legal. Only the standard library is imported here.
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 # name: (width, depth, heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
@@ -43,6 +43,17 @@ def one_of(key: str, value: str, choices: Iterable[str]) -> None:
 def interval(key: str, value: tuple[float, float], low: float, high: float) -> None:
     """Raise ValueError unless value is an ordered pair inside [low, high]."""
     require(low <= value[0] <= value[1] <= high, key, list(value), f"[low, high] with {low} <= low <= high <= {high}")
+
+
+def override(default: Any, given: Any, key: str) -> Any:
+    """`default` with the fields of a dict replaced; a dataclass is taken as it is, None changes nothing."""
+    if is_dataclass(given):
+        return given
+    legal = [field.name for field in fields(default)]
+    for name in given or {}:
+        if name not in legal:
+            raise ValueError(f"{key}.{name} is no setting{nearest(name, legal)}; {key} has {', '.join(legal)}")
+    return replace(default, **(given or {}))
 
 
 @dataclass(kw_only=True)
@@ -155,7 +166,7 @@ class DataConfig:
     path: str = ""
     """Folder or file of the pictures; for torchvision CLASS:ROOT, such as CIFAR10:downloads. digits needs none."""
     test_path: str = ""
-    """Pictures to evaluate on; by default a `test`, `val` or `validation` part found under path, else a held-out part."""
+    """Pictures to evaluate on; by default a `test`, `val` or `validation` part under path, else a held-out part."""
     batch_size: int = 64
     """Pictures per process and step."""
     workers: Any = "auto"

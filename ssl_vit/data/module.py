@@ -161,7 +161,7 @@ class ImageDataModule(pl.LightningDataModule):
         )
         if isinstance(self.trainer, pl.Trainer):
             # A run stopped inside a step has been handed a batch that it has not learnt from.
-            pass
+            loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
         return loader
 
     def eval_dataloader(self, split: Split, limit: int = 0, seed: int | None = None) -> DataLoader:

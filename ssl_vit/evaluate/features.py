@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.encoder import VisionTransformer
 
-Features = tuple[Float[Tensor, "n D"], Int64[Tensor, "n"]]
+Features = tuple[Float[Tensor, "n D"], Int64[Tensor, " n"]]
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 def knn_scores(
     train: Float[Tensor, "n D"],
-    labels: Int64[Tensor, "n"],
+    labels: Int64[Tensor, " n"],
     test: Float[Tensor, "m D"],
     neighbours: int = 20,
     temperature: float = 0.07,

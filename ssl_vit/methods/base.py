@@ -8,31 +8,20 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Timer
 from torch import Tensor
 
-from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, nearest
+from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, override
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.optim import decay_groups, scaled_lr
+from ssl_vit.progress import share_done, share_of_epochs
 from ssl_vit.schedules import warmup_cosine
 
 log = logging.getLogger("ssl_vit")
-
-
-def override(default: Any, given: Any, key: str) -> Any:
-    """`default` (a dataclass) with the fields of a dict replaced; a dataclass is taken as it is, None changes nothing."""
-    if is_dataclass(given):
-        return given
-    legal = [field.name for field in fields(default)]
-    for name in given or {}:
-        if name not in legal:
-            raise ValueError(f"{key}.{name} is no setting{nearest(name, legal)}; {key} has {', '.join(legal)}")
-    return replace(default, **(given or {}))
 
 
 class Method(pl.LightningModule, ABC):
@@ -108,7 +97,7 @@ class Method(pl.LightningModule, ABC):
         return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
 
     def on_train_start(self) -> None:
-        if self.warmup_share() >= 1:
+        if share_of_epochs(self.trainer, self.optim_config.warmup_epochs) >= 1:
             log.warning(
                 f"optim.warmup_epochs={self.optim_config.warmup_epochs} is no shorter than the run: the learning rate "
                 "never reaches its peak; lower it, or train longer"
@@ -132,32 +121,9 @@ class Method(pl.LightningModule, ABC):
 
     def learning_rate(self) -> float:
         """Rate of the next step: linear warm-up, then half a cosine to min_lr at the end of the run."""
-        peak = scaled_lr(self.optim_config.base_lr, self.global_batch)
-        return warmup_cosine(
-            self.progress(), 1.0, peak=peak, final=self.optim_config.min_lr, warmup=self.warmup_share()
-        )
-
-    def progress(self) -> float:
-        """Share of the run done, in [0, 1]: of its steps, or of its time where that is limited; the larger."""
-        total = self.trainer.estimated_stepping_batches
-        timer = next((c for c in self.trainer.callbacks if isinstance(c, Timer)), None)  # pyright: ignore[reportAttributeAccessIssue]
-        remaining = timer.time_remaining() if timer else None
-        if timer is None or remaining is None:
-            return min(1.0, self.global_step / total)
-        elapsed = timer.time_elapsed()
-        clock = elapsed / max(1e-9, elapsed + remaining)
-        if self.trainer.world_size > 1:  # every rank must step with the same rate
-            clock = self.trainer.strategy.broadcast(clock)
-        return min(1.0, max(clock, self.global_step / total))
-
-    def warmup_share(self) -> float:
-        """Share of the run that is warm-up: warmup_epochs of max_epochs; of the steps where epochs are unlimited."""
-        epochs = self.trainer.max_epochs
-        if epochs is not None and epochs > 0:
-            return self.optim_config.warmup_epochs / epochs
-        steps_per_epoch = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        expected = self.global_step / self.progress() if self.global_step else self.trainer.estimated_stepping_batches
-        return self.optim_config.warmup_epochs * steps_per_epoch / expected
+        optim, peak = self.optim_config, scaled_lr(self.optim_config.base_lr, self.global_batch)
+        warmup = share_of_epochs(self.trainer, optim.warmup_epochs)
+        return warmup_cosine(share_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """Source of this step's draws, a function of (seed, epoch, batch, rank); outside a trainer PyTorch's own."""

@@ -23,14 +23,16 @@ from ssl_vit.methods.base import Method
 from ssl_vit.positions import resample, sincos_2d
 
 
-def target_pixels(images: Float[Tensor, "B C H W"], patch_size: int, index: Int[Tensor, "B M"]) -> Float[Tensor, "B M F"]:
+def target_pixels(
+    images: Float[Tensor, "B C H W"], patch_size: int, index: Int[Tensor, "B M"]
+) -> Float[Tensor, "B M F"]:
     """Pixels of the chosen patches in float32, inside a patch row, column, channel (the authors' order)."""
     pixels = pixels_per_patch(images, patch_size, index).float()
     return pixels.unflatten(2, (images.shape[1], -1)).transpose(2, 3).flatten(2)
 
 
 def patch_statistics(pixels: Float[Tensor, "B M F"]) -> tuple[Float[Tensor, "B M 1"], Float[Tensor, "B M 1"]]:
-    """Mean and sqrt(variance + 1e-6) of each patch, all channels jointly, unbiased (section 3, 'Reconstruction target')."""
+    """Mean and sqrt(variance + 1e-6) of each patch, all channels jointly, unbiased (section 3)."""
     return pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
 
 

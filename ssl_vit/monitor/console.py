@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ssl_vit.methods.base import Method
+from ssl_vit.progress import share_done
 
 FIGURES = {
     "train/loss": "loss {:.4f}",
@@ -38,9 +38,9 @@ class Console(pl.Callback):
         self.started = self.told = 0.0
         self.share_before = 0.0
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: Method) -> None:  # pyright: ignore
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self.told = time.monotonic()
-        self.share_before = pl_module.progress()  # of a resumed run
+        self.share_before = share_done(trainer)  # of a resumed run
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (BarColumn(20), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
             self.bar = Progress(*columns, TextColumn("{task.description}"))
@@ -48,7 +48,7 @@ class Console(pl.Callback):
             self.bar.add_task("", total=1.0)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Method, outputs: Any, batch: Any, batch_idx: int  # pyright: ignore
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
         if not trainer.is_global_zero or now - self.told < (0.5 if self.bar else self.every_seconds):
@@ -56,7 +56,7 @@ class Console(pl.Callback):
         self.told = now
         self._tell(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Method) -> None:  # pyright: ignore
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self._tell(trainer, pl_module)
         self._stop()
@@ -68,8 +68,8 @@ class Console(pl.Callback):
         if self.bar:
             self.bar.stop()
 
-    def _tell(self, trainer: pl.Trainer, pl_module: Method) -> None:
-        share = pl_module.progress()
+    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        share = share_done(trainer)
         known = trainer.callback_metrics
         figures = [text.format(float(known[key])) for key, text in FIGURES.items() if key in known]
         gained = max(1e-9, share - self.share_before)

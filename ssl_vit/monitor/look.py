@@ -1,4 +1,4 @@
-"""A look every few epochs: pictures that the method draws, health of the features, and with labels how good they are."""
+"""A look every few epochs: pictures that the method draws, health of the features, how good they are with labels."""
 
 import logging
 from pathlib import Path
@@ -79,7 +79,7 @@ class Look(pl.Callback):
         figures = {"monitor/feature_std": feature_std(train), "monitor/rankme": rankme(train)}
         if data.has_labels and len(labels.unique()) > 1 and train.isfinite().all():
             test, test_labels = extract(describe, data, "test", config.test_limit, device=method.device)
-            linear, _ = logistic_scores(train, labels, test, strengths=(0.1,))
+            linear = logistic_scores(train, labels, test)
             for name, scores in (("linear", linear), ("knn", knn_scores(train, labels, test))):
                 figures[f"monitor/{name}_top1"] = top_k(scores, test_labels, 1) or 0.0
         return figures

@@ -79,9 +79,7 @@ def test_position_tables_agree():
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.4])
 def test_loss_and_gradients_agree(norm_pix, mask_ratio):
     reference = reference_model(norm_pix, mask_ratio)
-    method = MAE(
-        ENCODER, decoder_width=32, decoder_depth=2, decoder_heads=4, norm_pix=norm_pix, mask_ratio=mask_ratio
-    )
+    method = MAE(ENCODER, decoder_width=32, decoder_depth=2, decoder_heads=4, norm_pix=norm_pix, mask_ratio=mask_ratio)
     missing, unexpected = method.load_state_dict(ours_from(reference.state_dict()), strict=False)
     assert set(missing) == {"encoder.pos_embed", "decoder.pos_embed"}  # fixed tables, compared above
     assert not unexpected
@@ -93,4 +91,6 @@ def test_loss_and_gradients_agree(norm_pix, mask_ratio):
     loss.backward()
     wanted = ours_from({name: p.grad for name, p in reference.named_parameters() if p.requires_grad})
     for name, parameter in method.named_parameters():
-        torch.testing.assert_close(parameter.grad, wanted[name], atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            parameter.grad, wanted[name], atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -1,5 +1,7 @@
 """Laws and behaviour of MAE and of what it shares with every method."""
 
+from itertools import pairwise
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -16,7 +18,12 @@ def make(optim: dict | None = None, **options) -> MAE:
 
 
 def trainer(tmp_path, **options) -> pl.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
     return pl.Trainer(**{**quiet, "accelerator": "cpu", "default_root_dir": tmp_path, **options})
 
 
@@ -163,7 +170,7 @@ def test_lr_warms_up_and_falls_by_step(tmp_path):
     peak = 2 / 256
     assert rates[:9] == pytest.approx([peak * step / 8 for step in range(9)])
     assert rates[12] == pytest.approx(peak / 2)
-    assert all(early > late for early, late in zip(rates[8:], rates[9:], strict=False))
+    assert all(early > late for early, late in pairwise(rates[8:]))
 
 
 def test_a_time_limit_ends_the_schedule_with_the_run(tmp_path):

@@ -16,7 +16,9 @@ def test_clock():
     assert [clock(s) for s in (0, 61, 3725)] == ["0:00", "1:01", "1:02:05"]
 
 
-@pytest.mark.parametrize("batch", [torch.zeros(3, 1), {"images": torch.zeros(3, 1)}, [torch.zeros(3, 1), 0], {"images": [torch.zeros(3, 1)]}])
+@pytest.mark.parametrize(
+    "batch", [torch.zeros(3, 1), {"images": torch.zeros(3, 1)}, [torch.zeros(3, 1), 0], {"images": [torch.zeros(3, 1)]}]
+)
 def test_batch_length_of_every_kind_of_batch(batch):
     assert batch_length(batch) == 3
 
@@ -24,7 +26,10 @@ def test_batch_length_of_every_kind_of_batch(batch):
 def test_picture_grid_shows_columns_in_display_colours():
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
     red, black = torch.tensor([1.0, 0, 0]), torch.zeros(3)
-    normalised = [((colour - torch.tensor(mean)) / torch.tensor(std)).view(1, 3, 1, 1).expand(2, 3, 4, 4) for colour in (red, black)]
+    normalised = [
+        ((colour - torch.tensor(mean)) / torch.tensor(std)).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+        for colour in (red, black)
+    ]
     grid = picture_grid(dict(zip("ab", normalised, strict=True)), mean, std)
     assert grid.shape == (3, 14, 14)  # two rows and columns of 4 pixels, 2 of white around each
     assert grid[:, 3, 3].tolist() == [255, 0, 0]

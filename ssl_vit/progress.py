@@ -1,0 +1,30 @@
+"""How far a run is: the clock that every schedule reads, by steps or by time, whichever limit is nearer."""
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Timer
+
+
+def share_done(trainer: pl.Trainer) -> float:
+    """Share of the run done, in [0, 1]: of its steps, or of its time where `max_time` limits it; the larger.
+
+    So a run that is cut short by steps or by minutes has its schedules cut in proportion, and ends annealed.
+    """
+    by_steps = trainer.global_step / trainer.estimated_stepping_batches
+    timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # pyright: ignore
+    remaining = timer.time_remaining() if timer else None
+    if timer is None or remaining is None:
+        return min(1.0, by_steps)
+    elapsed = timer.time_elapsed()
+    by_clock = elapsed / max(1e-9, elapsed + remaining)
+    if trainer.world_size > 1:  # every rank must step with the same rate
+        by_clock = trainer.strategy.broadcast(by_clock)
+    return min(1.0, max(by_clock, by_steps))
+
+
+def share_of_epochs(trainer: pl.Trainer, epochs: float) -> float:
+    """What share of the run `epochs` are: of max_epochs, or of the expected steps where epochs are unlimited."""
+    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+        return epochs / trainer.max_epochs
+    steps = epochs * trainer.num_training_batches / trainer.accumulate_grad_batches
+    done = share_done(trainer) if trainer.global_step else 0.0
+    return steps / (trainer.global_step / done if done else trainer.estimated_stepping_batches)
