@@ -51,7 +51,7 @@ class Plan:
         limit = f", at most {config.trainer.max_minutes:g} minutes" if config.trainer.max_minutes else ""
         rate = scaled_lr(config.optim.base_lr, self.global_batch)
         return [
-            f"encoder       ViT {width} wide, {depth} deep, {heads} heads: {self.parameters / 1e6:.2f} M parameters",
+            f"encoder       ViT {width} wide, {depth} deep, {heads} heads: {self.parameters:,} parameters",
             f"picture       {h * config.encoder.patch_size} x {w * config.encoder.patch_size} pixels, "
             f"{h} x {w} = {h * w} patches",
             f"pictures      {_known(self.pictures)} for training",

@@ -58,6 +58,7 @@ def pretrain(config: RunConfig, method_name: str) -> Path:
         if any((run_dir / CHECKPOINTS).glob("*.ckpt")):
             log.error(f"stopped; go on with: python tools/pretrain.py method={method_name} resume={run_dir}")
         raise
+    trainer.save_checkpoint(run_dir / CHECKPOINTS / "last.ckpt")
     if trainer.is_global_zero:
         known = facts_of_run(config, method_name, method)
         print(f"saved {save_encoder(method.export_encoder(), run_dir, **known)}")

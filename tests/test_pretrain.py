@@ -35,7 +35,8 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def run(*words: str) -> Path:
-    resolved = read_run_words([*SMALL, *words])
+    settings = dict(word.split("=", 1) for word in (*SMALL, *words))
+    resolved = read_run_words([f"{key}={value}" for key, value in settings.items()])
     return pretrain(resolved.config, resolved.method)
 
 

@@ -7,7 +7,6 @@ A method writes at most four things: `views` (what a picture becomes), `losses` 
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, override
+from ssl_vit.data.views import View
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.optim import decay_groups, scaled_lr
 from ssl_vit.progress import share_done, share_of_epochs
@@ -53,7 +53,7 @@ class Method(pl.LightningModule, ABC):
         self.save_hyperparameters(parts | asdict(self.options))
 
     @abstractmethod
-    def views(self) -> Callable[..., Tensor]:
+    def views(self) -> View:
         """uint8 picture -> uint8 view, for ImageDataModule."""
 
     @abstractmethod

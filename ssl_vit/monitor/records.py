@@ -32,7 +32,7 @@ class JsonLines(Logger):
         return ""
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
         try:
             with self.path.open("a") as file:
