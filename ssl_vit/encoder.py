@@ -169,6 +169,9 @@ class VisionTransformer(nn.Module):
         config: the whole architecture; or give its fields as keywords, `VisionTransformer(size="small")`.
     """
 
+    pos_embed: Tensor
+    """Positions [1, 1 + N, D], class token first; with registers [1, N, D]. A parameter if learned, else a buffer."""
+
     def __init__(self, config: EncoderConfig | None = None, **options: Any) -> None:
         super().__init__()
         if config is not None and options:
@@ -187,7 +190,8 @@ class VisionTransformer(nn.Module):
             Block(self.width, self.heads, config.mlp_ratio, config.layer_scale, rate) for rate in rates
         )
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
-        self._init_weights()
+        if not self.cls_token.is_meta:  # shapes alone: nothing to draw, and drawing would import torch._dynamo
+            self._init_weights()
 
     def _make_positions(self) -> None:
         # As in timm's models: without registers row 0 is the class token's, with them the table is the patches' alone.
@@ -305,6 +309,7 @@ class VisionTransformer(nn.Module):
         for block in self.blocks[:wanted]:
             x = block(x)
         block = self.blocks[wanted]
+        assert isinstance(block, Block)
         q, k, _ = block.attn.split_heads(block.norm1(x))
         weights = (q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # [B, heads, 1, S + R]
         return weights[:, :, 0, 1 + self.config.registers :]

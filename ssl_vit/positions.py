@@ -21,11 +21,12 @@ def sincos_2d(h: int, w: int, width: int) -> Float[Tensor, "1 N D"]:
     if width % 4:
         raise ValueError(f"a sine-cosine table needs a width that is a multiple of 4, not {width}")
     quarter = width // 4
-    frequency = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
-    row, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    with torch.device("cpu"):  # on the meta device this arithmetic would import torch._dynamo, four seconds
+        frequency = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+        row, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     angles = [axis.flatten()[:, None] * frequency for axis in (column, row)]  # each [N, D / 4]
     table = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
-    return table.float()[None]
+    return table.float()[None].to(torch.get_default_device())
 
 
 def resample(table: Float[Tensor, "1 N D"], old: tuple[int, int], new: tuple[int, int]) -> Float[Tensor, "1 n D"]:

@@ -50,7 +50,7 @@ def test_a_dry_run_loads_torch_but_not_lightning():
     code += "make_plan(read_run_words(['method=mae']).config).lines()"
     loaded = loaded_after(code)
     assert "torch" in loaded
-    assert not loaded & HEAVY
+    assert not loaded & (HEAVY | {"sympy"})  # sympy comes with torch._dynamo, four seconds
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones():

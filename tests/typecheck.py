@@ -1,4 +1,4 @@
-"""The type checker that the tests put on every function of the library: beartype, an int where a float is said is fine."""
+"""The type checker that the tests put on every function of the library: beartype; an int may stand for a float."""
 
 from beartype import BeartypeConf, beartype
 

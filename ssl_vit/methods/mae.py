@@ -49,6 +49,8 @@ def reconstruction_loss(
 class Decoder(nn.Module):
     """Narrow transformer from visible tokens to the pixels of hidden patches (section 3, 'MAE decoder')."""
 
+    pos_embed: Tensor
+
     def __init__(self, encoder_width: int, grid: tuple[int, int], pixels: int, cfg: MAEConfig) -> None:
         super().__init__()
         E = cfg.decoder_width
