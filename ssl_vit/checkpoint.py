@@ -59,20 +59,24 @@ def load_encoder(source: str | Path) -> VisionTransformer:
 
 
 def load_strictly(encoder: VisionTransformer, state: State, where: Path) -> None:
-    """Load every weight; ValueError in one line names what is missing, unknown or of another shape."""
-    own = encoder.state_dict()
+    """Load every weight of an encoder; ValueError as require_fit."""
+    require_fit(encoder.state_dict(), state, where)
+    encoder.load_state_dict(state)
+
+
+def require_fit(own: State, state: State, where: Path | str) -> None:
+    """ValueError in one line names what state, read from `where`, lacks, has too many, or has in another shape."""
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     for problem, names in (("lacks", missing), ("has the unknown", unknown)):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{where} {problem} {', '.join(names[:3])}{more}: it is no encoder of this architecture")
+            raise ValueError(f"{where} {problem} {', '.join(names[:3])}{more}: it was made by another architecture")
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise ValueError(
-                f"{where}: {name} is {list(state[name].shape)}, but this encoder needs {list(tensor.shape)}; "
-                "give the encoder.* settings that the checkpoint was trained with"
+                f"{where}: {name} is {list(state[name].shape)}, but {list(tensor.shape)} is needed; "
+                "give the encoder.* and method.* settings that it was trained with"
             )
-    encoder.load_state_dict(state)
 
 
 def initialise(encoder: VisionTransformer, source: str | Path) -> None:

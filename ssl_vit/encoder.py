@@ -253,6 +253,10 @@ class VisionTransformer(nn.Module):
             tokens.append(self.reg_token.expand(len(patches), -1, -1))
         return torch.cat([*tokens, patches], dim=1)
 
+    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _ D"]:
+        """Whole images as the first block sees them."""
+        return self.with_class_token(self.locate(self.patchify(images), *self.grid_of(images)))
+
     def without_registers(self, x: Float[Tensor, "B _ D"]) -> Float[Tensor, "B S D"]:
         R = self.config.registers
         return torch.cat([x[:, :1], x[:, 1 + R :]], dim=1) if R else x
@@ -271,7 +275,7 @@ class VisionTransformer(nn.Module):
     ) -> list[Float[Tensor, "B S D"]]:
         """Tokens after the chosen blocks, each through the final norm; negative layers count from the last."""
         wanted = [range(self.depth)[layer] for layer in layers]
-        x = self.with_class_token(self.locate(self.patchify(images), *self.grid_of(images)))
+        x = self.embed(images)
         outputs = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):
             x = self._run(block, x)
@@ -305,7 +309,7 @@ class VisionTransformer(nn.Module):
     def attention_maps(self, images: Float[Tensor, "B C H W"], layer: int = -1) -> Float[Tensor, "B heads N"]:
         """How much the class token attends to each patch in one block; the rest went to itself and the registers."""
         wanted = range(self.depth)[layer]
-        x = self.with_class_token(self.locate(self.patchify(images), *self.grid_of(images)))
+        x = self.embed(images)
         for block in self.blocks[:wanted]:
             x = block(x)
         block = self.blocks[wanted]

@@ -1,6 +1,6 @@
 """Patch masks: bool over patches only (the class token has no index), True = hidden from the encoder.
 
-Letters: B images, N patches, n patches kept, M = N - n hidden, D width.
+Letters: B images, N patches, n patches kept, M = N - n hidden.
 """
 
 import torch
@@ -27,8 +27,3 @@ def as_mask(hidden_index: Int[Tensor, "B M"], patches: int) -> Bool[Tensor, "B N
     """The mask that hides the given patches."""
     mask = torch.zeros(len(hidden_index), patches, dtype=torch.bool, device=hidden_index.device)
     return mask.scatter_(1, hidden_index, True)
-
-
-def take(rows: Float[Tensor, "B N D"], index: Int[Tensor, "B n"]) -> Float[Tensor, "B n D"]:
-    """Rows of each image by its own index."""
-    return rows.gather(1, index[..., None].expand(-1, -1, rows.shape[-1]))

@@ -119,10 +119,12 @@ def make_trainer(config: RunConfig, run_dir: Path) -> pl.Trainer:
 
 
 def precision_of(trainer: TrainerConfig) -> str:
-    """trainer.precision, with auto resolved: bf16-mixed on a GPU that has it, else 32-true."""
+    """trainer.precision, with auto resolved: bf16-mixed where the GPU or the CPU multiplies matrices in it."""
     if trainer.precision != "auto":
         return trainer.precision
-    return "bf16-mixed" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "32-true"
+    cuda = torch.cuda.is_available()
+    has_bf16 = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if has_bf16 else "32-true"
 
 
 def announce(config: RunConfig, run_dir: Path, checkpoint: Path | None) -> None:
@@ -160,5 +162,6 @@ def quiet_lightning() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*Checkpoint directory.*",
+        ".*LeafSpec.*deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -7,7 +7,6 @@ runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  m
 import json
 import os
 import re
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -28,16 +27,24 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         OSError: the disk is full or the place cannot be written; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
+        _write_and_rename(path, content)
+    except OSError as error:
+        advice = "free some space or choose another run_dir=; what was written before is whole"
+        raise OSError(error.errno, f"{path} was not written ({error.strerror}): {advice}") from error
+
+
+def _write_and_rename(path: Path, content: bytes | str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -95,9 +95,9 @@ def test_nothing_but_weights_is_unpickled(tmp_path, capsys):
 def test_missing_unknown_and_misshapen_weights_are_named(tmp_path):
     state = VisionTransformer(size="tiny", image_size=32).state_dict()
     for change, message in (
-        ({"norm.bias": None}, "lacks norm.bias: it is no encoder"),
+        ({"norm.bias": None}, "lacks norm.bias: it was made by another architecture"),
         ({"extra.weight": torch.zeros(1)}, "has the unknown extra.weight"),
-        ({"norm.bias": torch.zeros(3)}, r"norm.bias is \[3\], but this encoder needs \[192\]"),
+        ({"norm.bias": torch.zeros(3)}, r"norm.bias is \[3\], but \[192\] is needed"),
     ):
         changed = {name: tensor for name, tensor in {**state, **change}.items() if tensor is not None}
         torch.save(changed, tmp_path / "x.pth")

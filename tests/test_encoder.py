@@ -5,7 +5,6 @@ import torch
 
 from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.encoder import VisionTransformer, attend, pixels_per_patch
-from ssl_vit.masking import take
 
 SMALL = {"width": 32, "depth": 3, "heads": 4, "patch_size": 4, "image_size": 16}
 
@@ -28,7 +27,7 @@ def test_chosen_patches_are_those_of_the_whole_picture(positions, registers):
     index = torch.tensor([[5, 0, 15], [2, 2, 7]])
     whole = encoder.locate(encoder.patchify(images), 4, 4)
     chosen = encoder.locate(encoder.patchify(images, index), 4, 4, index)
-    torch.testing.assert_close(chosen, take(whole, index))
+    torch.testing.assert_close(chosen, torch.stack([whole[b, index[b]] for b in range(2)]))
 
 
 def test_encode_does_not_care_for_the_order_of_patches():
@@ -81,7 +80,7 @@ def test_features_pool_class_token_and_mean_of_patches():
 def test_attention_maps_are_the_weights_that_the_block_used():
     encoder, images = make(depth=1), torch.randn(2, 3, 16, 16)
     block = encoder.blocks[0]
-    x = block.norm1(encoder.with_class_token(encoder.locate(encoder.patchify(images), 4, 4)))
+    x = block.norm1(encoder.embed(images))
     q, k, v = block.attn.split_heads(x)
     weights = torch.softmax(q @ k.transpose(-2, -1) / 8**0.5, -1)
     torch.testing.assert_close(encoder.attention_maps(images), weights[:, :, 0, 1:])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ssl_vit.masking import as_mask, kept_patches, split_by_noise, take
+from ssl_vit.masking import as_mask, kept_patches, split_by_noise
 from ssl_vit.methods.mae import MAE
 from ssl_vit.optim import decay_groups, scaled_lr
 from ssl_vit.positions import resample, sincos_2d
@@ -42,7 +42,7 @@ def test_visible_and_hidden_make_up_the_picture(patches, ratio, kept):
     mask = as_mask(hidden, patches)
     assert mask.dtype == torch.bool
     assert (mask.sum(1) == patches - kept).all()
-    assert not take(mask[..., None].float(), visible).any()
+    assert not mask.gather(1, visible).any()
 
 
 def test_every_patch_is_hidden_equally_often():

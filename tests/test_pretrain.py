@@ -139,6 +139,13 @@ def test_resume_goes_on_where_the_run_stopped():
     assert json.loads(Path("parts/encoder.json").read_text())["step"] == 44
 
 
+def test_resuming_with_another_shape_is_one_line():
+    run("run_dir=shape", "trainer.max_steps=1", "monitor.every_epochs=0")
+    resolved = read_run_words(["method=mae", "run_dir=shape", "resume=auto", "encoder.width=32"])
+    with pytest.raises(ValueError, match=r"the checkpoint to resume: .* is needed; give the encoder.\* and method.\*"):
+        pretrain(resolved.config, resolved.method)
+
+
 def test_resume_auto_starts_a_run_where_there_is_none(capsys):
     run("run_dir=fresh", "resume=auto", "trainer.max_steps=1", "monitor.every_epochs=0")
     assert "nothing to resume yet: a new run" in capsys.readouterr().out

@@ -213,7 +213,7 @@ class TrainerConfig:
     strategy: str = "auto"
     """Lightning strategy: auto, ddp, fsdp, ..."""
     precision: str = "auto"
-    """Lightning precision; auto: bf16-mixed on a GPU that has it, else 32-true."""
+    """Lightning precision; auto: bf16-mixed where the GPU or the CPU (AMX) multiplies matrices in it, else 32-true."""
     accumulate: int = 1
     """Batches per optimiser step."""
     compile: bool = False
@@ -343,7 +343,7 @@ class ProbeConfig:
 
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint; by default the newest run."""
-    pool: str = "both"
+    pool: str = "mean"
     """Features of a picture: cls (class token), mean (of patches), both (side by side)."""
     data: DataConfig = field(default_factory=DataConfig)
     train_limit: int = 10000

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from ssl_vit.checkpoint import require_fit
 from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, override
 from ssl_vit.data.views import View
 from ssl_vit.encoder import VisionTransformer
@@ -76,6 +77,9 @@ class Method(pl.LightningModule, ABC):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["exported"] = self.exported
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint to resume")
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Whether weight decay acts on a parameter: not on vectors and biases (timm's rule, which MAE uses)."""

@@ -56,4 +56,4 @@ class AtomicCheckpoints(TorchCheckpointIO):
         try:
             write_atomic(Path(path), buffer.getvalue())
         except OSError as error:
-            log.error(f"checkpoint {path} was not written: {error}; earlier ones are whole, and the run goes on")
+            log.error(f"checkpoint: {error}; the run goes on")

@@ -1,0 +1,57 @@
+"""The README keeps its word: commands parse, files exist, Python runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssl_vit
+from ssl_vit.command import read_run_words
+from ssl_vit.methods import HOMES, method_named
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = {kind: re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) for kind in ("bash", "python")}
+COMMANDS = [line for block in BLOCKS["bash"] for line in block.splitlines() if "python tools/" in line]
+
+
+def test_it_is_short_and_shows_what_exists():
+    assert len(README.splitlines()) <= 220
+    for link in re.findall(r"\]\(([^)#]+)\)", README):
+        assert link.startswith("http") or (ROOT / link).exists(), link
+    for file in re.findall(r"`((?:ssl_vit|docs|tools|configs)/[\w./-]+\.\w+)`", README):
+        assert (ROOT / file).exists(), file
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_legal(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # no run to resume here
+    words = shlex.split(command, comments=True)
+    tool = next(word for word in words if word.startswith("tools/"))
+    assert (ROOT / tool).exists()
+    if tool.endswith("pretrain.py"):
+        settings = [word for word in words[words.index(tool) + 1 :] if word != "--dry-run"]
+        assert read_run_words(settings).method == "mae"
+
+
+def test_the_encoder_block_runs(tmp_path):
+    encoder = ssl_vit.VisionTransformer(width=32, depth=4, heads=2, image_size=32, patch_size=8)
+    ssl_vit.save_encoder(encoder, tmp_path)
+    code = next(block for block in BLOCKS["python"] if "load_encoder" in block)
+    code = re.sub(r'load_encoder\(".*?"\)', f"load_encoder({str(tmp_path)!r})", code)
+    names = {"images": torch.randn(2, 3, 32, 32)}
+    exec(code, names)
+    assert names["tokens"].shape == (2, 17, 32)
+    assert names["features"].shape == (2, 32)
+    assert [m.shape for m in names["maps"]] == [(2, 32, 4, 4)] * 4
+    assert names["attention"].shape == (2, 2, 16)
+
+
+def test_every_method_of_the_configuration_has_a_class():
+    from ssl_vit.config.schema import METHODS
+
+    assert HOMES.keys() == METHODS.keys()
+    for name, config in METHODS.items():
+        assert method_named(name).Config is config
