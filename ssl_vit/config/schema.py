@@ -345,6 +345,8 @@ class ProbeConfig:
     """A run, encoder.safetensors, a checkpoint; by default the newest run."""
     pool: str = "mean"
     """Features of a picture: cls (class token), mean (of patches), both (side by side)."""
+    blocks: int = 1
+    """Last blocks whose features are put side by side; DINO's protocol takes 4."""
     data: DataConfig = field(default_factory=DataConfig)
     train_limit: int = 10000
     """Most labelled training pictures used; 0: all."""
@@ -359,6 +361,7 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         one_of("pool", self.pool, ("cls", "mean", "both"))
+        require(self.blocks > 0, "blocks", self.blocks, "a positive integer")
         require(self.train_limit >= 0, "train_limit", self.train_limit, "0 or more")
         require(self.neighbours > 0, "neighbours", self.neighbours, "a positive integer")
         require(self.temperature > 0, "temperature", self.temperature, "positive")

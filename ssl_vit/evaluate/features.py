@@ -38,13 +38,14 @@ def extract(
     return torch.cat(features), torch.cat(labels)
 
 
-def describer(encoder: VisionTransformer, pool: str) -> Callable[[Tensor], Tensor]:
-    """The features of the encoder's last layer; bf16 where the GPU has it."""
+def describer(encoder: VisionTransformer, pool: str, blocks: int = 1) -> Callable[[Tensor], Tensor]:
+    """The features of the encoder's last blocks, all of them where it has fewer; bf16 where the GPU has it."""
+    layers = range(-min(blocks, encoder.depth), 0)
     on_gpu = next(encoder.parameters()).is_cuda
 
     def describe(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _"]:
         with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
-            return encoder.features(images, pool=pool)
+            return encoder.features(images, layers, pool)
 
     return describe
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-ITERATIONS = 1000
+ITERATIONS = 300
 
 
 def logistic_scores(

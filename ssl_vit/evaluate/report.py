@@ -80,13 +80,14 @@ def evaluate(task: str, config: ProbeConfig) -> dict[str, Any]:
     for name, describe in _describers(encoder, config).items():
         rows[name] = _score(describe, judge, data, config)
     own = rows["encoder"]
+    how = f"{own['how']}; pool={config.pool}; blocks={config.blocks}"
     result = {
         "task": task,
         "top1": own["top1"],
         "top5": own["top5"],
         "encoder": str(source),
         "data": f"{config.data.source}:{config.data.path}".rstrip(":"),
-        "protocol": f"{own['how']}; pool={config.pool}; {own['train']} training pictures; {data.split_note}",
+        "protocol": f"{how}; {own['train']} training pictures; {data.split_note}",
         "controls": {name: row["top1"] for name, row in rows.items() if name != "encoder"},
         "test_pictures": own["test"],
         "seed": config.seed,
@@ -104,12 +105,12 @@ def _with_statistics(config: ProbeConfig, encoder: VisionTransformer) -> Any:
 
 def _describers(encoder: VisionTransformer, config: ProbeConfig) -> dict[str, Callable[[Tensor], Tensor]]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows: dict[str, Callable[[Tensor], Tensor]] = {"encoder": describer(encoder.to(device), config.pool)}
+    rows: dict[str, Callable[[Tensor], Tensor]] = {"encoder": describer(encoder.to(device), config.pool, config.blocks)}
     if config.controls:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             random = VisionTransformer(encoder.config).to(device).eval()
-        rows["random encoder"] = describer(random, config.pool)
+        rows["random encoder"] = describer(random, config.pool, config.blocks)
         rows["raw pixels"] = lambda images: images.flatten(1)
     return rows
 
