@@ -24,6 +24,7 @@ SMALL = [
     "method.decoder_width=16",
     "method.decoder_heads=2",
     "trainer.max_epochs=1",
+    "trainer.max_minutes=null",
     "data.workers=0",
 ]
 
@@ -175,6 +176,16 @@ def test_looking_changes_nothing_that_is_learned():
     for every in (0, 1):
         run_dir = run(f"run_dir=look{every}", f"monitor.every_epochs={every}", "trainer.max_epochs=2")
         weights.append(load_encoder(run_dir).state_dict())
+    torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
+
+
+def test_a_time_limit_that_does_not_bind_changes_nothing():
+    weights = [
+        load_encoder(
+            run(f"run_dir=limit-{limit}", f"trainer.max_minutes={limit}", "monitor.every_epochs=0")
+        ).state_dict()
+        for limit in ("null", 30)
+    ]
     torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
 
 

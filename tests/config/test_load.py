@@ -361,8 +361,8 @@ def test_other_commands_read_their_own_settings():
     resolved = read(ProbeConfig, ["neighbours=5", "data.source=digits"])
     assert (resolved.config.neighbours, resolved.config.data.source, resolved.method) == (5, "digits", "")
     answer = (
-        "neighbors=5 is not a setting; the settings are encoder, pool, blocks, data.*, train_limit, controls, neighbours,"
-        " temperature, seed (did you mean neighbours?)"
+        "neighbors=5 is not a setting; the settings are encoder, pool, blocks, data.*, train_limit, controls,"
+        " neighbours, temperature, seed (did you mean neighbours?)"
     )
     assert message(read, ProbeConfig, ["neighbors=5"]) == answer
 
