@@ -10,12 +10,14 @@ if TYPE_CHECKING:
     from ssl_vit.checkpoint import load_encoder, save_encoder
     from ssl_vit.data.module import ImageDataModule
     from ssl_vit.encoder import VisionTransformer
+    from ssl_vit.methods.dino import DINO
     from ssl_vit.methods.mae import MAE
 
 __version__ = "0.1.0"
-__all__ = ["MAE", "ImageDataModule", "VisionTransformer", "load_encoder", "save_encoder"]
+__all__ = ["DINO", "MAE", "ImageDataModule", "VisionTransformer", "load_encoder", "save_encoder"]
 
 _HOME = {
+    "DINO": "ssl_vit.methods.dino",
     "MAE": "ssl_vit.methods.mae",
     "ImageDataModule": "ssl_vit.data.module",
     "VisionTransformer": "ssl_vit.encoder",

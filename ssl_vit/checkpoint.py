@@ -15,12 +15,14 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig, one_of
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.positions import resample
 from ssl_vit.runs import ENCODER, FACTS, newest_checkpoint, write_atomic, write_json
 
 State = dict[str, Tensor]
+TRAINED = "encoder."
+"""Prefix of the encoder that the gradients move, in a method's state dict."""
 
 
 def save_encoder(encoder: VisionTransformer, folder: Path, **facts: Any) -> Path:
@@ -36,22 +38,33 @@ def save_encoder(encoder: VisionTransformer, folder: Path, **facts: Any) -> Path
     return folder / ENCODER
 
 
-def load_encoder(source: str | Path) -> VisionTransformer:
+def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
     """An encoder in eval mode from a run, encoder.safetensors, a Lightning .ckpt, or an official MAE or DINO .pth.
 
     `encoder.facts` holds what is known of it: mean and std of its pictures, and for our own its method and data.
-    A full DINO checkpoint gives its teacher, which is what its authors release.
+    A DINO checkpoint holds two: the teacher, which is what its authors release and what is loaded by default, and the
+    student.
+
+    Args:
+        which: teacher or student, of a method that has both; by default what the method exports.
 
     Raises:
         FileNotFoundError: there is nothing at source.
         ValueError: it holds no encoder of ours or of the authors', or weights are missing, unknown or misshapen.
     """
+    if which:
+        one_of("which", which, ("teacher", "student"))
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"encoder={source}: there is no such file or run")
     if path.is_dir():
-        path = path / ENCODER if (path / ENCODER).exists() else newest_checkpoint(path)
-    config, state, facts = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        path = path / ENCODER if (path / ENCODER).exists() and not which else newest_checkpoint(path)
+    if path.suffix == ".safetensors":
+        if which:
+            raise ValueError(f"{path} holds one encoder; for which={which} give the run, or a checkpoint of it")
+        config, state, facts = _read_safetensors(path)
+    else:
+        config, state, facts = _read_pickle(path, which)
     encoder = VisionTransformer(config)
     load_strictly(encoder, state, path)
     encoder.facts = facts
@@ -104,7 +117,7 @@ def _read_safetensors(path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]
     return EncoderConfig(**facts["encoder"]), state, facts
 
 
-def _read_pickle(path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]:
+def _read_pickle(path: Path, which: str) -> tuple[EncoderConfig, State, dict[str, Any]]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # the authors keep their arguments beside weights
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -112,11 +125,15 @@ def _read_pickle(path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} cannot be read as weights alone ({reason}); nothing else is unpickled") from error
     if "hyper_parameters" in content and "encoder" in content["hyper_parameters"]:
-        prefix = content["exported"]
+        prefix = TRAINED if which == "student" else content["exported"]
+        if which and content["exported"] == TRAINED:
+            raise ValueError(f"which={which}: {path} is of a method without a teacher")
         weights = content["state_dict"]
         state = {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
         return EncoderConfig(**content["hyper_parameters"]["encoder"]), state, content.get("facts", {})
-    for key in ("teacher", "model", "state_dict"):
+    if which and which not in content:
+        raise ValueError(f"which={which}: {path} has no {which}; it holds {', '.join(list(content)[:5])}")
+    for key in (which or "teacher", "model", "state_dict"):
         content = content.get(key, content)
     names = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in content.items()}
     beside = ("decoder", "mask_token", "head")  # what the authors' methods have around the encoder

@@ -74,9 +74,9 @@ def read_probe_words(words: list[str]) -> Resolved[ProbeConfig]:
     if not encoder.exists():
         raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
     facts: dict[str, Any] = facts_of(encoder)
-    lower = {"data": facts["data"]} if "data" in facts else None
+    lower = ({"data": facts["data"]} if "data" in facts else {}) | facts.get("readout", {})
     resolved = read(ProbeConfig, words, lower)
-    if not lower and not any(word.startswith("data.") for word in words):
+    if "data" not in lower and not any(word.startswith("data.") for word in words):
         raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
     resolved.config.encoder = str(encoder)
     return resolved

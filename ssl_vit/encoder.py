@@ -3,10 +3,11 @@
 Parameter names are timm's, so weights move between the two without a key map.
 
 Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N = h * w patches, n <= N patches that
-reach the blocks, R registers, D width, S = 1 + n tokens (class token first), F = C * P * P pixel values of a patch.
+reach the blocks, R registers, D width, S = 1 + n tokens (class token first), F = C * P * P pixel values of a patch,
+T tokens of all sequences together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -16,8 +17,17 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ssl_vit.config.schema import EncoderConfig, one_of
+from ssl_vit.config.schema import POOLS, EncoderConfig, one_of
 from ssl_vit.positions import resample, sincos_2d
+
+
+Layout = list[tuple[int, int]]
+"""How sequences are packed into T tokens, one behind another: batches of B sequences of S tokens, (B, S) for each."""
+
+
+def lengths(layout: Layout) -> list[int]:
+    """Tokens of each batch."""
+    return [B * S for B, S in layout]
 
 
 def attend(
@@ -70,14 +80,17 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def split_heads(self, x: Float[Tensor, "B S D"]) -> tuple[Tensor, Tensor, Tensor]:
+    def split_heads(self, qkv: Float[Tensor, "B S _"]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, each [B, heads, S, D / heads]."""
-        B, S, D = x.shape
-        q, k, v = self.qkv(x).view(B, S, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
-    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        return self.proj(attend(*self.split_heads(x)).transpose(1, 2).flatten(2))
+    def forward(self, x: Float[Tensor, "T D"], layout: Layout) -> Float[Tensor, "T D"]:
+        mixed = []
+        for part, (_, S) in zip(self.qkv(x).split(lengths(layout)), layout, strict=True):
+            q, k, v = self.split_heads(part.unflatten(0, (-1, S)))
+            mixed.append(attend(q, k, v).transpose(1, 2).flatten(2).flatten(0, 1))
+        return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
 
 class Mlp(nn.Module):
@@ -104,21 +117,22 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Zero a residual branch for whole images (stochastic depth, arXiv:1603.09382)."""
+    """Zero a residual branch for whole sequences (stochastic depth, arXiv:1603.09382)."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
-    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
+    def forward(self, x: Float[Tensor, "T D"], layout: Layout) -> Float[Tensor, "T D"]:
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        return x * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)
+        gains = [x.new_empty(B, 1).bernoulli_(keep).div_(keep).expand(B, S).flatten() for B, S in layout]
+        return x * torch.cat(gains)[:, None]
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block, on sequences packed one behind another."""
 
     def __init__(
         self,
@@ -137,9 +151,34 @@ class Block(nn.Module):
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Float[Tensor, "B S D"]) -> Float[Tensor, "B S D"]:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+    def forward(self, x: Float[Tensor, "T D"], layout: Layout) -> Float[Tensor, "T D"]:
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), layout)), layout)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), layout)
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module], sequences: Sequence[Float[Tensor, "_ _ D"]], checkpointed: bool = False
+) -> list[Float[Tensor, "_ _ D"]]:
+    """Batches of sequences, each [B, S, D] with its own B and S, through blocks.
+
+    Every linear map runs once over all tokens; only attention is split by batch. Nothing is padded.
+
+    Args:
+        checkpointed: recompute each block in the backward pass.
+    """
+    layout = [(len(tokens), tokens.shape[1]) for tokens in sequences]
+    flat = [tokens.flatten(0, 1) for tokens in sequences]
+    x = flat[0] if len(flat) == 1 else torch.cat(flat)
+    for block in blocks:
+        x = checkpoint(block, x, layout, use_reentrant=False) if checkpointed else block(x, layout)
+    return [part.unflatten(0, shape) for part, shape in zip(x.split(lengths(layout)), layout, strict=True)]
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """torch.compile every transformer block in a network: encoder, decoder, teacher."""
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.compile()
 
 
 def init_linear(module: nn.Module, scheme: str) -> None:
@@ -240,10 +279,12 @@ class VisionTransformer(nn.Module):
 
     def encode(self, patches: Float[Tensor, "B n D"]) -> Float[Tensor, "B S D"]:
         """Located patches, any subset in any order, to normed tokens: class token first, then the patches."""
-        x = self.with_class_token(patches)
-        for block in self.blocks:
-            x = self._run(block, x)
-        return self.norm(self.without_registers(x))
+        return self.encode_many([patches])[0]
+
+    def encode_many(self, groups: Sequence[Float[Tensor, "_ _ D"]]) -> list[Float[Tensor, "_ _ D"]]:
+        """As encode, for batches that differ in length and number; linear maps run once over all of them."""
+        sequences = self._run(self.blocks, [self.with_class_token(patches) for patches in groups])
+        return [self.norm(self.without_registers(x)) for x in sequences]
 
     def with_class_token(self, patches: Float[Tensor, "B n D"]) -> Float[Tensor, "B _ D"]:
         """Class token, registers, patches: what the first block sees."""
@@ -261,10 +302,9 @@ class VisionTransformer(nn.Module):
         R = self.config.registers
         return torch.cat([x[:, :1], x[:, 1 + R :]], dim=1) if R else x
 
-    def _run(self, block: nn.Module, x: Tensor) -> Tensor:
-        if self.config.checkpoint_blocks and self.training and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False)  # pyright: ignore[reportReturnType]
-        return block(x)
+    def _run(self, blocks: Iterable[nn.Module], sequences: list[Tensor]) -> list[Tensor]:
+        checkpointed = self.config.checkpoint_blocks and self.training and torch.is_grad_enabled()
+        return run_blocks(blocks, sequences, checkpointed)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
         """Tokens after the final norm [B, 1 + N, D], class token first; registers are left out."""
@@ -278,7 +318,7 @@ class VisionTransformer(nn.Module):
         x = self.embed(images)
         outputs = {}
         for i, block in enumerate(self.blocks[: max(wanted) + 1]):
-            x = self._run(block, x)
+            (x,) = self._run([block], [x])
             if i in wanted:
                 outputs[i] = self.norm(self.without_registers(x))
         return [outputs[layer] for layer in wanted]
@@ -292,7 +332,7 @@ class VisionTransformer(nn.Module):
             layers: blocks to read, such as [-1] or [-4, -3, -2, -1].
             pool: "cls" (class token), "mean" (of the patches), "both" (class token, then mean).
         """
-        one_of("pool", pool, ("cls", "mean", "both"))
+        one_of("pool", pool, POOLS)
         parts = []
         for tokens in self.layer_tokens(images, layers):
             parts += [tokens[:, 0]] if pool != "mean" else []
@@ -309,12 +349,10 @@ class VisionTransformer(nn.Module):
     def attention_maps(self, images: Float[Tensor, "B C H W"], layer: int = -1) -> Float[Tensor, "B heads N"]:
         """How much the class token attends to each patch in one block; the rest went to itself and the registers."""
         wanted = range(self.depth)[layer]
-        x = self.embed(images)
-        for block in self.blocks[:wanted]:
-            x = block(x)
+        (x,) = self._run(self.blocks[:wanted], [self.embed(images)])
         block = self.blocks[wanted]
         assert isinstance(block, Block)
-        q, k, _ = block.attn.split_heads(block.norm1(x))
+        q, k, _ = block.attn.split_heads(block.attn.qkv(block.norm1(x)))
         weights = (q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1)  # [B, heads, 1, S + R]
         return weights[:, :, 0, 1 + self.config.registers :]
 

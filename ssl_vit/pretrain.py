@@ -15,13 +15,15 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from ssl_vit import __version__
-from ssl_vit.checkpoint import initialise, save_encoder
+from ssl_vit.checkpoint import save_encoder
 from ssl_vit.config.load import to_yaml
 from ssl_vit.config.schema import RunConfig, TrainerConfig
 from ssl_vit.data.module import ImageDataModule
+from ssl_vit.encoder import compile_blocks
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.monitor.console import Console
+from ssl_vit.monitor.health import Health
 from ssl_vit.monitor.look import Look
 from ssl_vit.monitor.records import AtomicCheckpoints, JsonLines
 from ssl_vit.monitor.throughput import Throughput
@@ -42,15 +44,14 @@ def pretrain(config: RunConfig, method_name: str) -> Path:
     pl.seed_everything(config.seed, verbose=False)
     method = method_named(method_name)(config.encoder, config.optim, config.seed, **vars(config.method))
     if config.init_from and not checkpoint:
-        initialise(method.encoder, config.init_from)
+        method.start_from(config.init_from)
     height_width, channels = config.encoder.height_width, config.encoder.channels
     data = ImageDataModule(method.views(), config.data, image_size=height_width, channels=channels, seed=config.seed)
     trainer = make_trainer(config, run_dir)
     if trainer.is_global_zero:
         announce(config, run_dir, checkpoint)
     if config.trainer.compile:
-        for block in method.encoder.blocks:
-            block.compile()
+        compile_blocks(method)
     try:
         trainer.fit(method, data, ckpt_path=checkpoint, weights_only=True)
     except (Exception, KeyboardInterrupt):
@@ -95,9 +96,10 @@ def make_trainer(config: RunConfig, run_dir: Path) -> pl.Trainer:
         train_time_interval=None if trainer.checkpoint_every_steps else timedelta(minutes=10),
         save_on_exception=True,
     )
-    callbacks = [checkpoints, Throughput(), Console()]
+    health = Health()
+    callbacks = [checkpoints, Throughput(), health, Console(health)]
     if config.monitor.every_epochs:
-        callbacks.insert(1, Look(config.monitor, run_dir))
+        callbacks.insert(1, Look(config.monitor, config.readout, run_dir))
     return pl.Trainer(
         max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps or -1,
@@ -145,6 +147,7 @@ def facts_of_run(config: RunConfig, method_name: str, method: Method) -> dict[st
         "mean": config.data.mean,
         "std": config.data.std,
         "data": asdict(config.data),
+        "readout": asdict(config.readout),
         "step": method.global_step,
         "seed": config.seed,
         "ssl_vit": __version__,
@@ -163,5 +166,6 @@ def quiet_lightning() -> None:
         ".*smaller than the logging interval.*",
         ".*Checkpoint directory.*",
         ".*LeafSpec.*deprecated.*",
+        ".*in eval mode at the start of training.*",  # a teacher is
     ):
         warnings.filterwarnings("ignore", message=message)

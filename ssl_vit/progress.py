@@ -7,12 +7,14 @@ SLACK = 0.01
 """Share of a run by which its clock must be ahead of its steps before it counts."""
 
 
-def share_done(trainer: pl.Trainer) -> float:
+def share_done(trainer: pl.Trainer | None) -> float:
     """Share of the run done, in [0, 1]: of its steps, or of its time where `max_time` ends it sooner.
 
     So a run that is cut short by steps or by minutes has its schedules cut in proportion, and ends annealed. A time
-    limit that the steps keep clear of changes nothing, to the bit: hence the slack.
+    limit that the steps keep clear of changes nothing, to the bit: hence the slack. Outside a trainer 0.
     """
+    if trainer is None:
+        return 0.0
     by_steps = trainer.global_step / trainer.estimated_stepping_batches
     timer = next((c for c in trainer.callbacks if isinstance(c, Timer)), None)  # pyright: ignore
     remaining = timer.time_remaining() if timer else None
@@ -25,8 +27,13 @@ def share_done(trainer: pl.Trainer) -> float:
     return min(1.0, by_clock if by_clock > by_steps + SLACK else by_steps)
 
 
-def share_of_epochs(trainer: pl.Trainer, epochs: float) -> float:
-    """What share of the run `epochs` are: of max_epochs, or of the expected steps where epochs are unlimited."""
+def share_of_epochs(trainer: pl.Trainer | None, epochs: float) -> float:
+    """What share of the run `epochs` are: of max_epochs, or of the expected steps where epochs are unlimited.
+
+    Outside a trainer 0.
+    """
+    if trainer is None:
+        return 0.0
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         return epochs / trainer.max_epochs
     steps = epochs * trainer.num_training_batches / trainer.accumulate_grad_batches

@@ -1,4 +1,4 @@
-"""Values that change over training. A schedule is a function of the optimiser step and of the last step."""
+"""Values that change over training. A schedule is a function of how far the run is, and of nothing else."""
 
 import math
 
@@ -12,3 +12,13 @@ def warmup_cosine(step: float, total: float, *, peak: float, final: float, warmu
         return peak * step / warmup
     progress = min(1.0, (step - warmup) / (total - warmup)) if total > warmup else 1.0
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def cosine(share: float, start: float, end: float) -> float:
+    """From `start` to `end` by half a cosine over the run; share in [0, 1] (arXiv:2104.14294, section 3.1, for EMA)."""
+    return warmup_cosine(share, 1.0, peak=start, final=end)
+
+
+def linear(share: float, warmup: float, start: float, end: float) -> float:
+    """From `start` at 0 to `end` at `warmup`, then constant; without a warm-up `end` from the first step."""
+    return end if share >= warmup else start + (end - start) * share / warmup

@@ -135,3 +135,16 @@ def test_a_full_disk_leaves_the_old_encoder(tmp_path, monkeypatch):
         save_encoder(VisionTransformer(**SMALL), tmp_path)
     same(load_encoder(tmp_path), old)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.json", "encoder.safetensors"]
+
+
+def test_student_and_teacher_of_a_dino_checkpoint(tmp_path, official):
+    teacher = {f"backbone.{name}": tensor for name, tensor in official.state_dict().items()}
+    student = {f"module.{name}": tensor + 1 for name, tensor in teacher.items()}
+    torch.save({"student": student, "teacher": teacher}, tmp_path / "dino.pth")
+    assert torch.equal(load_encoder(tmp_path / "dino.pth", which="student").norm.bias, official.norm.bias + 1)
+    assert torch.equal(load_encoder(tmp_path / "dino.pth", which="teacher").norm.bias, official.norm.bias)
+    torch.save({"model": official.state_dict()}, tmp_path / "mae.pth")
+    with pytest.raises(ValueError, match="which=student: .*mae.pth has no student; it holds model"):
+        load_encoder(tmp_path / "mae.pth", which="student")
+    with pytest.raises(ValueError, match="which=pupil must be one of teacher, student"):
+        load_encoder(tmp_path / "mae.pth", which="pupil")

@@ -12,13 +12,13 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 # Lower never imports higher. A package is named by its folder.
 LAYERS = [
     {"config"},
-    {"runs"},
-    {"encoder", "positions", "masking", "schedules"},
+    {"runs", "distributed"},
+    {"encoder", "positions", "masking", "schedules", "ema"},
     {"optim", "checkpoint", "data", "progress"},
     {"plan", "command"},
     {"methods", "evaluate"},
     {"monitor"},
-    {"pretrain"},
+    {"pretrain", "benchmark"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

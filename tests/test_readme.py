@@ -50,7 +50,7 @@ def test_the_encoder_block_runs(tmp_path):
 
 
 def test_every_method_of_the_configuration_has_a_class():
-    from ssl_vit.config.schema import METHODS
+    from ssl_vit.config.methods import METHODS
 
     assert HOMES.keys() == METHODS.keys()
     for name, config in METHODS.items():

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ssl_vit.config.load import Resolved, Setting, kind, method_class, recipes, settings_of, shown
-from ssl_vit.config.schema import METHODS, RunConfig
+from ssl_vit.config.methods import METHODS
+from ssl_vit.config.schema import RunConfig
 
 # What most runs set; the rest is on the method's own page.
 COMMON = (

@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ssl_vit.config.schema import METHODS, RunConfig, nearest
+from ssl_vit.config.methods import METHODS
+from ssl_vit.config.schema import RunConfig, nearest
 
 T = TypeVar("T")
 KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}

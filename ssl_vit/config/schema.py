@@ -19,6 +19,7 @@ SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
+POOLS = ("cls", "mean", "both")
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -145,7 +146,7 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of Adam's first and second moment."""
     clip_grad: float = 0.0
-    """Largest gradient norm; 0 does not clip."""
+    """Largest gradient norm, of all parameters together (DINO: of each parameter by itself); 0 does not clip."""
 
     def __post_init__(self) -> None:
         require(self.base_lr > 0, "optim.base_lr", self.base_lr, "positive")
@@ -217,7 +218,7 @@ class TrainerConfig:
     accumulate: int = 1
     """Batches per optimiser step."""
     compile: bool = False
-    """torch.compile the encoder."""
+    """torch.compile the transformer blocks: encoder, decoder, teacher."""
     log_every_steps: int = 10
     """Optimiser steps between logged values."""
 
@@ -254,33 +255,17 @@ class MonitorConfig:
 
 
 @dataclass(kw_only=True)
-class MAEConfig:
-    """Masked autoencoder (arXiv:2111.06377)."""
+class ReadoutConfig:
+    """Which features stand for a picture, in the looks while training and by default in every evaluation after."""
 
-    mask_ratio: float = 0.75
-    """Share of patches hidden."""
-    norm_pix: bool = True
-    """Normalise each target patch by its own mean and deviation."""
-    decoder_width: int = 512
-    """Channels of a decoder token."""
-    decoder_depth: int = 8
-    """Decoder blocks."""
-    decoder_heads: int = 16
-    """Decoder attention heads; must divide decoder_width."""
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Area of the random crop, as a share of the picture."""
-    flip: bool = True
-    """Mirror half of the crops left to right; not for pictures where sides mean something."""
+    pool: str = "mean"
+    """cls (class token), mean (of patches), both (side by side)."""
+    blocks: int = 1
+    """Last blocks whose features are put side by side."""
 
     def __post_init__(self) -> None:
-        require(0 < self.mask_ratio < 1, "method.mask_ratio", self.mask_ratio, "in (0, 1)")
-        require(self.decoder_width > 0, "method.decoder_width", self.decoder_width, "a positive integer")
-        require(self.decoder_width % 4 == 0, "method.decoder_width", self.decoder_width, "a multiple of 4")
-        require(self.decoder_depth > 0, "method.decoder_depth", self.decoder_depth, "a positive integer")
-        legal = self.decoder_heads > 0 and self.decoder_width % self.decoder_heads == 0
-        rule = f"a divisor of method.decoder_width={self.decoder_width}"
-        require(legal, "method.decoder_heads", self.decoder_heads, rule)
-        interval("method.crop_scale", self.crop_scale, 0.01, 1.0)
+        one_of("readout.pool", self.pool, POOLS)
+        require(self.blocks > 0, "readout.blocks", self.blocks, "a positive integer")
 
 
 @dataclass(kw_only=True)
@@ -303,6 +288,7 @@ class RunConfig:
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -317,26 +303,6 @@ class RunConfig:
         )
 
 
-def _paper_mae_encoder() -> EncoderConfig:
-    return EncoderConfig(positions="sincos", init="xavier")
-
-
-@dataclass(kw_only=True)
-class MAERun(RunConfig):
-    """MAE with the paper's defaults: ViT-B/16, betas .9 .95, weight decay .05, 800 epochs, warm-up 40."""
-
-    encoder: EncoderConfig = field(default_factory=_paper_mae_encoder)
-    method: MAEConfig = field(default_factory=MAEConfig)
-    optim: OptimConfig = field(default_factory=lambda: OptimConfig(betas=(0.9, 0.95)))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        h, w = self.encoder.grid
-        kept = int(h * w * (1 - self.method.mask_ratio))
-        rule = f"low enough that one of the {h * w} patches stays visible"
-        require(kept > 0, "method.mask_ratio", self.method.mask_ratio, rule)
-
-
 @dataclass(kw_only=True)
 class ProbeConfig:
     """Judge an encoder by a linear classifier on its frozen features, or by k-NN."""
@@ -344,9 +310,9 @@ class ProbeConfig:
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint; by default the newest run."""
     pool: str = "mean"
-    """Features of a picture: cls (class token), mean (of patches), both (side by side)."""
+    """Features of a picture: cls (class token), mean (of patches), both; by default as the encoder's run had it."""
     blocks: int = 1
-    """Last blocks whose features are put side by side; DINO's protocol takes 4."""
+    """Last blocks whose features are put side by side; by default as the encoder's run had it."""
     data: DataConfig = field(default_factory=DataConfig)
     train_limit: int = 10000
     """Most labelled training pictures used; 0: all."""
@@ -360,7 +326,7 @@ class ProbeConfig:
     """Draws the training pictures, the held-out part and the random control."""
 
     def __post_init__(self) -> None:
-        one_of("pool", self.pool, ("cls", "mean", "both"))
+        one_of("pool", self.pool, POOLS)
         require(self.blocks > 0, "blocks", self.blocks, "a positive integer")
         require(self.train_limit >= 0, "train_limit", self.train_limit, "0 or more")
         require(self.neighbours > 0, "neighbours", self.neighbours, "a positive integer")
@@ -368,5 +334,24 @@ class ProbeConfig:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
-METHODS: dict[str, type[RunConfig]] = {"mae": MAERun}
-"""Methods by their name on the command line; another's is given as package.module:Class."""
+@dataclass(kw_only=True)
+class VisualizeConfig:
+    """Attention of the class token, masks of it, and principal components of patch features, as PNG."""
+
+    images: str = ""
+    """A picture, or a folder of pictures."""
+    encoder: str = ""
+    """A run, encoder.safetensors, a checkpoint; by default the newest run."""
+    out: str = ""
+    """Folder to write to; by default visualize/ beside the encoder."""
+    mass: float = 0.6
+    """Share of each head's attention that its mask holds."""
+    size: int = 0
+    """Short side that pictures are scaled to, in pixels; 0: their own."""
+    limit: int = 16
+    """Most pictures of a folder."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.mass <= 1, "mass", self.mass, "in (0, 1]")
+        require(self.size >= 0, "size", self.size, "0 or more")
+        require(self.limit > 0, "limit", self.limit, "a positive integer")

@@ -7,7 +7,10 @@ a full mix between any two words.
 Letters: B pictures of a batch.
 """
 
+import hashlib
+
 import numpy as np
+import torch
 from jaxtyping import Float64, Int, Int64
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -55,3 +58,9 @@ def stratified(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[
         members = order[labels[order] == label]
         places[members] = (np.arange(len(members)) + 0.5) / len(members)
     return np.sort(order[np.argsort(places[order], kind="stable")][:count])
+
+
+def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
+    """PyTorch's generator on a device, its seed a hash of the key."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))

@@ -20,7 +20,10 @@ from ssl_vit.data.pictures import Source
 from ssl_vit.data.views import View
 
 Batch = dict[str, Any]
-"""images: uint8 [B, C, H, W], or a list of such; label: int64 [B], -1 = none; index: int64 [B]."""
+"""images: uint8 [B, C, H, W], or a list of such; label: int64 [B], -1 = none; index: int64 [B].
+
+For a view with photometry also draws: float64 array [B, draws], which stays on the CPU.
+"""
 
 
 class Views(Dataset):
@@ -38,7 +41,8 @@ class Views(Dataset):
         draws = uniforms(self.seed, keys[0][0], index, self.view.draws)
         views = [self.view(self._picture(i), u) for i, u in zip(index.tolist(), draws, strict=True)]
         label = torch.from_numpy(self.labels[index])
-        return {"images": _stack(views), "label": label, "index": torch.from_numpy(index)}
+        batch = {"images": _stack(views), "label": label, "index": torch.from_numpy(index)}
+        return batch | {"draws": draws} if hasattr(self.view, "photometry") else batch
 
     def _picture(self, index: int) -> Tensor:
         pixels = np.require(self.source.read(index), requirements="W")  # PIL's own memory is read-only
@@ -100,6 +104,26 @@ class TrainLoader(DataLoader):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Begin the next pass behind those batches, if it is of the same epoch."""
         self._resumed = dict(state_dict)
+
+
+def pictures_of(batch: Any) -> Any:
+    """The normalised pictures of a batch: ImageDataModule's dict, (pictures, labels), or the pictures themselves.
+
+    Pictures are [B, C, H, W], or for methods of several crops a list of such.
+    """
+    images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
+    for crop in images if isinstance(images, list | tuple) else [images]:
+        if isinstance(crop, Tensor) and not crop.is_floating_point():
+            raise ValueError(
+                f"pictures arrive as {crop.dtype}; a method takes normalised floats [B, C, H, W]: "
+                "normalise them in your dataset, or use ssl_vit.ImageDataModule"
+            )
+    return images
+
+
+def batch_length(images: Any) -> int:
+    """Pictures in a batch, of which there may be several crops."""
+    return len(images[0] if isinstance(images, list | tuple) else images)
 
 
 def whole_batch(batch: Batch) -> Batch:

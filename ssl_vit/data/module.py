@@ -198,4 +198,6 @@ class ImageDataModule(pl.LightningDataModule):
         """The batch with its uint8 images normalised, on the device."""
         images = batch["images"]
         several = isinstance(images, list)
+        if "draws" in batch:  # of a training batch, whose view has colours to change
+            images = self.view.photometry(images, batch["draws"])  # pyright: ignore
         return batch | {"images": [self.normalize(crop) for crop in images] if several else self.normalize(images)}

@@ -1,23 +1,32 @@
 """Views: geometry on one uint8 picture, on the CPU workers. Randomness comes in as uniform numbers, never from a state.
 
-Letters: C channels, H W pixels of the picture; h w pixels of the view.
+Letters: B pictures, C channels, H W pixels of the picture; h w pixels of the view.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float64, UInt8
+import torch
+from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
+
+from ssl_vit.data.photometry import Photometry
 
 BICUBIC = InterpolationMode.BICUBIC
 
 
 @runtime_checkable
 class View(Protocol):
-    """What a method asks of a picture: one tensor, or a list of them (several crops). It never writes into it."""
+    """What a method asks of a picture: one tensor, or a list of them (several crops). It never writes into it.
+
+    A view may also have photometry(images, u), which changes the colours of a whole batch on the device: images as its
+    calls gave them, stacked; u float64 [B, draws], the numbers of those calls. MultiCrop has.
+    """
 
     draws: int
     """Uniform numbers that one call takes."""
@@ -65,8 +74,46 @@ class RandomCrop:
         self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"]
     ) -> UInt8[Tensor, "C {self.size[0]} {self.size[1]}"]:
         top, left, h, w = self.box(picture.shape[-2], picture.shape[-1], u)
-        view = F.resized_crop(picture, top, left, h, w, list(self.size), interpolation=BICUBIC, antialias=True)
+        part = picture[None, :, top : top + h, left : left + w]
+        view = interpolate(part, self.size, mode=BICUBIC.value, antialias=True)[0]  # what torchvision's resize calls
         return view.flip(-1) if self.flip and u[-1] < 0.5 else view
+
+
+class MultiCrop:
+    """Several crops of each picture, each with colours of its own: DINO (Caron et al., 2021, arXiv:2104.14294).
+
+    crops: geometry and photometry of each, in the order of the result. The crops' draws come first, crop by crop, then
+    those of their photometry.
+    """
+
+    def __init__(self, crops: Sequence[tuple[RandomCrop, Photometry]]) -> None:
+        self.crops = list(crops)
+        counts = [crop.draws for crop, _ in crops] + [photometry.draws for _, photometry in crops]
+        ends = np.cumsum(counts).tolist()
+        columns = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
+        self._crop_draws, self._photometry_draws = columns[: len(self.crops)], columns[len(self.crops) :]
+        self.draws = sum(counts)
+
+    def __call__(self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"]) -> list[Tensor]:
+        """The crops: uint8 [C, h, w], each of its own size; colours are those of the picture."""
+        return [crop(picture, u[draws]) for (crop, _), draws in zip(self.crops, self._crop_draws, strict=True)]
+
+    def photometry(
+        self, crops: list[UInt8[Tensor, "B C _ _"]], u: Float64[np.ndarray, "B draws"]
+    ) -> list[Float32[Tensor, "B C _ _"]]:
+        """The crops with their colours changed, in 0 .. 255, on the device where they are.
+
+        Crops of one size and one photometry are one batch, which on a GPU is one launch in place of several.
+        """
+        alike: dict[tuple[torch.Size, Photometry], list[int]] = {}
+        for place, (crop, (_, photometry)) in enumerate(zip(crops, self.crops, strict=True)):
+            alike.setdefault((crop.shape, photometry), []).append(place)
+        changed = dict[int, Tensor]()
+        for (_, photometry), places in alike.items():
+            draws = np.concatenate([u[:, self._photometry_draws[place]] for place in places])
+            batch = torch.cat([crops[place] for place in places]) if len(places) > 1 else crops[places[0]]
+            changed |= zip(places, photometry(batch, draws).chunk(len(places)), strict=True)
+        return [changed[place] for place in range(len(crops))]
 
 
 class CenterCrop:

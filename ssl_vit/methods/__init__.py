@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ssl_vit.methods.base import Method
 
-HOMES = {"mae": "ssl_vit.methods.mae:MAE"}
+HOMES = {"mae": "ssl_vit.methods.mae:MAE", "dino": "ssl_vit.methods.dino:DINO"}
 
 
 def method_named(name: str) -> "type[Method]":

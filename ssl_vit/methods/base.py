@@ -4,7 +4,6 @@ A method writes at most four things: `views` (what a picture becomes), `losses` 
 (an EMA teacher, say) and `export_encoder` (what is kept). It is a LightningModule: give it to any `pl.Trainer`.
 """
 
-import hashlib
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import asdict
@@ -14,11 +13,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ssl_vit.checkpoint import require_fit
+from ssl_vit.checkpoint import TRAINED, initialise, require_fit
 from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, override
+from ssl_vit.data.draws import seeded_generator
+from ssl_vit.data.loading import batch_length, pictures_of
 from ssl_vit.data.views import View
 from ssl_vit.encoder import VisionTransformer
-from ssl_vit.optim import decay_groups, scaled_lr
+from ssl_vit.optim import Finite, decay_groups, scaled_lr
 from ssl_vit.progress import share_done, share_of_epochs
 from ssl_vit.schedules import warmup_cosine
 
@@ -49,6 +50,8 @@ class Method(pl.LightningModule, ABC):
         self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
         self.options = override(paper.method, options, "method")
         self.seed, self.global_batch, self._position = seed, 0, (0, 0)
+        self.measures: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
+        self._finite = Finite()
         self.encoder = VisionTransformer(self.encoder_config)
         parts = {"encoder": asdict(self.encoder_config), "optim": asdict(self.optim_config), "seed": seed}
         self.save_hyperparameters(parts | asdict(self.options))
@@ -72,7 +75,7 @@ class Method(pl.LightningModule, ABC):
         """Columns of pictures to look at while training [B, C, H, W], normalised like `images`; none by default."""
         return {}
 
-    exported = "encoder."
+    exported = TRAINED
     """Prefix of the exported encoder's weights in the state dict; a checkpoint carries it."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -88,11 +91,13 @@ class Method(pl.LightningModule, ABC):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         images = pictures_of(batch)
         if not self.global_batch:
-            self.global_batch = len(images) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            self.global_batch = batch_length(images) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
         losses = self.losses(images)
         total = torch.stack(list(losses.values())).sum()
-        self.log_dict({"train/loss": total.detach()} | {f"train/{name}": v.detach() for name, v in losses.items()})
+        figures = {"loss": total} | losses | self.measures
+        self.log_dict({f"train/{name}": torch.as_tensor(value).detach() for name, value in figures.items()})
+        self._finite.watch(total)
         return total
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -108,6 +113,7 @@ class Method(pl.LightningModule, ABC):
             )
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self._finite.check(self.global_step)
         rate = self.learning_rate()
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -129,21 +135,12 @@ class Method(pl.LightningModule, ABC):
         warmup = share_of_epochs(self.trainer, optim.warmup_epochs)
         return warmup_cosine(share_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
 
+    def start_from(self, source: str) -> None:
+        """Begin with the weights of another encoder, anything that load_encoder reads."""
+        initialise(self.encoder, source)
+
     def generator(self, device: torch.device) -> torch.Generator | None:
         """Source of this step's draws, a function of (seed, epoch, batch, rank); outside a trainer PyTorch's own."""
         if self._trainer is None:
             return None
-        key = repr((self.seed, *self._position, self.global_rank)).encode()
-        generator = torch.Generator(device)
-        return generator.manual_seed(int.from_bytes(hashlib.blake2b(key, digest_size=7).digest(), "big"))
-
-
-def pictures_of(batch: Any) -> Any:
-    """The normalised pictures of a batch: ImageDataModule's dict, (pictures, labels), or the pictures themselves."""
-    images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
-    if isinstance(images, Tensor) and not images.is_floating_point():
-        raise ValueError(
-            f"pictures arrive as {images.dtype}; a method takes normalised floats [B, C, H, W]: "
-            "normalise them in your dataset, or use ssl_vit.ImageDataModule"
-        )
-    return images
+        return seeded_generator(device, self.seed, *self._position, self.global_rank)

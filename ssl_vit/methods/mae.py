@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssl_vit.config.schema import MAEConfig, MAERun
+from ssl_vit.config.methods import MAEConfig, MAERun
 from ssl_vit.data.views import RandomCrop
-from ssl_vit.encoder import Block, init_linear, pixels_per_patch
+from ssl_vit.encoder import Block, init_linear, pixels_per_patch, run_blocks
 from ssl_vit.masking import as_mask, kept_patches, split_by_noise
 from ssl_vit.methods.base import Method
 from ssl_vit.positions import resample, sincos_2d
@@ -77,8 +77,7 @@ class Decoder(nn.Module):
         class_token = x[:, :1] + self.pos_embed[:, :1]
         hidden = self.mask_token + positions[hidden_index]
         x = torch.cat([class_token, x[:, 1:] + positions[visible_index], hidden.to(x.dtype)], dim=1)  # [B, 1 + N, E]
-        for block in self.blocks:
-            x = block(x)
+        (x,) = run_blocks(self.blocks, [x])
         return self.pred(self.norm(x[:, -hidden_index.shape[1] :]))
 
 

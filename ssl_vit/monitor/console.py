@@ -7,6 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ssl_vit.monitor.health import Health
 from ssl_vit.progress import share_done
 
 FIGURES = {
@@ -29,11 +30,12 @@ class Console(pl.Callback):
     """Epoch, step, loss, lr, images/s, share of time waiting for data, time left; on the first process.
 
     Args:
+        health: whose verdict is shown too, where it has one.
         every_seconds: between two lines, where standard output is no terminal.
     """
 
-    def __init__(self, every_seconds: float = 10.0) -> None:
-        self.every_seconds = every_seconds
+    def __init__(self, health: Health | None = None, every_seconds: float = 10.0) -> None:
+        self.health, self.every_seconds = health, every_seconds
         self.bar: Progress | None = None
         self.started = self.told = 0.0
         self.share_before = 0.0
@@ -74,7 +76,8 @@ class Console(pl.Callback):
         figures = [text.format(float(known[key])) for key, text in FIGURES.items() if key in known]
         gained = max(1e-9, share - self.share_before)
         left = clock((time.monotonic() - self.started) * (1 - share) / gained)
-        words = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *figures, f"{left} left"]
+        verdict = [self.health.word] if self.health and self.health.word else []
+        words = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *figures, *verdict, f"{left} left"]
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=share, description="  ".join(words))
         else:

@@ -9,7 +9,7 @@ from jaxtyping import Float, UInt8
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from ssl_vit.config.schema import MonitorConfig
+from ssl_vit.config.schema import MonitorConfig, ReadoutConfig
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.evaluate.features import describer, extract, feature_std, rankme
 from ssl_vit.evaluate.knn import knn_scores
@@ -44,8 +44,8 @@ class Look(pl.Callback):
     training is touched, so a run learns the same with looks and without.
     """
 
-    def __init__(self, config: MonitorConfig, run_dir: Path) -> None:
-        self.config, self.run_dir = config, run_dir
+    def __init__(self, config: MonitorConfig, readout: ReadoutConfig, run_dir: Path) -> None:
+        self.config, self.readout, self.run_dir = config, readout, run_dir
         self.looked_at = -1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Method) -> None:  # pyright: ignore
@@ -74,7 +74,8 @@ class Look(pl.Callback):
 
     def measure(self, method: Method, data: ImageDataModule) -> dict[str, float]:
         """feature_std and rankme always; linear_top1 and knn_top1 where there are labels."""
-        describe, config = describer(method.export_encoder(), "both"), self.config
+        config, readout = self.config, self.readout
+        describe = describer(method.export_encoder(), readout.pool, readout.blocks)
         train, labels = extract(describe, data, "train", config.train_limit, device=method.device)
         figures = {"monitor/feature_std": feature_std(train), "monitor/rankme": rankme(train)}
         if data.has_labels and len(labels.unique()) > 1 and train.isfinite().all():

@@ -33,7 +33,13 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        row = {"step": step, **{name: float(value) for name, value in metrics.items()}}
+        self._append({"step": step, **{name: float(value) for name, value in metrics.items()}})
+
+    def log_words(self, words: dict[str, str], step: int) -> None:
+        """Append {"step": .., name: word}, such as a verdict."""
+        self._append({"step": step, **words})
+
+    def _append(self, row: dict[str, Any]) -> None:
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(row) + "\n")

@@ -4,14 +4,8 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-from torch import Tensor
 
-
-def batch_length(batch: Any) -> int:
-    """Pictures in a batch: of the first tensor in it."""
-    while not isinstance(batch, Tensor):
-        batch = batch["images"] if isinstance(batch, dict) else batch[0]
-    return len(batch)
+from ssl_vit.data.loading import batch_length, pictures_of
 
 
 class Throughput(pl.Callback):
@@ -38,7 +32,7 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        self.images += batch_length(batch) * trainer.world_size
+        self.images += batch_length(pictures_of(batch)) * trainer.world_size
         self.batch_ended = now
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             passed = now - self.since

@@ -9,7 +9,8 @@ import pytest
 from ssl_vit.config import explain, schema
 from ssl_vit.config.explain import COMMON, field_doc, help_text, overview, resolved_table, run_help
 from ssl_vit.config.load import ConfigError, read, settings_of
-from ssl_vit.config.schema import METHODS, DataConfig, MAERun, ProbeConfig, RunConfig
+from ssl_vit.config.methods import METHODS, MAERun
+from ssl_vit.config.schema import DataConfig, ProbeConfig, RunConfig
 
 CONFIGS = [item for item in vars(schema).values() if inspect.isclass(item) and dataclasses.is_dataclass(item)]
 

@@ -9,7 +9,8 @@ import pytest
 
 from ssl_vit.config import load
 from ssl_vit.config.load import ConfigError, from_yaml, read, read_run, recipes, to_yaml
-from ssl_vit.config.schema import METHODS, DataConfig, MAERun, OptimConfig, ProbeConfig
+from ssl_vit.config.methods import METHODS, MAERun
+from ssl_vit.config.schema import DataConfig, OptimConfig, ProbeConfig
 
 OPTIM = f"optim has {', '.join(field.name for field in fields(OptimConfig))}"
 ROOT = (

@@ -9,7 +9,7 @@ import torch
 from ssl_vit.monitor.console import clock
 from ssl_vit.monitor.look import picture_grid
 from ssl_vit.monitor.records import AtomicCheckpoints, JsonLines
-from ssl_vit.monitor.throughput import batch_length
+from ssl_vit.data.loading import batch_length, pictures_of
 
 
 def test_clock():
@@ -20,7 +20,7 @@ def test_clock():
     "batch", [torch.zeros(3, 1), {"images": torch.zeros(3, 1)}, [torch.zeros(3, 1), 0], {"images": [torch.zeros(3, 1)]}]
 )
 def test_batch_length_of_every_kind_of_batch(batch):
-    assert batch_length(batch) == 3
+    assert batch_length(pictures_of(batch)) == 3
 
 
 def test_picture_grid_shows_columns_in_display_colours():

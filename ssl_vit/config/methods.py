@@ -1,0 +1,184 @@
+"""The methods' own settings, and each method's RunConfig with its paper's defaults; see schema.py for all the rest."""
+
+from dataclasses import dataclass, field
+
+from ssl_vit.config.schema import EncoderConfig, OptimConfig, ReadoutConfig, RunConfig, TrainerConfig
+from ssl_vit.config.schema import interval, one_of, require
+
+
+@dataclass(kw_only=True)
+class MAEConfig:
+    """Masked autoencoder (arXiv:2111.06377)."""
+
+    mask_ratio: float = 0.75
+    """Share of patches hidden."""
+    norm_pix: bool = True
+    """Normalise each target patch by its own mean and deviation."""
+    decoder_width: int = 512
+    """Channels of a decoder token."""
+    decoder_depth: int = 8
+    """Decoder blocks."""
+    decoder_heads: int = 16
+    """Decoder attention heads; must divide decoder_width."""
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Area of the random crop, as a share of the picture."""
+    flip: bool = True
+    """Mirror half of the crops left to right; not for pictures where sides mean something."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.mask_ratio < 1, "method.mask_ratio", self.mask_ratio, "in (0, 1)")
+        require(self.decoder_width > 0, "method.decoder_width", self.decoder_width, "a positive integer")
+        require(self.decoder_width % 4 == 0, "method.decoder_width", self.decoder_width, "a multiple of 4")
+        require(self.decoder_depth > 0, "method.decoder_depth", self.decoder_depth, "a positive integer")
+        legal = self.decoder_heads > 0 and self.decoder_width % self.decoder_heads == 0
+        rule = f"a divisor of method.decoder_width={self.decoder_width}"
+        require(legal, "method.decoder_heads", self.decoder_heads, rule)
+        interval("method.crop_scale", self.crop_scale, 0.01, 1.0)
+
+
+@dataclass(kw_only=True)
+class DINOConfig:
+    """Self-distillation with no labels (arXiv:2104.14294)."""
+
+    global_crops: int = 2
+    """Large crops of a picture, encoder.image_size pixels wide; the teacher sees these alone."""
+    local_crops: int = 8
+    """Small crops of a picture, for the student."""
+    local_size: int = 96
+    """Side of a local crop, in pixels."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Area of a global crop, as a share of the picture."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Area of a local crop, as a share of the picture."""
+    flip: bool = True
+    """Mirror half of the crops left to right; not for pictures where sides mean something."""
+    brightness: float = 0.4
+    """Strength of colour jitter: factors are drawn from [1 - strength, 1 + strength]."""
+    contrast: float = 0.4
+    """As brightness."""
+    saturation: float = 0.2
+    """As brightness."""
+    hue: float = 0.1
+    """Hue moves by at most this share of the circle, in [0, 0.5]."""
+    jitter_p: float = 0.8
+    """Share of crops whose colours are jittered."""
+    grey_p: float = 0.2
+    """Share of crops turned grey."""
+    blur_p: tuple[float, float, float] = (1.0, 0.1, 0.5)
+    """Share of crops blurred: first global, other globals, locals."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Deviation of the Gaussian blur, in pixels."""
+    solarize_p: tuple[float, float, float] = (0.0, 0.2, 0.0)
+    """Share of crops solarised: first global, other globals, locals."""
+    pool: str = "cls"
+    """What the head sees of a crop: cls (class token), or mean (of patches)."""
+    prototypes: int = 65536
+    """Outputs of the head, K."""
+    head_hidden: int = 2048
+    """Width of the head's two hidden layers."""
+    head_bottleneck: int = 256
+    """Width of the head before the prototypes."""
+    head_norm: bool = False
+    """BatchNorm in the head's hidden layers."""
+    norm_last_layer: bool = True
+    """Keep prototypes at length 1; if not, their lengths are learned."""
+    freeze_last_layer: float = 1
+    """Epochs in which the prototypes do not move."""
+    student_temp: float = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temp: float = 0.07
+    """Temperature of the teacher's softmax after its warm-up."""
+    warmup_teacher_temp: float = 0.04
+    """Temperature of the teacher's softmax at the start."""
+    warmup_teacher_temp_epochs: float = 30
+    """Epochs from warmup_teacher_temp to teacher_temp, linearly."""
+    centring: str = "mean"
+    """What keeps the teacher from one prototype for all: mean (moving centre), or sinkhorn (Sinkhorn-Knopp)."""
+    centre_momentum: float = 0.9
+    """Share of the old centre in the new one, at each step."""
+    momentum: float = 0.996
+    """Share of the old teacher in the new one at the first step; grows to 1 by half a cosine."""
+    weight_decay_end: float = 0.4
+    """Weight decay at the end; grows from optim.weight_decay by half a cosine."""
+
+    def __post_init__(self) -> None:
+        crops = self.global_crops + self.local_crops
+        require(self.global_crops > 0, "method.global_crops", self.global_crops, "a positive integer")
+        require(self.local_crops >= 0, "method.local_crops", self.local_crops, "0 or more")
+        rule = f"large enough for two crops of a picture; with method.local_crops={self.local_crops} there is {crops}"
+        require(crops > 1, "method.global_crops", self.global_crops, rule)
+        for name in ("global_scale", "local_scale"):
+            interval(f"method.{name}", getattr(self, name), 0.01, 1.0)
+        for name in ("brightness", "contrast", "saturation"):
+            require(getattr(self, name) >= 0, f"method.{name}", getattr(self, name), "0 or more")
+        require(0 <= self.hue <= 0.5, "method.hue", self.hue, "in [0, 0.5]")
+        for name in ("jitter_p", "grey_p"):
+            require(0 <= getattr(self, name) <= 1, f"method.{name}", getattr(self, name), "in [0, 1]")
+        for name in ("blur_p", "solarize_p"):
+            shares = getattr(self, name)
+            require(all(0 <= share <= 1 for share in shares), f"method.{name}", list(shares), "three numbers in [0, 1]")
+        require(0 < self.blur_sigma[0], "method.blur_sigma", list(self.blur_sigma), "positive")
+        interval("method.blur_sigma", self.blur_sigma, 0, 100)
+        one_of("method.pool", self.pool, ("cls", "mean"))
+        for name in ("local_size", "head_hidden", "head_bottleneck"):
+            require(getattr(self, name) > 0, f"method.{name}", getattr(self, name), "a positive integer")
+        require(self.prototypes > 1, "method.prototypes", self.prototypes, "2 or more")
+        for name in ("freeze_last_layer", "warmup_teacher_temp_epochs"):
+            require(getattr(self, name) >= 0, f"method.{name}", getattr(self, name), "0 or more")
+        for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
+            require(getattr(self, name) > 0, f"method.{name}", getattr(self, name), "positive")
+        one_of("method.centring", self.centring, ("mean", "sinkhorn"))
+        for name in ("centre_momentum", "momentum"):
+            require(0 <= getattr(self, name) <= 1, f"method.{name}", getattr(self, name), "in [0, 1]")
+        require(self.weight_decay_end >= 0, "method.weight_decay_end", self.weight_decay_end, "0 or more")
+
+
+def _paper_mae_encoder() -> EncoderConfig:
+    return EncoderConfig(positions="sincos", init="xavier")
+
+
+@dataclass(kw_only=True)
+class MAERun(RunConfig):
+    """MAE with the paper's defaults: ViT-B/16, betas .9 .95, weight decay .05, 800 epochs, warm-up 40."""
+
+    encoder: EncoderConfig = field(default_factory=_paper_mae_encoder)
+    method: MAEConfig = field(default_factory=MAEConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(betas=(0.9, 0.95)))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        h, w = self.encoder.grid
+        kept = int(h * w * (1 - self.method.mask_ratio))
+        rule = f"low enough that one of the {h * w} patches stays visible"
+        require(kept > 0, "method.mask_ratio", self.method.mask_ratio, rule)
+
+
+@dataclass(kw_only=True)
+class DINORun(RunConfig):
+    """DINO with the paper's defaults: ViT-S/16, lr 5e-4 per 256 pictures, weight decay .04 to .4, 300 epochs."""
+
+    encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(size="small", drop_path=0.1))
+    method: DINOConfig = field(default_factory=DINOConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            base_lr=5e-4, min_lr=1e-6, warmup_epochs=10, weight_decay=0.04, clip_grad=3.0
+        )
+    )
+    trainer: TrainerConfig = field(default_factory=lambda: TrainerConfig(max_epochs=300))
+    readout: ReadoutConfig = field(default_factory=lambda: ReadoutConfig(pool="cls"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule = f"a multiple of encoder.patch_size={self.encoder.patch_size}"
+        size = self.method.local_size
+        require(self.method.local_crops == 0 or size % self.encoder.patch_size == 0, "method.local_size", size, rule)
+        if self.encoder.channels not in (1, 3):
+            for name in ("jitter_p", "grey_p"):
+                rule = f"0 for encoder.channels={self.encoder.channels}: it is defined for 1 or 3 channels"
+                require(getattr(self.method, name) == 0, f"method.{name}", getattr(self.method, name), rule)
+        rule = "2 or more: the teacher's centre is a mean over pictures"
+        require(self.data.batch_size > 1, "data.batch_size", self.data.batch_size, rule)
+
+
+METHODS: dict[str, type[RunConfig]] = {"mae": MAERun, "dino": DINORun}
+"""Methods by their name on the command line; another's is given as package.module:Class."""

@@ -1,0 +1,243 @@
+"""Self-distillation with no labels (DINO: Caron et al., 2021, arXiv:2104.14294).
+
+A student learns to say of any crop of a picture what a teacher says of its large crops. The teacher is a moving average
+of the student; centring and a low temperature keep both from saying the same of everything.
+
+Letters: B pictures, G global crops, V crops in all (globals first), C channels, H x W pixels, D width, K prototypes.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vit.config.methods import DINOConfig, DINORun
+from ssl_vit.data.photometry import Photometry
+from ssl_vit.data.views import MultiCrop, RandomCrop
+from ssl_vit.distributed import mean_over_ranks, sum_over_ranks
+from ssl_vit.ema import follow, frozen_copy
+from ssl_vit.encoder import VisionTransformer, init_linear
+from ssl_vit.methods.base import Method
+from ssl_vit.optim import clip_each
+from ssl_vit.progress import share_done, share_of_epochs
+from ssl_vit.schedules import cosine, linear
+
+
+def centred_targets(
+    logits: Float[Tensor, "G B K"], centre: Float[Tensor, " K"], temperature: float
+) -> Float[Tensor, "G B K"]:
+    """What the teacher says: softmax((logits - centre) / temperature), in float32 (equation 1, section 3.1)."""
+    return ((logits.float() - centre) / temperature).softmax(-1)
+
+
+def sinkhorn_targets(
+    logits: Float[Tensor, "G B K"], temperature: float, iterations: int = 3
+) -> Float[Tensor, "G B K"]:
+    """What the teacher says, spread evenly over the prototypes by Sinkhorn-Knopp (SwAV, arXiv:2006.09882, section 3.1).
+
+    All crops of all processes share the prototypes: every prototype gets the same mass, then every crop mass 1. In
+    float64, where exp(logit / temperature) needs no shift: a shift that differs by process would change the result.
+    """
+    mass = (logits.double() / temperature).exp().flatten(0, 1)  # [G * B, K]
+    for _ in range(iterations):
+        mass = mass / sum_over_ranks(mass.sum(0))
+        mass = mass / mass.sum(1, keepdim=True)
+    return mass.float().view_as(logits)
+
+
+def cross_entropy_of_pairs(
+    student: Float[Tensor, "V B K"], targets: Float[Tensor, "G B K"], temperature: float
+) -> Float[Tensor, ""]:
+    """Mean of -sum_k target log softmax(student / temperature) over pictures and pairs of different crops (equation 3).
+
+    Targets sum to 1, so a pair's cross-entropy is logsumexp(z) - target . z: no log-softmax of a pair is ever made.
+    """
+    V, G, B = len(student), len(targets), student.shape[1]
+    scores = student.float() / temperature
+    teachers = torch.full((V, 1), float(G), device=scores.device)  # how many teacher crops each crop is compared with
+    teachers[:G] -= 1
+    agreement = (scores * targets.sum(0)).sum() - (scores[:G] * targets).sum()
+    return ((teachers * scores.logsumexp(-1)).sum() - agreement) / (B * G * (V - 1))
+
+
+def entropy(probabilities: Float[Tensor, "*n K"]) -> Float[Tensor, ""]:
+    """Mean of -sum_k p log p, in nats."""
+    return torch.special.entr(probabilities).sum(-1).mean()
+
+
+class Prototypes(nn.Module):
+    """Linear map without bias whose rows have a direction and a length; parameters named as the authors'."""
+
+    def __init__(self, width: int, prototypes: int, learned_length: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=learned_length)
+        self.weight_v = nn.Parameter(nn.Linear(width, prototypes, bias=False).weight.detach())
+
+    def forward(self, x: Float[Tensor, "n _"]) -> Float[Tensor, "n K"]:
+        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1))
+
+
+class ProjectionHead(nn.Module):
+    """Three linear maps, unit length, prototypes (appendix C)."""
+
+    def __init__(self, width: int, cfg: DINOConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs in (width, cfg.head_hidden):
+            layers.append(nn.Linear(inputs, cfg.head_hidden))
+            layers += [nn.BatchNorm1d(cfg.head_hidden)] if cfg.head_norm else []
+            layers.append(nn.GELU())
+        self.mlp = nn.Sequential(*layers, nn.Linear(cfg.head_hidden, cfg.head_bottleneck))
+        init_linear(self.mlp, "trunc_normal")
+        self.last_layer = Prototypes(cfg.head_bottleneck, cfg.prototypes, learned_length=not cfg.norm_last_layer)
+
+    def forward(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n K"]:
+        return self.last_layer(F.normalize(self.mlp(features), dim=-1))
+
+
+class DINO(Method):
+    """Self-distillation; see Method for the arguments and DINOConfig for the options.
+
+    Pictures are a list of V crops [B, C, h, w], the G global ones first.
+    """
+
+    Config = DINORun
+    options: DINOConfig
+    exported = "teacher_encoder."
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.head = ProjectionHead(self.encoder.width, self.options)
+        self.teacher_encoder = frozen_copy(self.encoder)
+        self.teacher_head = frozen_copy(self.head).train()  # its BatchNorm, if any, judges by the batch at hand
+        self.centre: Tensor
+        self.register_buffer("centre", torch.zeros(self.options.prototypes))
+        self._teacher_means: list[Tensor] = []  # of the batches since the last step
+
+    def train(self, mode: bool = True) -> "DINO":
+        """The teacher's encoder stays in eval mode: no drop path in a target."""
+        super().train(mode)
+        self.teacher_encoder.eval()
+        return self
+
+    def views(self) -> MultiCrop:
+        cfg, P = self.options, self.encoder_config.height_width
+        globals_ = RandomCrop(P, cfg.global_scale, flip=cfg.flip)
+        locals_ = RandomCrop((cfg.local_size, cfg.local_size), cfg.local_scale, flip=cfg.flip)
+        colours = [self._photometry(kind) for kind in range(3)]
+        crops = [(globals_, colours[0])] + [(globals_, colours[1])] * (cfg.global_crops - 1)
+        return MultiCrop(crops + [(locals_, colours[2])] * cfg.local_crops)
+
+    def _photometry(self, kind: int) -> Photometry:
+        """Colours of the first global crop (kind 0), of the other globals (1), of the locals (2)."""
+        cfg = self.options
+        return Photometry(
+            brightness=cfg.brightness,
+            contrast=cfg.contrast,
+            saturation=cfg.saturation,
+            hue=cfg.hue,
+            jitter_p=cfg.jitter_p,
+            grey_p=cfg.grey_p,
+            blur_p=cfg.blur_p[kind],
+            blur_sigma=cfg.blur_sigma,
+            solarize_p=cfg.solarize_p[kind],
+        )
+
+    def losses(self, crops: Sequence[Float[Tensor, "B C _ _"]]) -> dict[str, Float[Tensor, ""]]:
+        """{"cross_entropy": loss}."""
+        cfg, G = self.options, self.options.global_crops
+        if isinstance(crops, Tensor) or len(crops) != G + cfg.local_crops:
+            given = "one tensor" if isinstance(crops, Tensor) else f"{len(crops)} crops"
+            raise ValueError(
+                f"pictures arrive as {given}; DINO takes a list of method.global_crops={G} + "
+                f"method.local_crops={cfg.local_crops} crops: use DINO.views() with ssl_vit.ImageDataModule"
+            )
+        with torch.no_grad():
+            features = self.describe(self.teacher_encoder, crops[:G])
+            teacher = self.teacher_head(features).unflatten(0, (G, -1))  # [G, B, K]
+        student = self.head(self.describe(self.encoder, crops)).unflatten(0, (len(crops), -1))  # [V, B, K]
+        temperature = self.teacher_temperature()
+        if cfg.centring == "mean":
+            targets = centred_targets(teacher, self.centre, temperature)
+        else:
+            targets = sinkhorn_targets(teacher, temperature)
+        if self.training:
+            self._teacher_means.append(teacher.float().mean((0, 1)))
+        loss = cross_entropy_of_pairs(student, targets, cfg.student_temp)
+        self.measure(loss.detach(), features, student.detach(), targets)
+        return {"cross_entropy": loss}
+
+    def describe(self, encoder: VisionTransformer, crops: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "n D"]:
+        """One vector for each crop of each picture, crop by crop; crops of one size go through together."""
+        groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: crop.shape)]
+        located = [encoder.locate(encoder.patchify(images), *encoder.grid_of(images)) for images in groups]
+        tokens = encoder.encode_many(located)
+        return torch.cat([x[:, 0] if self.options.pool == "cls" else x[:, 1:].mean(1) for x in tokens])
+
+    def teacher_temperature(self) -> float:
+        """Linear from warmup_teacher_temp to teacher_temp, then constant."""
+        cfg = self.options
+        warmup = share_of_epochs(self._trainer, cfg.warmup_teacher_temp_epochs)
+        return linear(share_done(self._trainer), warmup, cfg.warmup_teacher_temp, cfg.teacher_temp)
+
+    def measure(
+        self,
+        loss: Float[Tensor, ""],
+        features: Float[Tensor, "n D"],
+        student: Float[Tensor, "V B K"],
+        targets: Float[Tensor, "G B K"],
+    ) -> None:
+        """Leave for the log what tells a healthy run from a collapsed one; only where a step is logged."""
+        trainer = self._trainer
+        if trainer is not None and (trainer.fit_loop.batch_idx + 1) % trainer.log_every_n_steps:
+            return
+        spread = entropy(targets)
+        own = (student[: len(targets)].float() / self.options.student_temp).softmax(-1)
+        self.measures = {
+            "teacher_entropy": spread,
+            "teacher_mean_entropy": entropy(targets.flatten(0, 1).mean(0)),
+            "student_entropy": entropy(own),
+            "kl": loss - spread,
+            "feature_std": F.normalize(features.float(), dim=1).std(0).mean() * features.shape[1] ** 0.5,
+            "centre_norm": self.centre.norm(),
+            "teacher_temp": self.teacher_temperature(),
+            "momentum": self.momentum(),
+        }
+
+    def momentum(self) -> float:
+        """Share of the old teacher in the next one."""
+        return cosine(share_done(self._trainer), self.options.momentum, 1.0)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        super().on_before_optimizer_step(optimizer)
+        share = share_done(self._trainer)
+        optimizer.param_groups[0]["weight_decay"] = cosine(
+            share, self.optim_config.weight_decay, self.options.weight_decay_end
+        )
+        self._momentum = self.momentum()  # of this step: after it the clock is one further
+        if share < share_of_epochs(self._trainer, self.options.freeze_last_layer):
+            for parameter in self.head.last_layer.parameters():
+                parameter.grad = None
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        if self.optim_config.clip_grad:
+            clip_each(self.parameters(), self.optim_config.clip_grad)
+
+    def after_step(self) -> None:
+        cfg = self.options
+        mean = mean_over_ranks(torch.stack(self._teacher_means).mean(0))
+        self._teacher_means = []
+        self.centre.lerp_(mean, 1 - cfg.centre_momentum)
+        follow(self.teacher_encoder, self.encoder, self._momentum)
+        follow(self.teacher_head, self.head, self._momentum)
+
+    def export_encoder(self) -> VisionTransformer:
+        return self.teacher_encoder
+
+    def start_from(self, source: str) -> None:
+        super().start_from(source)
+        self.teacher_encoder.load_state_dict(self.encoder.state_dict())
