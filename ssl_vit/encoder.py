@@ -20,7 +20,6 @@ from torch.utils.checkpoint import checkpoint
 from ssl_vit.config.schema import POOLS, EncoderConfig, one_of
 from ssl_vit.positions import resample, sincos_2d
 
-
 Layout = list[tuple[int, int]]
 """How sequences are packed into T tokens, one behind another: batches of B sequences of S tokens, (B, S) for each."""
 

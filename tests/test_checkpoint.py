@@ -144,7 +144,7 @@ def test_student_and_teacher_of_a_dino_checkpoint(tmp_path, official):
     assert torch.equal(load_encoder(tmp_path / "dino.pth", which="student").norm.bias, official.norm.bias + 1)
     assert torch.equal(load_encoder(tmp_path / "dino.pth", which="teacher").norm.bias, official.norm.bias)
     torch.save({"model": official.state_dict()}, tmp_path / "mae.pth")
-    with pytest.raises(ValueError, match="which=student: .*mae.pth has no student; it holds model"):
+    with pytest.raises(ValueError, match=r"which=student: .*mae.pth has no student; it holds model"):
         load_encoder(tmp_path / "mae.pth", which="student")
     with pytest.raises(ValueError, match="which=pupil must be one of teacher, student"):
         load_encoder(tmp_path / "mae.pth", which="pupil")

@@ -13,7 +13,7 @@ def main(words: list[str]) -> None:
         print(help_text(VisualizeConfig, USAGE))
         return
     config = read(VisualizeConfig, words).config
-    from ssl_vit.evaluate.maps import visualize
+    from ssl_vit.evaluate.visualize import visualize
 
     for path in visualize(config):
         print(path)

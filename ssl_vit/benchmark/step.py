@@ -1,7 +1,7 @@
 """One optimiser step of DINO ViT-S/16: ours beside the same step put together from timm's and lightly's parts.
 
-Both get the same crops, already normalised on the device, 2 x 224 + 6 x 96 pixels, K = 65,536 prototypes, bf16 autocast,
-and do all that a step does: teacher, student, loss, centre, backward pass, clipping, AdamW, moving average.
+Both get the same crops, already normalised on the device, 2 x 224 + 6 x 96 pixels, K = 65,536 prototypes, bf16
+autocast, and do all that a step does: teacher, student, loss, centre, backward pass, clipping, AdamW, moving average.
 
 Letters: B pictures.
 """
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_vit.config.schema import BenchmarkConfig
 from ssl_vit.encoder import compile_blocks
 from ssl_vit.methods.dino import DINO
 from ssl_vit.optim import clip_each, decay_groups
@@ -48,7 +49,7 @@ def ours(device: torch.device, compiled: bool) -> Step:
 
 
 def parts(device: torch.device, compiled: bool) -> Step:
-    """The step from timm's Vision Transformer and lightly's head, loss and moving average, one pass for each crop size."""
+    """The step from timm's Vision Transformer and lightly's head, loss and moving average; a pass for each crop size."""
     import timm
     from lightly.loss import DINOLoss
     from lightly.models.modules import DINOProjectionHead
@@ -136,7 +137,7 @@ def compare(batch_size: int, repeats: int, compiled: bool) -> Iterator[dict[str,
     yield about | {"ratio": round(median(ratios), 2)}
 
 
-def run(batch_size: int = 4, repeats: int = 7, compile: bool = False) -> None:
-    """Print one JSON object a line. batch_size: pictures; repeats: steps of each, of which the median counts."""
-    for line in compare(batch_size, repeats, compile):
+def run(config: BenchmarkConfig) -> None:
+    """Print one JSON object a line."""
+    for line in compare(config.batch_size, config.repeats, config.compile):
         print(json.dumps(line), flush=True)

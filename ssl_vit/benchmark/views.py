@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, BenchmarkConfig, DataConfig
 from ssl_vit.data.loading import Batch, Views
-from ssl_vit.data.photometry import Photometry, normalize
+from ssl_vit.data.photometry import Photometry
 from ssl_vit.data.pictures import Source, open_picture
 from ssl_vit.data.views import MultiCrop, RandomCrop
 
@@ -28,6 +28,8 @@ SIZES = (((500, 375), 224, 96), ((128, 128), 224, 96), ((32, 32), 32, 16))
 """(width, height) of the pictures, side of the global crops, side of the local crops; all pixels."""
 LOCAL_CROPS = 6
 JPEG_QUALITY = 90
+PICTURES = 32
+"""Of a batch."""
 
 
 class Encoded(Source):
@@ -62,12 +64,25 @@ def photographs(count: int, size: tuple[int, int]) -> Encoded:
 
 def multi_crop(global_side: int, local_side: int) -> MultiCrop:
     """DINO's crops: the first global one always blurred, the second at times solarised (section 3 and appendix B)."""
-    whole, part = RandomCrop((global_side,) * 2, (0.4, 1.0)), RandomCrop((local_side,) * 2, (0.05, 0.4))
+    whole, part = RandomCrop((global_side, global_side), (0.4, 1.0)), RandomCrop((local_side, local_side), (0.05, 0.4))
     first, second = Photometry(blur_p=1.0, solarize_p=0.0), Photometry(blur_p=0.1, solarize_p=0.2)
     return MultiCrop([(whole, first), (whole, second)] + [(part, Photometry(blur_p=0.5, solarize_p=0.0))] * LOCAL_CROPS)
 
 
-def lightly_batch(source: Encoded, transform: Callable[[Image.Image], list[Tensor]]) -> list[Tensor]:
+def dino_transform(global_side: int, local_side: int) -> Callable[[Image.Image], Any]:
+    """lightly's transform; its default strengths and probabilities are those of multi_crop."""
+    from lightly.transforms.dino_transform import DINOTransform
+
+    return DINOTransform(
+        global_crop_size=global_side,
+        global_crop_scale=(0.4, 1.0),
+        local_crop_size=local_side,
+        local_crop_scale=(0.05, 0.4),
+        n_local_views=LOCAL_CROPS,
+    )
+
+
+def lightly_batch(source: Encoded, transform: Callable[[Image.Image], Any]) -> list[Tensor]:
     """All crops of all pictures by lightly, as float32 [B, 3, h, w]."""
     views = [transform(source.open(index).convert("RGB")) for index in range(len(source))]
     return [torch.stack(crops) for crops in zip(*views, strict=True)]
@@ -75,8 +90,7 @@ def lightly_batch(source: Encoded, transform: Callable[[Image.Image], list[Tenso
 
 def on_the_device(view: MultiCrop, batch: Batch) -> list[Tensor]:
     """What ours leaves to the device: colours and normalisation."""
-    crops = view.photometry(batch["images"], batch["draws"])
-    return [normalize(crop, IMAGENET_MEAN, IMAGENET_STD, out=crop) for crop in crops]
+    return view.photometry(batch["images"], batch["draws"], (IMAGENET_MEAN, IMAGENET_STD))
 
 
 def compare(size: tuple[int, int], global_side: int, local_side: int, pictures: int, repeats: int) -> Iterator[dict]:
@@ -84,16 +98,8 @@ def compare(size: tuple[int, int], global_side: int, local_side: int, pictures: 
 
     Time is CPU time of this process, which has one thread: what other processes use of the core does not count.
     """
-    from lightly.transforms.dino_transform import DINOTransform
-
     source, view = photographs(pictures, size), multi_crop(global_side, local_side)
-    transform = DINOTransform(
-        global_crop_size=global_side,
-        global_crop_scale=(0.4, 1.0),
-        local_crop_size=local_side,
-        local_crop_scale=(0.05, 0.4),
-        n_local_views=LOCAL_CROPS,
-    )
+    transform = dino_transform(global_side, local_side)
     views = Views(source, view, seed=0, labels=source.labels)
     taken: dict[str, list[float]] = {"lightly": [], "workers": [], "total": []}
     for repeat in range(repeats + 1):
@@ -120,9 +126,9 @@ def compare(size: tuple[int, int], global_side: int, local_side: int, pictures: 
         yield about | {f"ratio_{pipeline}": round(median(ratios), 2)}
 
 
-def run(pictures: int = 32, repeats: int = 9) -> None:
-    """Print one JSON object a line. pictures: of a batch; repeats: turns of each pipeline, of which the median counts."""
+def run(config: BenchmarkConfig) -> None:
+    """Print one JSON object a line."""
     torch.set_num_threads(1)
     for size, global_side, local_side in SIZES:
-        for line in compare(size, global_side, local_side, pictures, repeats):
+        for line in compare(size, global_side, local_side, PICTURES, config.repeats):
             print(json.dumps(line), flush=True)

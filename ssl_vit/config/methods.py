@@ -2,8 +2,16 @@
 
 from dataclasses import dataclass, field
 
-from ssl_vit.config.schema import EncoderConfig, OptimConfig, ReadoutConfig, RunConfig, TrainerConfig
-from ssl_vit.config.schema import interval, one_of, require
+from ssl_vit.config.schema import (
+    EncoderConfig,
+    OptimConfig,
+    ReadoutConfig,
+    RunConfig,
+    TrainerConfig,
+    interval,
+    one_of,
+    require,
+)
 
 
 @dataclass(kw_only=True)
@@ -117,7 +125,7 @@ class DINOConfig:
         for name in ("blur_p", "solarize_p"):
             shares = getattr(self, name)
             require(all(0 <= share <= 1 for share in shares), f"method.{name}", list(shares), "three numbers in [0, 1]")
-        require(0 < self.blur_sigma[0], "method.blur_sigma", list(self.blur_sigma), "positive")
+        require(self.blur_sigma[0] > 0, "method.blur_sigma", list(self.blur_sigma), "positive")
         interval("method.blur_sigma", self.blur_sigma, 0, 100)
         one_of("method.pool", self.pool, ("cls", "mean"))
         for name in ("local_size", "head_hidden", "head_bottleneck"):

@@ -355,3 +355,30 @@ class VisualizeConfig:
         require(0 < self.mass <= 1, "mass", self.mass, "in (0, 1]")
         require(self.size >= 0, "size", self.size, "0 or more")
         require(self.limit > 0, "limit", self.limit, "a positive integer")
+
+
+SUITES = {
+    "views": "ssl_vit.benchmark.views",
+    "step": "ssl_vit.benchmark.step",
+    "startup": "ssl_vit.benchmark.startup",
+}
+"""Benchmarks by name; each module has run(config), which prints one JSON object a line."""
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    """Time a part beside what the field uses for the same work, in turn in one process; medians."""
+
+    suite: str = "step"
+    """views (crops, one core), step (one optimiser step of DINO ViT-S/16), startup (commands, until they answer)."""
+    repeats: int = 7
+    """Turns of each side."""
+    batch_size: int = 4
+    """Pictures of a step."""
+    compile: bool = False
+    """torch.compile the blocks of both sides."""
+
+    def __post_init__(self) -> None:
+        one_of("suite", self.suite, SUITES)
+        require(self.repeats > 0, "repeats", self.repeats, "a positive integer")
+        require(self.batch_size > 0, "batch_size", self.batch_size, "a positive integer")

@@ -1,7 +1,7 @@
 """Colour operations on batches: torchvision's, with a factor of its own for each image.
 
-Images are floats in 0 .. 255 and stay there. Nothing waits for a device. The result is a new tensor, or `out`, which may
-be the images themselves: that is faster, for they stay in the cache. With one channel, what concerns colour changes
+Images are floats in 0 .. 255 and stay there. Nothing waits for a device. The result is a new tensor, or `out`, which
+may be the images themselves: that is faster, for they stay in the cache. With one channel, what concerns colour changes
 nothing, as in torchvision.
 
 Letters: B images, C channels, H W pixels.
@@ -15,6 +15,9 @@ from torch.nn.functional import pad, threshold
 Images = Float32[Tensor, "B C H W"]
 Factor = Float32[Tensor, " B"]
 Band = Float32[Tensor, "B block span"]
+Mix = Float32[Tensor, "B 3 3"]
+HueMix = Float32[Tensor, "B 3 4"]
+LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601 in torchvision's digits
 BLOCK = 16  # rows or columns that the blur makes at a time; measured fastest of 8 to 224 on a CPU
 
 
@@ -25,50 +28,81 @@ def adjust_brightness(images: Images, factor: Factor, out: Images | None = None)
 
 def adjust_contrast(images: Images, factor: Factor, out: Images | None = None) -> Images:
     """Between the mean grey of the image (factor 0) and the image (1), or beyond. One or three channels."""
-    mean = _grey(images.mean((2, 3), keepdim=True))
-    return torch.mul(images, _each(factor), out=out).add_(mean * (1 - _each(factor))).clamp_(0, 255)
+    mean = images.mean((2, 3))
+    if images.shape[1] == 3:
+        mean = mean @ torch.tensor(LUMA).to(images.device, non_blocking=True)
+    return torch.mul(images, _each(factor), out=out).add_(_each((1 - factor) * mean.flatten())).clamp_(0, 255)
 
 
 def adjust_saturation(images: Images, factor: Factor, out: Images | None = None) -> Images:
     """Between the grey image (factor 0) and the image (1), or beyond. One or three channels."""
+    return mix(images, saturation_mix(factor), out)
+
+
+def saturation_mix(factor: Factor) -> Mix:
+    """adjust_saturation as what each channel becomes (row) of red, green and blue."""
+    luma = torch.tensor(LUMA).to(factor.device, non_blocking=True)
+    own = torch.eye(3, device=factor.device)
+    return torch.lerp(luma.expand(3, 3), own, factor[:, None, None])
+
+
+def mix(images: Images, matrix: Mix, out: Images | None = None) -> Images:
+    """Each channel as its image's matrix mixes it from red, green and blue, cut off at 0 and 255."""
     if images.shape[1] == 1:
         return images
-    return torch.lerp(_grey(images), images, _each(factor), out=out).clamp_(0, 255)
+    return torch.clamp(torch.bmm(matrix, images.flatten(2)).view(images.shape), 0, 255, out=out)
 
 
 def adjust_hue(images: Images, shift: Factor, out: Images | None = None) -> Images:
-    """Turned around the colour circle by shift in -0.5 .. 0.5 of it; value and saturation (HSV) stay.
+    """Turned around the colour circle by shift in -0.5 .. 0.5 of it; value and saturation (HSV) stay."""
+    return turn_hue(images, hue_mix(shift), out)
 
-    A channel of a pixel is low + chroma * clamp(2 - |angle|, 0, 1), where low is its darkest channel, chroma the
-    distance to its brightest, and angle in -3 .. 3 sixths of the circle the distance of its hue from the channel's own.
-    Red's angle is 1 - (red - green - blue + low) / chroma, with the sign of green - blue. All is kept times chroma, so
-    there is no division, and grey pixels are no special case.
+
+def hue_mix(shift: Factor) -> HueMix:
+    """adjust_hue as what each channel becomes (row) of red, green, blue, and of the sum of brightest and darkest.
+
+    Let low and high be the darkest and brightest channel of a pixel. Round the circle a channel stays at high for two
+    sixths, falls for one, stays at low for two, rises for one, each in a straight line. So a turn by t in 0 .. 1 sixths
+    makes red - green + (2 t - 1) blue + (1 - t) (high + low) of red, cut off at low and high: read it off in each
+    sixth. Green and blue follow in a circle, a turn back swaps the two other channels, and a third of the circle moves
+    each channel on by one. That is the result of going to HSV and back, without division or branches.
     """
+    sixths = 6 * shift
+    thirds = torch.round(sixths / 2)
+    rest = sixths - 2 * thirds  # in -1 .. 1
+    # of the channel itself, of the next one in the order red, green, blue, and of the one before
+    parts = torch.stack([torch.ones_like(rest), 2 * (-rest).relu() - 1, 2 * rest.relu() - 1], dim=1)
+    channel = torch.arange(3, device=shift.device)
+    offset = (channel - channel[:, None] + thirds.long()[:, None, None]).remainder(3)
+    matrix = parts[:, None].expand(-1, 3, -1).gather(2, offset)
+    return torch.cat([matrix, (1 - rest.abs())[:, None, None].expand(-1, 3, 1)], dim=2)
+
+
+def turn_hue(images: Images, matrix: HueMix, out: Images | None = None) -> Images:
+    """Each channel as hue_mix describes it."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
-    chroma = high - low
-    angle = (chroma - low).sub_(red).add_(green).add_(blue).copysign_(green - blue)
-    own = torch.tensor([0.0, -2.0, 2.0]).to(images.device, non_blocking=True)  # red, green, blue on the circle
-    turn = torch.remainder(6 * shift[:, None] + own + 3, 6) - 3
-    # 2 - |angle| once angle, by now in -6 .. 6, is brought back to -3 .. 3: ||angle| - 3| - 1
-    ramp = torch.addcmul(angle, chroma, turn[:, :, None, None], out=out).abs_().sub_(chroma, alpha=3).abs_()
-    return ramp.add_(low - chroma).clamp_(low, high)
+    turned = torch.bmm(matrix[:, :, :3], images.flatten(2)).view(images.shape)
+    return torch.clamp(turned.add_((high + low).mul_(matrix[:, :1, 3:, None])), low, high, out=out)
 
 
-def to_grey(images: Images) -> Images:
+def to_grey(images: Images, out: Images | None = None) -> Images:
     """Every channel the luma of the image. One or three channels."""
-    return images if images.shape[1] == 1 else _grey(images).expand_as(images).contiguous()
+    if images.shape[1] == 1:
+        return images
+    return (torch.empty_like(images) if out is None else out).copy_(_grey(images))
 
 
-def solarize(images: Images) -> Images:
+def solarize(images: Images, out: Images | None = None) -> Images:
     """Values from 128 up are inverted: 255 - value.
 
-    For whole numbers that is min(value, 255 - value), which unlike it does not jump for those between 127 and 128.
+    On whole numbers that is min(value, 255 - value). Between 127 and 128 the two differ, by less than 1, and the
+    minimum has no jump.
     """
-    return torch.minimum(images, 255 - images)
+    return torch.minimum(images, 255 - images, out=out)
 
 
 def gaussian_blur(images: Images, sigma: Factor, radius: int) -> Images:
@@ -93,21 +127,43 @@ def gaussian_band(sigma: Factor, radius: int) -> Band:
     return pad(kernel, (0, BLOCK)).repeat(1, BLOCK)[:, : BLOCK * span].view(-1, BLOCK, span)
 
 
-def convolve(images: Images, band: Band) -> Images:
+def convolve(images: Images, band: Band, out: Images | None = None) -> Images:
     """Rows, then columns, each as products of overlapping windows of span pixels with the image's band matrix.
 
     That is faster than a grouped convolution with a kernel per image, on CPUs and GPUs.
     """
-    height, width = images.shape[2:]
     span = band.shape[2]
     radius = (span - BLOCK) // 2
+    height, width = images.shape[2:]
+    below, right = -height % BLOCK, -width % BLOCK  # to whole blocks; cut off again
     padded = pad(images, (radius, radius, radius, radius), mode="reflect")
-    below, right = -height % BLOCK, -width % BLOCK
     if below or right:
-        padded = pad(padded, (0, right, 0, below))  # to whole blocks; cut off again
-    rows = (band[:, None, None] @ padded.unfold(2, span, BLOCK).mT).flatten(2, 3)
-    columns = torch.bmm(rows.unfold(3, span, BLOCK).reshape(len(images), -1, span), band.mT)
-    return columns.view(*images.shape[:2], height + below, width + right)[:, :, :height, :width]
+        padded = pad(padded, (0, right, 0, below))
+    size = (*images.shape[:2], height + below, width + right)
+    whole = images.new_empty(size) if out is None or below or right else out
+    if len(images) == 1:
+        _convolve_one(padded[0], band[0], whole[0])
+    else:
+        rows = (band[:, None, None] @ padded.unfold(2, span, BLOCK).mT).flatten(2, 3)
+        columns = rows.unfold(3, span, BLOCK).reshape(len(images), -1, span)
+        torch.bmm(columns, band.mT, out=whole.view(len(images), -1, BLOCK))
+    blurred = whole[:, :, :height, :width]
+    return blurred if out is None or whole is out else out.copy_(blurred)
+
+
+def _convolve_one(
+    padded: Float32[Tensor, "C Hp Wp"], band: Float32[Tensor, "block span"], blurred: Float32[Tensor, "C H W"]
+) -> None:
+    """convolve for one image: so small a batch needs no copies of the overlapping windows."""
+    span = band.shape[1]
+    windows = padded.unfold(1, span, BLOCK).mT
+    channels, down, _, width = windows.shape
+    rows = padded.new_empty(channels, down, BLOCK, width)
+    for window, row in zip(windows, rows, strict=True):
+        torch.bmm(band.expand(down, -1, -1), window, out=row)
+    windows = rows.view(-1, width).unfold(1, span, BLOCK).transpose(0, 1)
+    across = len(windows)
+    torch.bmm(windows, band.mT.expand(across, -1, -1), out=blurred.view(-1, across, BLOCK).transpose(0, 1))
 
 
 def _each(factor: Tensor) -> Float32[Tensor, "B 1 1 1"]:
@@ -115,8 +171,6 @@ def _each(factor: Tensor) -> Float32[Tensor, "B 1 1 1"]:
 
 
 def _grey(images: Images) -> Float32[Tensor, "B 1 H W"]:
-    """Luma of ITU-R BT.601, in torchvision's digits."""
-    if images.shape[1] == 1:
-        return images
+    """Luma of three channels."""
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
-    return (red * 0.2989).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])

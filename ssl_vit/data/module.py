@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -190,14 +190,15 @@ class ImageDataModule(pl.LightningDataModule):
             return np.arange(limit)
         return np.sort(permutation(seed, 0, len(part.index))[:limit])
 
-    def normalize(self, images: UInt8[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
-        """Normalised by data.mean and data.std."""
+    def normalize(self, images: Shaped[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
+        """uint8, or floats in 0 .. 255, normalised by data.mean and data.std."""
         return normalize(images, self.data.mean, self.data.std)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """The batch with its uint8 images normalised, on the device."""
         images = batch["images"]
+        if "draws" in batch:  # of a training batch whose view changes colours
+            statistics = (self.data.mean, self.data.std)
+            return batch | {"images": self.view.photometry(images, batch["draws"], statistics)}  # pyright: ignore
         several = isinstance(images, list)
-        if "draws" in batch:  # of a training batch, whose view has colours to change
-            images = self.view.photometry(images, batch["draws"])  # pyright: ignore
         return batch | {"images": [self.normalize(crop) for crop in images] if several else self.normalize(images)}

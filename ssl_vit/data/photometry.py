@@ -21,37 +21,33 @@ from ssl_vit.data.colours import (
     Images,
     adjust_brightness,
     adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
     convolve,
     gaussian_band,
+    hue_mix,
+    mix,
+    saturation_mix,
     solarize,
     to_grey,
+    turn_hue,
 )
 
 ORDERS = np.array(list(itertools.permutations(range(4))))
 """Every order of the jitter's operations; 0 brightness, 1 contrast, 2 saturation, 3 hue."""
 CACHED_BYTES = 2**19
 """Floats that a CPU changes at a time: they stay in a core's L2 cache from one operation to the next."""
+SMALL_BYTES = 2**16
+"""A larger image (74 x 74 pixels in colour) is changed alone there: to gather those an operation meets is slower."""
 
 
 def normalize(
-    images: Shaped[Tensor, "B C H W"],
-    mean: Sequence[float],
-    std: Sequence[float],
-    out: Float32[Tensor, "B C H W"] | None = None,
+    images: Shaped[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]
 ) -> Float32[Tensor, "B C H W"]:
     """(images / 255 - mean) / std per channel, as one multiply-add on the device where the batch is.
 
-    images: uint8, or floats in 0 .. 255. mean and std are of pixels in [0, 1]. out: where the result goes; float images
-    may be overwritten so.
+    images: uint8, or floats in 0 .. 255. mean and std are of pixels in [0, 1].
     """
-    gain = torch.tensor([1 / (255 * value) for value in std]).view(-1, 1, 1)
-    shift = torch.tensor([-value / spread for value, spread in zip(mean, std, strict=True)]).view(-1, 1, 1)
-    gain, shift = (tensor.to(images.device, non_blocking=True) for tensor in (gain, shift))
-    if images.is_floating_point() and images.device.type == "cpu":
-        return torch.mul(images, gain, out=out).add_(shift)  # two fast passes; a CPU's addcmul is one slow one
-    return torch.addcmul(shift, images.float(), gain, out=out)
+    gain, shift = _affine(mean, std, images.device)
+    return torch.addcmul(shift, images.float(), gain)
 
 
 class Strengths(NamedTuple):
@@ -71,8 +67,8 @@ class Strengths(NamedTuple):
     solarize: Bool[np.ndarray, " B"]
 
 
-Operation = Callable[[Tensor, Tensor], Tensor]
-"""From images [B, C, H, W] and a factor for each [B, ...] to images, which may be the same tensor."""
+Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From images [B, C, H, W] and a factor for each [B, ...] to images, written into the third, which may be the first."""
 
 
 class Plan(NamedTuple):
@@ -139,50 +135,56 @@ class Photometry:
         )
 
     def __call__(
-        self, images: UInt8[Tensor, "B C H W"], u: Float64[np.ndarray, "B draws"]
+        self,
+        images: UInt8[Tensor, "B C H W"],
+        u: Float64[np.ndarray, "B draws"],
+        normalized: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> Float32[Tensor, "B C H W"]:
-        """The images with their colours changed, in 0 .. 255; row b of u belongs to image b, whatever else is there.
+        """The images with their colours changed, in 0 .. 255. Row b of u belongs to image b, whatever else is there.
+
+        normalized: mean and std, for what normalize would make of the result; a CPU does that faster here, while an
+        image is in its cache.
 
         Raises:
             ValueError: colours are to change that these channels do not have, or the images are too small for the blur.
         """
         self._check(images.shape[1:])
         plan = self._plan(self.strengths(u), images.device)
-        if images.device.type != "cpu":
-            return _change(images.float(), plan, np.arange(len(images)))
-        changed = torch.empty(images.shape)
-        count = max(1, CACHED_BYTES // (4 * images[:1].numel()))
-        # Images with the same operations in the same order are neighbours, so that few are gathered for a step.
-        alike = np.lexsort(plan.chosen[::-1])
-        for part in np.split(alike, range(count, len(alike), count)):
-            floats = images.index_select(0, torch.from_numpy(part)).float()
-            for place, image in zip(part.tolist(), _change(floats, plan, part), strict=True):
-                changed[place] = image
+        changed = torch.empty(images.shape, device=images.device)
+        affine = normalized and _affine(*normalized, images.device)
+        together = max(1, len(images))
+        if images.device.type == "cpu":
+            together = 1 if one_by_one(images) else CACHED_BYTES // _bytes(images)
+        for start in range(0, len(images), together):
+            part = slice(start, start + together)
+            floats = changed[part].copy_(images[part])
+            _change(floats, plan, part)
+            if affine:
+                floats.mul_(affine[0]).add_(affine[1])
         return changed
 
     def _plan(self, strengths: Strengths, device: torch.device) -> Plan:
         """An operation of the jitter stands once at each place of the order, with the images that it meets there."""
+        brightness, contrast, saturation, hue, sigma = (
+            _on(device, getattr(strengths, name)).float()
+            for name in ("brightness", "contrast", "saturation", "hue", "sigma")
+        )
         jitters = (
-            (adjust_brightness, self.brightness, strengths.brightness),
-            (adjust_contrast, self.contrast, strengths.contrast),
-            (adjust_saturation, self.saturation, strengths.saturation),
-            (adjust_hue, self.hue, strengths.hue),
+            (adjust_brightness, self.brightness, brightness),
+            (adjust_contrast, self.contrast, contrast),
+            (mix, self.saturation, saturation_mix(saturation)),
+            (turn_hue, self.hue, hue_mix(hue)),
         )
         steps = [
-            (
-                _in_place(operation),
-                strengths.jitter & (strengths.order[:, place] == number),
-                _on(device, factor).float(),
-            )
+            (change, strengths.jitter & (strengths.order[:, place] == number), factor)
             for place in range(4)
-            for number, (operation, strength, factor) in enumerate(jitters)
+            for number, (change, strength, factor) in enumerate(jitters)
             if strength > 0
         ]
-        sigma = _on(device, strengths.sigma).float()
         steps += [
-            (lambda images, _: to_grey(images), strengths.grey, sigma),
+            (lambda images, _, out: to_grey(images, out), strengths.grey, sigma),
             (convolve, strengths.blur, gaussian_band(sigma, self.blur_radius)),
-            (lambda images, _: solarize(images), strengths.solarize, sigma),
+            (lambda images, _, out: solarize(images, out), strengths.solarize, sigma),
         ]
         operations, chosen, factors = zip(*steps, strict=True)
         return Plan(list(operations), np.stack(chosen), list(factors))
@@ -202,30 +204,43 @@ class Photometry:
             )
 
 
+def one_by_one(images: UInt8[Tensor, "B C H W"]) -> bool:
+    """Whether Photometry changes each of these images alone."""
+    return images.device.type == "cpu" and _bytes(images) > SMALL_BYTES
+
+
+def _bytes(images: UInt8[Tensor, "B C H W"]) -> int:
+    """Of one image as floats."""
+    return 4 * math.prod(images.shape[1:])
+
+
 def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
     return low + (high - low) * u
 
 
-def _in_place(operation: Callable[..., Tensor]) -> Operation:
-    return lambda images, factor: operation(images, factor, out=images)
+def _affine(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Gain and shift per channel that normalise pixels in 0 .. 255."""
+    gain = torch.tensor([1 / (255 * value) for value in std]).view(-1, 1, 1)
+    shift = torch.tensor([-value / spread for value, spread in zip(mean, std, strict=True)]).view(-1, 1, 1)
+    return gain.to(device, non_blocking=True), shift.to(device, non_blocking=True)
 
 
 def _on(device: torch.device, values: np.ndarray) -> Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
-def _change(images: Images, plan: Plan, part: Int64[np.ndarray, " b"]) -> Images:
-    """These images, which are a part of the plan's batch, after all operations; they may be written into.
+def _change(images: Images, plan: Plan, part: slice) -> None:
+    """All operations, in place, on images that are this part of the plan's batch.
 
-    Which an operation meets is known on the host, so that nothing is indexed by a mask on a device.
+    Which of them an operation meets is known on the host, so that nothing is indexed by a mask on a device.
     """
     chosen = plan.chosen[:, part]
     for number in np.flatnonzero(chosen.any(axis=1)).tolist():
+        operation, factor = plan.operations[number], plan.factors[number][part]
         index = np.flatnonzero(chosen[number])
-        factor = plan.factors[number].index_select(0, _on(images.device, part[index]))
-        if len(index) == len(part):
-            images = plan.operations[number](images, factor)
+        if len(index) == len(images):
+            operation(images, factor, images)
         else:
             places = _on(images.device, index)
-            images.index_copy_(0, places, plan.operations[number](images.index_select(0, places), factor))
-    return images
+            met = images.index_select(0, places)
+            images.index_copy_(0, places, operation(met, factor.index_select(0, places), met))

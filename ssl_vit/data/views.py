@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ssl_vit.data.photometry import Photometry
+from ssl_vit.data.photometry import Photometry, one_by_one
 
 BICUBIC = InterpolationMode.BICUBIC
 
@@ -99,20 +99,26 @@ class MultiCrop:
         return [crop(picture, u[draws]) for (crop, _), draws in zip(self.crops, self._crop_draws, strict=True)]
 
     def photometry(
-        self, crops: list[UInt8[Tensor, "B C _ _"]], u: Float64[np.ndarray, "B draws"]
+        self,
+        crops: list[UInt8[Tensor, "B C _ _"]],
+        u: Float64[np.ndarray, "B draws"],
+        normalized: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> list[Float32[Tensor, "B C _ _"]]:
-        """The crops with their colours changed, in 0 .. 255, on the device where they are.
+        """The crops with their colours changed, on the device where they are.
 
-        Crops of one size and one photometry are one batch, which on a GPU is one launch in place of several.
+        In 0 .. 255, or normalised by mean and std, both of pixels in [0, 1].
+        Crops of one size and one photometry become one batch: fewer launches on a GPU. Where images are changed one by
+        one that saves nothing, and they stay apart.
         """
-        alike: dict[tuple[torch.Size, Photometry], list[int]] = {}
+        alike: dict[tuple[torch.Size, Photometry, int], list[int]] = {}
         for place, (crop, (_, photometry)) in enumerate(zip(crops, self.crops, strict=True)):
-            alike.setdefault((crop.shape, photometry), []).append(place)
+            group = place if one_by_one(crop) else -1
+            alike.setdefault((crop.shape, photometry, group), []).append(place)
         changed = dict[int, Tensor]()
-        for (_, photometry), places in alike.items():
+        for (_, photometry, _), places in alike.items():
             draws = np.concatenate([u[:, self._photometry_draws[place]] for place in places])
             batch = torch.cat([crops[place] for place in places]) if len(places) > 1 else crops[places[0]]
-            changed |= zip(places, photometry(batch, draws).chunk(len(places)), strict=True)
+            changed |= zip(places, photometry(batch, draws, normalized).chunk(len(places)), strict=True)
         return [changed[place] for place in range(len(crops))]
 
 

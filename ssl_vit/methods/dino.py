@@ -6,6 +6,7 @@ of the student; centring and a low temperature keep both from saying the same of
 Letters: B pictures, G global crops, V crops in all (globals first), C channels, H x W pixels, D width, K prototypes.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -21,6 +22,7 @@ from ssl_vit.data.views import MultiCrop, RandomCrop
 from ssl_vit.distributed import mean_over_ranks, sum_over_ranks
 from ssl_vit.ema import follow, frozen_copy
 from ssl_vit.encoder import VisionTransformer, init_linear
+from ssl_vit.maps import attention_pictures
 from ssl_vit.methods.base import Method
 from ssl_vit.optim import clip_each
 from ssl_vit.progress import share_done, share_of_epochs
@@ -34,9 +36,7 @@ def centred_targets(
     return ((logits.float() - centre) / temperature).softmax(-1)
 
 
-def sinkhorn_targets(
-    logits: Float[Tensor, "G B K"], temperature: float, iterations: int = 3
-) -> Float[Tensor, "G B K"]:
+def sinkhorn_targets(logits: Float[Tensor, "G B K"], temperature: float, iterations: int = 3) -> Float[Tensor, "G B K"]:
     """What the teacher says, spread evenly over the prototypes by Sinkhorn-Knopp (SwAV, arXiv:2006.09882, section 3.1).
 
     All crops of all processes share the prototypes: every prototype gets the same mass, then every crop mass 1. In
@@ -117,6 +117,7 @@ class DINO(Method):
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(self.options.prototypes))
         self._teacher_means: list[Tensor] = []  # of the batches since the last step
+        self._momentum = self.options.momentum
 
     def train(self, mode: bool = True) -> "DINO":
         """The teacher's encoder stays in eval mode: no drop path in a target."""
@@ -135,19 +136,11 @@ class DINO(Method):
     def _photometry(self, kind: int) -> Photometry:
         """Colours of the first global crop (kind 0), of the other globals (1), of the locals (2)."""
         cfg = self.options
-        return Photometry(
-            brightness=cfg.brightness,
-            contrast=cfg.contrast,
-            saturation=cfg.saturation,
-            hue=cfg.hue,
-            jitter_p=cfg.jitter_p,
-            grey_p=cfg.grey_p,
-            blur_p=cfg.blur_p[kind],
-            blur_sigma=cfg.blur_sigma,
-            solarize_p=cfg.solarize_p[kind],
-        )
+        alike = ("brightness", "contrast", "saturation", "hue", "jitter_p", "grey_p", "blur_sigma")
+        shared = {name: getattr(cfg, name) for name in alike}
+        return Photometry(**shared, blur_p=cfg.blur_p[kind], solarize_p=cfg.solarize_p[kind])
 
-    def losses(self, crops: Sequence[Float[Tensor, "B C _ _"]]) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, crops: Sequence[Float[Tensor, "B C _ _"]] | Tensor) -> dict[str, Float[Tensor, ""]]:
         """{"cross_entropy": loss}."""
         cfg, G = self.options, self.options.global_crops
         if isinstance(crops, Tensor) or len(crops) != G + cfg.local_crops:
@@ -193,13 +186,15 @@ class DINO(Method):
     ) -> None:
         """Leave for the log what tells a healthy run from a collapsed one; only where a step is logged."""
         trainer = self._trainer
-        if trainer is not None and (trainer.fit_loop.batch_idx + 1) % trainer.log_every_n_steps:
+        if trainer is not None and (self.global_step + 1) % trainer.log_every_n_steps:  # pyright: ignore
             return
-        spread = entropy(targets)
+        spread, spread_of_mean = entropy(targets), entropy(targets.flatten(0, 1).mean(0))
         own = (student[: len(targets)].float() / self.options.student_temp).softmax(-1)
         self.measures = {
             "teacher_entropy": spread,
-            "teacher_mean_entropy": entropy(targets.flatten(0, 1).mean(0)),
+            "teacher_mean_entropy": spread_of_mean,
+            # What a target says of which picture of the batch it is of: 0 nothing, 1 all that the prototypes can.
+            "information": (spread_of_mean - spread) / math.log(min(targets.shape[1:])),
             "student_entropy": entropy(own),
             "kl": loss - spread,
             "feature_std": F.normalize(features.float(), dim=1).std(0).mean() * features.shape[1] ** 0.5,
@@ -237,6 +232,13 @@ class DINO(Method):
 
     def export_encoder(self) -> VisionTransformer:
         return self.teacher_encoder
+
+    @torch.no_grad()
+    def pictures(self, images: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        """Each picture, and what each head of the teacher's last block looks at."""
+        encoder = self.teacher_encoder
+        heads = attention_pictures(encoder.attention_maps(images), encoder.grid_of(images), encoder.patch_size)
+        return {"picture": images} | {f"head {i + 1}": head[:, None] for i, head in enumerate(heads.unbind(1))}
 
     def start_from(self, source: str) -> None:
         super().start_from(source)

@@ -11,10 +11,12 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ssl_vit.monitor.records import JsonLines
+from ssl_vit.progress import share_done
 
 log = logging.getLogger("ssl_vit")
 
 HEALTHY, UNIFORM, ONE, ASLEEP = "healthy", "uniform collapse", "one-dimension collapse", "not started"
+FIGURES = ("information", "teacher_mean_entropy", "student_entropy")
 ADVICE = {
     UNIFORM: "the teacher says the same of everything; lower method.teacher_temp first, then optim.base_lr",
     ONE: "one prototype wins whatever the picture is; lower method.centre_momentum first, then raise "
@@ -22,30 +24,37 @@ ADVICE = {
     ASLEEP: "the loss is still that of uniform outputs; set method.head_norm=true first, then lower "
     "method.warmup_teacher_temp and method.teacher_temp to 0.02, then raise optim.base_lr",
 }
+INFORMED = 0.1
+"""Share of the information that targets could have of their pictures, from which a run counts as learning."""
 AT_UNIFORM = 0.98
-"""Share of ln K above which the loss counts as that of uniform outputs."""
-LEFT_UNIFORM = 0.9
-"""Share of ln K below which a loss has been learnt something."""
+"""Share of ln K from which an entropy counts as that of uniform outputs."""
 ONE_PROTOTYPE = 0.05
 """Share of ln K below which the teacher's mean output counts as one prototype: it is 0 for one, 1 for all alike."""
-SAME_FEATURES = 0.02
-"""feature_std below which all pictures count as described alike; a random encoder has 0.1 and more."""
+PATIENCE = 0.5
+"""Share of the run after which uniform outputs are no slow start any more."""
 
 
-def verdict(loss: float, lowest: float, mean_entropy: float, feature_std: float, prototypes: int) -> str:
+def verdict(
+    information: float, mean_entropy: float, student_entropy: float, prototypes: int, informed: bool, share: float
+) -> str:
     """One of HEALTHY, UNIFORM, ONE, ASLEEP.
 
+    The loss alone does not tell: before the centre has settled, it is low because all outputs are alike.
+
     Args:
-        loss: of now, in nats. lowest: the smallest so far.
+        information: of the targets about which picture they are of, a share in [0, 1].
         mean_entropy: of the teacher's output, averaged over pictures first, in nats.
-        feature_std: spread of the teacher's features, 0 when all pictures are described alike.
+        student_entropy: mean over pictures, in nats.
+        informed: whether the run has been healthy before.
+        share: of the run that is done.
     """
     uniform = math.log(prototypes)
     if mean_entropy < ONE_PROTOTYPE * uniform:
         return ONE
-    if loss < AT_UNIFORM * uniform:
+    if information > INFORMED:
         return HEALTHY
-    return UNIFORM if lowest < LEFT_UNIFORM * uniform or feature_std < SAME_FEATURES else ASLEEP
+    stuck = share > PATIENCE and student_entropy > AT_UNIFORM * uniform
+    return UNIFORM if informed or stuck else ASLEEP
 
 
 class Health(pl.Callback):
@@ -60,30 +69,25 @@ class Health(pl.Callback):
     def __init__(self, memory: float = 0.8) -> None:
         self.memory = memory
         self.word = ""
-        self.lowest = math.inf
+        self.informed = False
         self._means: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"word": self.word, "lowest": self.lowest, "means": self._means}
+        return {"word": self.word, "informed": self.informed, "means": self._means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.word, self.lowest, self._means = state_dict["word"], state_dict["lowest"], state_dict["means"]
+        self.word, self.informed, self._means = state_dict["word"], state_dict["informed"], state_dict["means"]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         known = trainer.callback_metrics
         if "train/teacher_mean_entropy" not in known or trainer.global_step % trainer.log_every_n_steps:  # pyright: ignore
             return
-        for name in ("loss", "teacher_mean_entropy", "feature_std"):
+        for name in FIGURES:
             value = float(known[f"train/{name}"])
             self._means[name] = self.memory * self._means.get(name, value) + (1 - self.memory) * value
-        self.lowest = min(self.lowest, self._means["loss"])
-        word = verdict(
-            self._means["loss"],
-            self.lowest,
-            self._means["teacher_mean_entropy"],
-            self._means["feature_std"],
-            pl_module.options.prototypes,
-        )
+        figures = [self._means[name] for name in FIGURES]
+        word = verdict(*figures, pl_module.options.prototypes, self.informed, share_done(trainer))
+        self.informed |= word == HEALTHY
         if word != self.word:
             self.word = word
             self._tell(trainer)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Shaped, UInt8
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
@@ -21,20 +21,23 @@ log = logging.getLogger("ssl_vit")
 
 
 def picture_grid(
-    columns: dict[str, Float[Tensor, "B C H W"]], mean: list[float], std: list[float]
+    columns: dict[str, Shaped[Tensor, "B _ H W"]], mean: list[float], std: list[float]
 ) -> UInt8[Tensor, "3 height width"]:
     """One row a picture, the columns side by side, in display colours; white lines between.
 
-    Pictures with other than 3 channels show their first one in grey.
+    A column of floats is normalised as the training pictures are, one of uint8 is shown as it is. Pictures with other
+    than 3 channels show their first one in grey.
     """
     from torchvision.utils import make_grid
 
-    shape = (1, -1, 1, 1)
-    rows = torch.stack(list(columns.values()), dim=1).cpu()  # [B, columns, C, H, W]
-    images = rows.flatten(0, 1) * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)
-    images = images if images.shape[1] == 3 else images[:, :1]
-    grid = make_grid(images.clamp(0, 1), nrow=len(columns), padding=2, pad_value=1.0)
-    return (grid * 255).round().to(torch.uint8)
+    shape, shown = (1, -1, 1, 1), []
+    for column in columns.values():
+        column = column.cpu()
+        if column.dtype != torch.uint8:
+            column = (column * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1) * 255
+        column = column.round().to(torch.uint8)
+        shown.append(column if column.shape[1] == 3 else column[:, :1].expand(-1, 3, -1, -1))
+    return make_grid(torch.stack(shown, dim=1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=255)
 
 
 class Look(pl.Callback):

@@ -11,7 +11,8 @@ from torchvision.transforms import functional as v1
 from torchvision.transforms.v2 import functional as F
 
 from ssl_vit.data.draws import uniforms
-from ssl_vit.data.views import BICUBIC, CenterCrop, RandomCrop
+from ssl_vit.data.photometry import Photometry
+from ssl_vit.data.views import BICUBIC, CenterCrop, MultiCrop, RandomCrop, View
 
 DRAWS = 4000
 
@@ -123,3 +124,47 @@ def test_a_picture_that_fits_is_not_resampled():
 @settings(deadline=None, max_examples=60)
 def test_the_middle_has_its_size_whatever_the_picture(height, width, crop, h, w):
     assert CenterCrop((h, w), crop)(picture(height, width)).shape == (3, h, w)
+
+
+WHOLE, PART = RandomCrop((32, 40), (0.4, 1.0)), RandomCrop((16, 16), (0.05, 0.4), flip=False)
+FIRST, SECOND = Photometry(blur_p=1.0, solarize_p=0.0), Photometry(blur_p=0.1, solarize_p=0.2)
+REST = Photometry(blur_p=0.5, solarize_p=0.0)
+MULTI = MultiCrop([(WHOLE, FIRST), (WHOLE, SECOND), (PART, REST), (PART, REST), (PART, REST)])
+
+
+def test_the_crops_are_those_of_random_crop_with_the_same_draws():
+    assert isinstance(MULTI, View)
+    geometry, colours = 2 * WHOLE.draws + 3 * PART.draws, 5 * FIRST.draws
+    assert MULTI.draws == geometry + colours
+    source, u = picture(70, 90), uniforms(0, 0, np.arange(1), MULTI.draws)[0]
+    crops = MULTI(source, u)
+    assert [tuple(crop.shape) for crop in crops] == [(3, 32, 40)] * 2 + [(3, 16, 16)] * 3
+    for place, (crop, view) in enumerate(zip(crops, [WHOLE, WHOLE, PART, PART, PART], strict=True)):
+        assert torch.equal(crop, view(source, u[place * view.draws : (place + 1) * view.draws]))
+    u[geometry:] = 0.5
+    assert all(map(torch.equal, crops, MULTI(source, u)))
+
+
+def test_each_crop_has_draws_of_its_own_within_its_scale():
+    draws = uniforms(0, 0, np.arange(1000), MULTI.draws)
+    areas = []
+    for place, (view, _) in enumerate(MULTI.crops):
+        own = draws[:, place * view.draws : (place + 1) * view.draws]
+        boxes = np.array([view.box(200, 220, u) for u in own])
+        areas.append(boxes[:, 2] * boxes[:, 3] / (200 * 220))
+        assert areas[-1].min() > view.scale[0] - 0.01  # whole pixels
+        assert areas[-1].max() < view.scale[1] + 0.01
+    correlations = np.corrcoef(areas) - np.eye(len(areas))
+    assert abs(correlations).max() < 4.5 / math.sqrt(1000)
+
+
+def test_each_crop_gets_the_colours_of_its_own_photometry_and_draws():
+    draws = uniforms(0, 0, np.arange(4), MULTI.draws)
+    crops = [torch.stack(views) for views in zip(*(MULTI(picture(60, 70), u) for u in draws), strict=True)]
+    coloured = MULTI.photometry(crops, draws)
+    start = 2 * WHOLE.draws + 3 * PART.draws
+    for crop, found, (_, photometry) in zip(crops, coloured, MULTI.crops, strict=True):
+        expected = photometry(crop, draws[:, start : start + photometry.draws])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)  # sums of other lengths round otherwise
+        assert found.is_contiguous()
+        start += photometry.draws

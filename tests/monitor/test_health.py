@@ -18,18 +18,19 @@ SMALL = {"local_crops": 2, "local_size": 8, "prototypes": K, "head_hidden": 32, 
 
 
 @pytest.mark.parametrize(
-    ("loss", "lowest", "mean_entropy", "feature_std", "word"),
+    ("information", "mean_entropy", "student_entropy", "informed", "share", "word"),
     [
-        (0.5, 0.5, 0.8, 0.5, HEALTHY),
-        (0.999, 0.99, 0.99, 0.3, ASLEEP),
-        (0.999, 0.5, 0.99, 0.3, UNIFORM),
-        (0.999, 0.99, 0.99, 0.001, UNIFORM),
-        (0.0, 0.0, 0.01, 0.3, ONE),
+        (0.5, 0.8, 0.5, False, 0.9, HEALTHY),
+        (0.02, 0.99, 0.999, False, 0.2, ASLEEP),
+        (0.02, 0.99, 0.999, False, 0.9, UNIFORM),
+        (0.02, 0.99, 0.7, False, 0.9, ASLEEP),
+        (0.02, 0.99, 0.7, True, 0.2, UNIFORM),
+        (0.0, 0.01, 0.0, True, 0.9, ONE),
     ],
 )
-def test_verdicts_by_shares_of_the_uniform_loss(loss, lowest, mean_entropy, feature_std, word):
+def test_verdicts(information, mean_entropy, student_entropy, informed, share, word):
     uniform = math.log(K)
-    assert verdict(loss * uniform, lowest * uniform, mean_entropy * uniform, feature_std, K) == word
+    assert verdict(information, mean_entropy * uniform, student_entropy * uniform, K, informed, share) == word
 
 
 def run(tmp_path, optim: dict, **options) -> tuple[Health, list[dict]]:
@@ -69,10 +70,15 @@ def test_a_run_that_cannot_learn_has_not_started(tmp_path, caplog):
 
 
 def test_a_teacher_too_soft_ends_uniform(tmp_path):
-    start = {"warmup_teacher_temp": 0.02, "teacher_temp": 5.0, "warmup_teacher_temp_epochs": 30}
-    health, rows = run(tmp_path, {"base_lr": 0.02}, **{**ALIVE, **start})
+    health, _ = run(tmp_path, {"base_lr": 0.02}, **{**ALIVE, "warmup_teacher_temp": 1.0, "teacher_temp": 1.0})
     assert health.word == UNIFORM
-    assert [row["health"] for row in rows if "health" in row].index(HEALTHY) >= 0
+
+
+def test_a_teacher_that_becomes_too_soft_is_seen_to_fall_back(tmp_path):
+    start = {"warmup_teacher_temp": 0.02, "teacher_temp": 1.0, "warmup_teacher_temp_epochs": 50}
+    health, rows = run(tmp_path, {"base_lr": 0.02}, **{**ALIVE, **start})
+    words = [row["health"] for row in rows if "health" in row]
+    assert HEALTHY in words[: words.index(UNIFORM)]
 
 
 def test_a_centre_that_stands_still_lets_one_prototype_win(tmp_path):

@@ -6,10 +6,10 @@ import logging
 import pytest
 import torch
 
+from ssl_vit.data.loading import batch_length, pictures_of
 from ssl_vit.monitor.console import clock
 from ssl_vit.monitor.look import picture_grid
 from ssl_vit.monitor.records import AtomicCheckpoints, JsonLines
-from ssl_vit.data.loading import batch_length, pictures_of
 
 
 def test_clock():

@@ -8,7 +8,8 @@ from PIL import Image
 from ssl_vit.checkpoint import save_encoder
 from ssl_vit.config.schema import VisualizeConfig
 from ssl_vit.encoder import VisionTransformer
-from ssl_vit.evaluate.maps import attention_mask, attention_pictures, enlarge, principal_colours, visualize
+from ssl_vit.evaluate.visualize import visualize
+from ssl_vit.maps import attention_mask, attention_pictures, enlarge, principal_colours
 
 
 def test_mask_holds_the_fewest_patches_with_the_mass():

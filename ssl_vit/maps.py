@@ -1,0 +1,56 @@
+"""Pictures of what an encoder looks at: attention of the class token, masks of it, colours of its patch features.
+
+Letters: B images, H x W pixels, h x w patch grid, N = h * w patches, D width.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+
+def attention_pictures(
+    attention: Float[Tensor, "B heads N"], grid: tuple[int, int], patch_size: int
+) -> UInt8[Tensor, "B heads H W"]:
+    """One grey picture a head: black where the class token does not look, white at its strongest patch."""
+    shares = attention / attention.amax(-1, keepdim=True).clamp_min(1e-12)
+    return enlarge((shares * 255).round().to(torch.uint8).unflatten(2, grid), patch_size)
+
+
+def attention_mask(attention: Float[Tensor, "*b N"], mass: float) -> Bool[Tensor, "*b N"]:
+    """The fewest patches that hold at least this share of the attention to patches (DINO's figure 4 keeps 0.6)."""
+    values, order = attention.sort(-1, descending=True)
+    before = values.cumsum(-1) - values
+    kept = before < mass * values.sum(-1, keepdim=True)  # a patch is kept while those before it are not enough
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def principal_colours(features: list[Float[Tensor, "D _ _"]]) -> list[UInt8[Tensor, "3 _ _"]]:
+    """Patch features of all pictures on their three principal components, as red, green, blue.
+
+    One basis for all pictures, so that a colour means the same in each; 1st to 99th percentile over all is the range.
+    """
+    flat = torch.cat([maps.flatten(1).T for maps in features]).float()  # [all patches, D]
+    centre = flat.mean(0)
+    _, _, basis = torch.linalg.svd(flat - centre, full_matrices=False)
+    basis = basis[:3] * basis[:3].sum(1, keepdim=True).sign()  # a singular vector's sign is arbitrary: fix it
+    values = (flat - centre) @ basis.T
+    low, high = (torch.quantile(_some(values), q, dim=0) for q in (0.01, 0.99))
+    colours = []
+    for maps in features:
+        projected = (maps.flatten(1).T.float() - centre) @ basis.T
+        shares = ((projected - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+        shares = torch.nn.functional.pad(shares, (0, 3 - shares.shape[1]))
+        colours.append((shares.T.unflatten(1, maps.shape[1:]) * 255).round().to(torch.uint8))
+    return colours
+
+
+def _some(values: Float[Tensor, "n k"], most: int = 1_000_000) -> Float[Tensor, "_ k"]:
+    """At most so many rows, evenly spread: torch.quantile takes no more than 16 million values."""
+    return values[:: math.ceil(len(values) / most)]
+
+
+def enlarge(maps: UInt8[Tensor, "*b h w"], patch_size: int) -> UInt8[Tensor, "*b H W"]:
+    """Each patch as a square of its size in pixels."""
+    return maps.repeat_interleave(patch_size, -2).repeat_interleave(patch_size, -1)
