@@ -39,3 +39,8 @@ def share_of_epochs(trainer: pl.Trainer | None, epochs: float) -> float:
     steps = epochs * trainer.num_training_batches / trainer.accumulate_grad_batches
     done = share_done(trainer) if trainer.global_step else 0.0
     return steps / (trainer.global_step / done if done else trainer.estimated_stepping_batches)
+
+
+def is_logged(trainer: pl.Trainer | None) -> bool:
+    """Whether the trainer logs the step to come; on others, figures would cost time for nothing. Outside one True."""
+    return trainer is None or (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # pyright: ignore

@@ -20,7 +20,7 @@ from ssl_vit.data.loading import batch_length, pictures_of
 from ssl_vit.data.views import View
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.optim import Finite, decay_groups, scaled_lr
-from ssl_vit.progress import share_done, share_of_epochs
+from ssl_vit.progress import is_logged, share_done, share_of_epochs
 from ssl_vit.schedules import warmup_cosine
 
 log = logging.getLogger("ssl_vit")
@@ -95,8 +95,9 @@ class Method(pl.LightningModule, ABC):
         self._position = (self.current_epoch, batch_idx)
         losses = self.losses(images)
         total = torch.stack(list(losses.values())).sum()
-        figures = {"loss": total} | losses | self.measures
-        self.log_dict({f"train/{name}": torch.as_tensor(value).detach() for name, value in figures.items()})
+        if is_logged(self.trainer):
+            figures = {"loss": total} | losses | self.measures
+            self.log_dict({f"train/{name}": torch.as_tensor(value).detach() for name, value in figures.items()})
         self._finite.watch(total)
         return total
 
@@ -117,7 +118,8 @@ class Method(pl.LightningModule, ABC):
         rate = self.learning_rate()
         for group in optimizer.param_groups:
             group["lr"] = rate
-        self.log("train/lr", rate)
+        if is_logged(self.trainer):
+            self.log("train/lr", rate)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if self.optim_config.clip_grad:

@@ -25,7 +25,7 @@ from ssl_vit.encoder import VisionTransformer, init_linear
 from ssl_vit.maps import attention_pictures
 from ssl_vit.methods.base import Method
 from ssl_vit.optim import clip_each
-from ssl_vit.progress import share_done, share_of_epochs
+from ssl_vit.progress import is_logged, share_done, share_of_epochs
 from ssl_vit.schedules import cosine, linear
 
 
@@ -185,8 +185,7 @@ class DINO(Method):
         targets: Float[Tensor, "G B K"],
     ) -> None:
         """Leave for the log what tells a healthy run from a collapsed one; only where a step is logged."""
-        trainer = self._trainer
-        if trainer is not None and (self.global_step + 1) % trainer.log_every_n_steps:  # pyright: ignore
+        if not is_logged(self._trainer):
             return
         spread, spread_of_mean = entropy(targets), entropy(targets.flatten(0, 1).mean(0))
         own = (student[: len(targets)].float() / self.options.student_temp).softmax(-1)
