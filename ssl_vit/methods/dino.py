@@ -14,14 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_vit.config.methods import DINOConfig, DINORun
 from ssl_vit.data.photometry import Photometry
 from ssl_vit.data.views import MultiCrop, RandomCrop
 from ssl_vit.distributed import mean_over_ranks, sum_over_ranks
 from ssl_vit.ema import follow, frozen_copy
-from ssl_vit.encoder import VisionTransformer, init_linear
+from ssl_vit.encoder import VisionTransformer
+from ssl_vit.heads import ProjectionHead
 from ssl_vit.maps import attention_pictures
 from ssl_vit.methods.base import Method
 from ssl_vit.optim import clip_each
@@ -49,54 +50,47 @@ def sinkhorn_targets(logits: Float[Tensor, "G B K"], temperature: float, iterati
     return mass.float().view_as(logits)
 
 
+class CrossEntropyOfPairs(torch.autograd.Function):
+    """Mean of -sum_k target log softmax(student / temperature) over pictures and pairs of different crops (equation 3).
+
+    Targets sum to 1, so a pair's cross-entropy is logsumexp(z) - target . z, and the gradient of a crop's logits is
+    (number of its pairs) * softmax(z) - (sum of their targets): one softmax a crop, and nothing for each pair.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, student: Float[Tensor, "V B K"], targets: Float[Tensor, "G B K"], temperature: float
+    ) -> Float[Tensor, ""]:
+        V, G, B = len(student), len(targets), student.shape[1]
+        scores = student.float() / temperature
+        shares = scores.softmax(-1)
+        normalizer = scores.amax(-1) - shares.amax(-1).log()  # logsumexp: the largest share is exp(largest score - it)
+        pairs = torch.full((V, 1), float(G), device=scores.device)  # how many teacher crops each crop is compared with
+        pairs[:G] -= 1
+        ctx.save_for_backward(shares, targets, pairs)
+        ctx.scale = 1 / (B * G * (V - 1) * temperature)
+        agreement = (scores.sum(0) * targets.sum(0)).sum() - (scores[:G] * targets).sum()
+        return ((pairs * normalizer).sum() - agreement) / (B * G * (V - 1))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
+        shares, targets, pairs = ctx.saved_tensors
+        grad = shares * pairs[..., None]
+        grad -= targets.sum(0)
+        grad[: len(targets)] += targets
+        return grad.mul_(ctx.scale * grads[0]), None, None
+
+
 def cross_entropy_of_pairs(
     student: Float[Tensor, "V B K"], targets: Float[Tensor, "G B K"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Mean of -sum_k target log softmax(student / temperature) over pictures and pairs of different crops (equation 3).
-
-    Targets sum to 1, so a pair's cross-entropy is logsumexp(z) - target . z: no log-softmax of a pair is ever made.
-    """
-    V, G, B = len(student), len(targets), student.shape[1]
-    scores = student.float() / temperature
-    teachers = torch.full((V, 1), float(G), device=scores.device)  # how many teacher crops each crop is compared with
-    teachers[:G] -= 1
-    agreement = (scores * targets.sum(0)).sum() - (scores[:G] * targets).sum()
-    return ((teachers * scores.logsumexp(-1)).sum() - agreement) / (B * G * (V - 1))
+    """DINO's loss for logits of the student and targets of the teacher, in float32; see CrossEntropyOfPairs."""
+    return CrossEntropyOfPairs.apply(student, targets, temperature)  # pyright: ignore
 
 
 def entropy(probabilities: Float[Tensor, "*n K"]) -> Float[Tensor, ""]:
     """Mean of -sum_k p log p, in nats."""
     return torch.special.entr(probabilities).sum(-1).mean()
-
-
-class Prototypes(nn.Module):
-    """Linear map without bias whose rows have a direction and a length; parameters named as the authors'."""
-
-    def __init__(self, width: int, prototypes: int, learned_length: bool) -> None:
-        super().__init__()
-        self.weight_g = nn.Parameter(torch.ones(prototypes, 1), requires_grad=learned_length)
-        self.weight_v = nn.Parameter(nn.Linear(width, prototypes, bias=False).weight.detach())
-
-    def forward(self, x: Float[Tensor, "n _"]) -> Float[Tensor, "n K"]:
-        return F.linear(x, self.weight_g * F.normalize(self.weight_v, dim=1))
-
-
-class ProjectionHead(nn.Module):
-    """Three linear maps, unit length, prototypes (appendix C)."""
-
-    def __init__(self, width: int, cfg: DINOConfig) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs in (width, cfg.head_hidden):
-            layers.append(nn.Linear(inputs, cfg.head_hidden))
-            layers += [nn.BatchNorm1d(cfg.head_hidden)] if cfg.head_norm else []
-            layers.append(nn.GELU())
-        self.mlp = nn.Sequential(*layers, nn.Linear(cfg.head_hidden, cfg.head_bottleneck))
-        init_linear(self.mlp, "trunc_normal")
-        self.last_layer = Prototypes(cfg.head_bottleneck, cfg.prototypes, learned_length=not cfg.norm_last_layer)
-
-    def forward(self, features: Float[Tensor, "n D"]) -> Float[Tensor, "n K"]:
-        return self.last_layer(F.normalize(self.mlp(features), dim=-1))
 
 
 class DINO(Method):
@@ -111,13 +105,21 @@ class DINO(Method):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.head = ProjectionHead(self.encoder.width, self.options)
+        cfg = self.options
+        self.head = ProjectionHead(
+            self.encoder.width,
+            cfg.prototypes,
+            hidden=cfg.head_hidden,
+            bottleneck=cfg.head_bottleneck,
+            norm=cfg.head_norm,
+            learned_length=not cfg.norm_last_layer,
+        )
         self.teacher_encoder = frozen_copy(self.encoder)
         self.teacher_head = frozen_copy(self.head).train()  # its BatchNorm, if any, judges by the batch at hand
         self.centre: Tensor
-        self.register_buffer("centre", torch.zeros(self.options.prototypes))
+        self.register_buffer("centre", torch.zeros(cfg.prototypes))
         self._teacher_means: list[Tensor] = []  # of the batches since the last step
-        self._momentum = self.options.momentum
+        self._momentum = cfg.momentum
 
     def train(self, mode: bool = True) -> "DINO":
         """The teacher's encoder stays in eval mode: no drop path in a target."""

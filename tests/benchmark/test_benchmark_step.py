@@ -1,6 +1,7 @@
 import json
 import math
 
+import pytest
 import torch
 
 from ssl_vit.benchmark import startup, step
@@ -15,11 +16,23 @@ def shrink(monkeypatch):
 def test_each_side_gives_a_time_and_both_a_ratio(capsys, monkeypatch):
     shrink(monkeypatch)
     step.run(BenchmarkConfig(suite="step", repeats=1, batch_size=2))
-    ours, parts, both = (json.loads(line) for line in capsys.readouterr().out.splitlines())
-    assert (ours["who"], parts["who"]) == ("ours", "lightly + timm")
+    ours, *peers = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert ours["who"] == "ours"
     assert ours["seconds"] > 0
-    assert both["ratio"] > 0
-    assert both["batch_size"] == 2
+    assert [line["who"] for line in peers] == ["lightly + timm, by crop", "lightly + timm, by size"] * 2
+    assert all(line["ratio"] > 0 for line in peers[2:])
+    assert ours["batch_size"] == 2
+
+
+def test_the_peers_two_ways_lose_the_same(monkeypatch):
+    shrink(monkeypatch)
+    cpu = torch.device("cpu")
+    crops = step.crops_of(2, cpu)
+    losses = []
+    for by_view in (False, True):
+        torch.manual_seed(0)
+        losses.append(step.parts(cpu, False, by_view)(crops))
+    assert losses[0] == pytest.approx(losses[1].item(), rel=0.2)  # drop path draws differ
 
 
 def test_both_sides_start_at_a_loss_of_the_same_size(monkeypatch):

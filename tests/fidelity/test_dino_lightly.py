@@ -9,9 +9,9 @@ from lightly.loss.swav_loss import sinkhorn
 from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import update_momentum
 
-from ssl_vit.config.methods import DINOConfig
 from ssl_vit.ema import follow, frozen_copy
-from ssl_vit.methods.dino import ProjectionHead, centred_targets, cross_entropy_of_pairs, sinkhorn_targets
+from ssl_vit.heads import ProjectionHead, ScaledProduct
+from ssl_vit.methods.dino import centred_targets, cross_entropy_of_pairs, sinkhorn_targets
 
 GRID = list(itertools.product([0.02, 0.04, 0.07], [0.1, 0.3], [0.0, 0.5], [(2, 2), (2, 8), (1, 4), (3, 3)]))
 
@@ -61,10 +61,7 @@ def test_sinkhorn_is_lightlys():
 @pytest.mark.parametrize("head_norm", [False, True])
 @pytest.mark.parametrize("norm_last_layer", [False, True])
 def test_head_is_lightlys(head_norm, norm_last_layer):
-    cfg = DINOConfig(
-        prototypes=30, head_hidden=16, head_bottleneck=8, head_norm=head_norm, norm_last_layer=norm_last_layer
-    )
-    head = ProjectionHead(12, cfg)
+    head = ProjectionHead(12, 30, hidden=16, bottleneck=8, norm=head_norm, learned_length=not norm_last_layer)
     reference = DINOProjectionHead(12, 16, 8, 30, batch_norm=head_norm, norm_last_layer=norm_last_layer)
     # lightly leaves out the bias before a BatchNorm, which subtracts it again.
     names = {name.replace("layers.", "mlp."): tensor for name, tensor in reference.state_dict().items()}
@@ -75,6 +72,17 @@ def test_head_is_lightlys(head_norm, norm_last_layer):
     features = torch.randn(9, 12)
     torch.testing.assert_close(head(features), reference(features), rtol=1e-5, atol=1e-6)
     assert head.last_layer.weight_g.requires_grad == reference.last_layer.weight_g.requires_grad != norm_last_layer
+
+
+def test_prototypes_and_their_gradients_are_those_of_the_plain_formula():
+    x, g, v = torch.randn(5, 8).double(), torch.rand(30, 1).double() + 0.5, torch.randn(30, 8).double()
+    leaves = [tensor.requires_grad_() for tensor in (x, g, v)]
+    weight = torch.randn(5, 30).double()
+    ours = ScaledProduct.apply(*leaves)
+    plain = torch.nn.functional.linear(x, g * torch.nn.functional.normalize(v, dim=1))
+    torch.testing.assert_close(ours, plain)
+    grads = [torch.autograd.grad((output * weight).sum(), leaves) for output in (ours, plain)]
+    torch.testing.assert_close(grads[0], grads[1])
 
 
 def test_teacher_follows_as_lightlys_update_momentum():
