@@ -43,4 +43,6 @@ def share_of_epochs(trainer: pl.Trainer | None, epochs: float) -> float:
 
 def is_logged(trainer: pl.Trainer | None) -> bool:
     """Whether the trainer logs the step to come; on others, figures would cost time for nothing. Outside one True."""
-    return trainer is None or (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # pyright: ignore
+    if trainer is None or trainer.global_step == 0:
+        return True
+    return (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # pyright: ignore

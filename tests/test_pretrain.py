@@ -35,8 +35,21 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.delenv("SSL_VIT_RUN_DIR", raising=False)
 
 
-def run(*words: str) -> Path:
-    settings = dict(word.split("=", 1) for word in (*SMALL, *words))
+DINO = [
+    "method=dino",
+    "encoder.width=16",
+    "encoder.depth=1",
+    "encoder.heads=2",
+    "method.head_hidden=16",
+    "method.head_bottleneck=8",
+    "trainer.max_epochs=1",
+    "trainer.max_minutes=null",
+    "data.workers=0",
+]
+
+
+def run(*words: str, small: list[str] = SMALL) -> Path:
+    settings = dict(word.split("=", 1) for word in (*small, *words))
     resolved = read_run_words([f"{key}={value}" for key, value in settings.items()])
     return pretrain(resolved.config, resolved.method)
 
@@ -83,6 +96,21 @@ def test_a_run_leaves_what_the_readme_promises(capsys):
     assert set(result["controls"]) == {"random encoder", "raw pixels"}
     assert result["test_pictures"] == 360
     assert evaluate("knn", read_probe_words(["encoder=made"]).config)["task"] == "knn"
+
+
+def test_a_dino_run_leaves_a_verdict_attention_and_its_own_way_to_be_read(capsys):
+    words = ["run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "readout.pool=both", "readout.blocks=1"]
+    run_dir = run(*words, small=DINO)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    logged = set().union(*rows)
+    figures = ("teacher_entropy", "student_entropy", "kl", "centre_norm", "momentum", "teacher_temp", "feature_std")
+    assert {f"train/{name}" for name in figures} | {"health", "monitor/knn_top1"} <= logged
+    events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["picture | head 1 | head 2"]
+    shown = capsys.readouterr().out
+    assert any(word in shown for word in ("healthy", "not started", "collapse"))
+    assert read_probe_words(["encoder=made"]).config.pool == "both"
+    assert read_probe_words(["encoder=made", "pool=cls"]).config.pool == "cls"
 
 
 def test_the_newest_run_is_judged_by_default():

@@ -1,4 +1,4 @@
-"""Measure how fast a part is, beside what the field uses: python tools/benchmark.py suite=views|step|startup [--help]."""
+"""Time a part beside what the field uses: python tools/benchmark.py suite=views|step|startup [--help]."""
 
 import importlib
 

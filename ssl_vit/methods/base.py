@@ -72,7 +72,7 @@ class Method(pl.LightningModule, ABC):
         return self.encoder
 
     def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Columns to look at while training: floats [B, C, H, W] normalised as `images` are, or uint8; by default none."""
+        """Columns to look at in training: floats [B, C, H, W] normalised as `images` are, or uint8; by default none."""
         return {}
 
     exported = TRAINED

@@ -8,6 +8,7 @@ import torch
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 
+from ssl_vit.checkpoint import load_encoder, save_encoder
 from ssl_vit.config.load import ConfigError, read_run
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.data.views import MultiCrop
@@ -265,3 +266,50 @@ def test_centre_and_loss_on_two_processes_are_those_of_one_with_the_joint_batch(
     joint = sinkhorn_targets(torch.stack(views[:2]).flatten(2)[..., :24], 1.0)
     for rank in range(2):
         torch.testing.assert_close(ranks[rank][2], joint[:, rank::2], rtol=1e-4, atol=1e-7)
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
+    batches = [(crops(seed=i),) for i in range(3)]
+    checkpoints = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    options = {"max_epochs": 2, "enable_checkpointing": True}
+    whole = make(freeze_last_layer=0)
+    fit(whole, batches, tmp_path, callbacks=[checkpoints], **options)
+    rest = DINO(ENCODER, {"warmup_epochs": 0}, **SMALL, freeze_last_layer=0)
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, max_epochs=2, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    loader: DataLoader = DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
+    trainer.fit(rest, loader, ckpt_path=tmp_path / "step=3.ckpt", weights_only=True)
+    assert trainer.global_step == 6
+    assert all(torch.equal(tensor, rest.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_the_teacher_is_exported_and_a_checkpoint_keeps_both(tmp_path):
+    method = make()
+    trainer = fit(method, [(crops(),)], tmp_path)
+    trainer.save_checkpoint(tmp_path / "both.ckpt")
+    for which, network in (
+        ("", method.teacher_encoder),
+        ("teacher", method.teacher_encoder),
+        ("student", method.encoder),
+    ):
+        loaded = load_encoder(tmp_path / "both.ckpt", which=which).state_dict()
+        assert all(torch.equal(tensor, loaded[name]) for name, tensor in network.state_dict().items())
+    assert method.export_encoder() is method.teacher_encoder
+
+
+def test_pictures_show_what_each_head_looks_at():
+    columns = make().pictures(torch.randn(2, 3, 16, 16))
+    assert list(columns) == ["picture", "head 1", "head 2", "head 3", "head 4"]
+    assert columns["head 1"].shape == (2, 1, 16, 16)
+    assert columns["head 1"].dtype == torch.uint8
+
+
+def test_starting_from_other_weights_starts_the_teacher_there_too(tmp_path):
+    other = make().encoder
+    torch.nn.init.normal_(other.cls_token)
+    save_encoder(other, tmp_path)
+    method = make()
+    method.start_from(str(tmp_path))
+    assert torch.equal(method.encoder.cls_token, other.cls_token)
+    assert torch.equal(method.teacher_encoder.cls_token, other.cls_token)

@@ -76,7 +76,7 @@ def test_a_teacher_too_soft_ends_uniform(tmp_path):
 
 def test_a_teacher_that_becomes_too_soft_is_seen_to_fall_back(tmp_path):
     start = {"warmup_teacher_temp": 0.02, "teacher_temp": 1.0, "warmup_teacher_temp_epochs": 50}
-    health, rows = run(tmp_path, {"base_lr": 0.02}, **{**ALIVE, **start})
+    _, rows = run(tmp_path, {"base_lr": 0.02}, **{**ALIVE, **start})
     words = [row["health"] for row in rows if "health" in row]
     assert HEALTHY in words[: words.index(UNIFORM)]
 
