@@ -27,8 +27,8 @@ def decay_groups(
 def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     """Scale each parameter's own gradient down to the norm `largest`, if it is above (as DINO's authors clip)."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(grads)
-    torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp_max(1.0) for norm in norms])
+    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp_max(1.0) for norm in norms])  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Finite:

@@ -61,7 +61,7 @@ class Method(pl.LightningModule, ABC):
         """uint8 picture -> uint8 view, for ImageDataModule."""
 
     @abstractmethod
-    def losses(self, images: Any) -> dict[str, Tensor]:
+    def losses(self, images: Any, /) -> dict[str, Tensor]:
         """Normalised pictures -> scalar terms by name; their sum is minimised."""
 
     def after_step(self) -> None:

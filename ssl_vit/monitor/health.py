@@ -85,8 +85,9 @@ class Health(pl.Callback):
         for name in FIGURES:
             value = float(known[f"train/{name}"])
             self._means[name] = self.memory * self._means.get(name, value) + (1 - self.memory) * value
-        figures = [self._means[name] for name in FIGURES]
-        word = verdict(*figures, pl_module.options.prototypes, self.informed, share_done(trainer))
+        information, mean_entropy, student_entropy = (self._means[name] for name in FIGURES)
+        prototypes, share = pl_module.options.prototypes, share_done(trainer)
+        word = verdict(information, mean_entropy, student_entropy, prototypes, self.informed, share)
         self.informed |= word == HEALTHY
         if word != self.word:
             self.word = word
