@@ -8,10 +8,13 @@ Letters: B pictures of a batch.
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from jaxtyping import Float64, Int, Int64
+
+if TYPE_CHECKING:
+    import torch
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _ORDER_STREAM = 0x6F72646572  # any constant: keeps the order of pictures independent of how they are cropped
@@ -60,7 +63,9 @@ def stratified(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[
     return np.sort(order[np.argsort(places[order], kind="stable")][:count])
 
 
-def seeded_generator(device: torch.device, *key: int) -> torch.Generator:
+def seeded_generator(device: "torch.device", *key: int) -> "torch.Generator":
     """PyTorch's generator on a device, its seed a hash of the key."""
+    import torch  # here, because counting pictures needs none
+
     digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))

@@ -31,8 +31,8 @@ def test_the_peers_two_ways_lose_the_same(monkeypatch):
     losses = []
     for by_view in (False, True):
         torch.manual_seed(0)
-        losses.append(step.parts(cpu, False, by_view)(crops))
-    assert losses[0] == pytest.approx(losses[1].item(), rel=0.2)  # drop path draws differ
+        losses.append(float(step.parts(cpu, False, by_view)(crops)))
+    assert losses[0] == pytest.approx(losses[1], rel=0.2)  # drop path draws differ
 
 
 def test_both_sides_start_at_a_loss_of_the_same_size(monkeypatch):

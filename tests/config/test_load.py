@@ -15,7 +15,7 @@ from ssl_vit.config.schema import DataConfig, OptimConfig, ProbeConfig
 OPTIM = f"optim has {', '.join(field.name for field in fields(OptimConfig))}"
 ROOT = (
     "the settings are recipe, run_dir, seed, resume, init_from,"
-    " encoder.*, method.*, optim.*, data.*, trainer.*, monitor.*"
+    " encoder.*, method.*, optim.*, data.*, trainer.*, monitor.*, readout.*"
 )
 SHIPPED = [(method, name) for method in METHODS for name in recipes(method)]
 

@@ -30,15 +30,9 @@ def crops(B: int = 4, seed: int = 0) -> list[torch.Tensor]:
 
 
 def fit(method: DINO, batches: list, tmp_path, **options) -> pl.Trainer:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-        **{"max_epochs": 1, **options},
-    )
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    settings = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path, **quiet, **options}
+    trainer = pl.Trainer(enable_model_summary=False, **settings)
     trainer.fit(method, DataLoader(batches, batch_size=None))  # pyright: ignore[reportArgumentType]
     return trainer
 
