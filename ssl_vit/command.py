@@ -21,7 +21,7 @@ def guarded(main: Callable[[list[str]], None]) -> NoReturn:
         main(sys.argv[1:])
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("SSL_VIT_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)

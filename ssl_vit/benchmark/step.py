@@ -126,15 +126,14 @@ def compare(batch_size: int, repeats: int, compiled: bool) -> Iterator[dict[str,
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     about = {"suite": "step", "device": name, "batch_size": batch_size, "compile": compiled}
     crops = crops_of(batch_size, device)
-    flops = operations(ours(device, False), crops)
-    steps, peak = (
-        {
-            "ours": ours(device, compiled),
-            "lightly + timm, by crop": parts(device, compiled, by_view=True),
-            "lightly + timm, by size": parts(device, compiled),
-        },
-        {},
-    )
+    best = next((rate for word, rate in PEAK_BF16.items() if word in name), None)
+    flops = operations(ours(device, False), crops) if best else 0
+    peak: dict[str, dict[str, float]] = {}
+    steps = {
+        "ours": ours(device, compiled),
+        "lightly + timm, by crop": parts(device, compiled, by_view=True),
+        "lightly + timm, by size": parts(device, compiled),
+    }
     for who, step in steps.items():  # the first steps allocate, and compile
         for _ in range(3):
             timed(step, crops)
@@ -146,7 +145,6 @@ def compare(batch_size: int, repeats: int, compiled: bool) -> Iterator[dict[str,
     for _ in range(repeats):
         for who, step in steps.items():
             taken[who].append(timed(step, crops))
-    best = next((rate for word, rate in PEAK_BF16.items() if word in name), None)
     for who, seconds in taken.items():
         second = median(seconds)
         row = about | {"who": who, "seconds": round(second, 4), "images_per_second": round(batch_size / second, 1)}

@@ -50,13 +50,13 @@ def describer(encoder: VisionTransformer, pool: str, blocks: int = 1) -> Callabl
     return describe
 
 
-def feature_std(features: Float[Tensor, "n D"]) -> float:
+def feature_std(features: Float[Tensor, "n D"]) -> Float[Tensor, ""]:
     """Spread of unit-length features, times sqrt(D): 1 when all directions are used alike, 0 when all are equal.
 
     SimSiam's measure of collapse (arXiv:2011.10566, section 4.1).
     """
     unit = torch.nn.functional.normalize(features, dim=1)
-    return float(unit.std(0).mean() * features.shape[1] ** 0.5)
+    return unit.std(0).mean() * features.shape[1] ** 0.5
 
 
 def rankme(features: Float[Tensor, "n D"]) -> float:

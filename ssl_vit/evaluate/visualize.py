@@ -91,6 +91,6 @@ def _write(path: Path, pictures: list[UInt8[Tensor, "3 H W"]]) -> Path:
     from torchvision.io import encode_png
     from torchvision.utils import make_grid
 
-    grid = make_grid(list(pictures), nrow=4, padding=2, pad_value=255)
+    grid = make_grid(pictures, nrow=4, padding=2, pad_value=255)
     write_atomic(path, encode_png(grid).numpy().tobytes())
     return path

@@ -12,7 +12,6 @@ from itertools import groupby
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from ssl_vit.data.views import MultiCrop, RandomCrop
 from ssl_vit.distributed import mean_over_ranks, sum_over_ranks
 from ssl_vit.ema import follow, frozen_copy
 from ssl_vit.encoder import VisionTransformer
+from ssl_vit.evaluate.features import feature_std
 from ssl_vit.heads import ProjectionHead
 from ssl_vit.maps import attention_pictures
 from ssl_vit.methods.base import Method
@@ -119,7 +119,7 @@ class DINO(Method):
         self.centre: Tensor
         self.register_buffer("centre", torch.zeros(cfg.prototypes))
         self._teacher_means: list[Tensor] = []  # of the batches since the last step
-        self._momentum = cfg.momentum
+        self._share = 0.0  # of the run that is done, read once a step: on several processes that is a broadcast
 
     def train(self, mode: bool = True) -> "DINO":
         """The teacher's encoder stays in eval mode: no drop path in a target."""
@@ -151,6 +151,7 @@ class DINO(Method):
                 f"pictures arrive as {given}; DINO takes a list of method.global_crops={G} + "
                 f"method.local_crops={cfg.local_crops} crops: use DINO.views() with ssl_vit.ImageDataModule"
             )
+        self._share = share_done(self._trainer)
         with torch.no_grad():
             features = self.describe(self.teacher_encoder, crops[:G])
             teacher = self.teacher_head(features).unflatten(0, (G, -1))  # [G, B, K]
@@ -177,7 +178,7 @@ class DINO(Method):
         """Linear from warmup_teacher_temp to teacher_temp, then constant."""
         cfg = self.options
         warmup = share_of_epochs(self._trainer, cfg.warmup_teacher_temp_epochs)
-        return linear(share_done(self._trainer), warmup, cfg.warmup_teacher_temp, cfg.teacher_temp)
+        return linear(self._share, warmup, cfg.warmup_teacher_temp, cfg.teacher_temp)
 
     def measure(
         self,
@@ -198,7 +199,7 @@ class DINO(Method):
             "information": (spread_of_mean - spread) / math.log(min(targets.shape[1:])),
             "student_entropy": entropy(own),
             "kl": loss - spread,
-            "feature_std": F.normalize(features.float(), dim=1).std(0).mean() * features.shape[1] ** 0.5,
+            "feature_std": feature_std(features.float()),
             "centre_norm": self.centre.norm(),
             "teacher_temp": self.teacher_temperature(),
             "momentum": self.momentum(),
@@ -206,16 +207,13 @@ class DINO(Method):
 
     def momentum(self) -> float:
         """Share of the old teacher in the next one."""
-        return cosine(share_done(self._trainer), self.options.momentum, 1.0)
+        return cosine(self._share, self.options.momentum, 1.0)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         super().on_before_optimizer_step(optimizer)
-        share = share_done(self._trainer)
-        optimizer.param_groups[0]["weight_decay"] = cosine(
-            share, self.optim_config.weight_decay, self.options.weight_decay_end
-        )
-        self._momentum = self.momentum()  # of this step: after it the clock is one further
-        if share < share_of_epochs(self._trainer, self.options.freeze_last_layer):
+        start, end = self.optim_config.weight_decay, self.options.weight_decay_end
+        optimizer.param_groups[0]["weight_decay"] = cosine(self._share, start, end)
+        if self._share < share_of_epochs(self._trainer, self.options.freeze_last_layer):
             for parameter in self.head.last_layer.parameters():
                 parameter.grad = None
 
@@ -228,8 +226,8 @@ class DINO(Method):
         mean = mean_over_ranks(torch.stack(self._teacher_means).mean(0))
         self._teacher_means = []
         self.centre.lerp_(mean, 1 - cfg.centre_momentum)
-        follow(self.teacher_encoder, self.encoder, self._momentum)
-        follow(self.teacher_head, self.head, self._momentum)
+        follow(self.teacher_encoder, self.encoder, self.momentum())
+        follow(self.teacher_head, self.head, self.momentum())
 
     def export_encoder(self) -> VisionTransformer:
         return self.teacher_encoder

@@ -80,7 +80,7 @@ class Look(pl.Callback):
         config, readout = self.config, self.readout
         describe = describer(method.export_encoder(), readout.pool, readout.blocks)
         train, labels = extract(describe, data, "train", config.train_limit, device=method.device)
-        figures = {"monitor/feature_std": feature_std(train), "monitor/rankme": rankme(train)}
+        figures = {"monitor/feature_std": float(feature_std(train)), "monitor/rankme": rankme(train)}
         if data.has_labels and len(labels.unique()) > 1 and train.isfinite().all():
             test, test_labels = extract(describe, data, "test", config.test_limit, device=method.device)
             linear = logistic_scores(train, labels, test)

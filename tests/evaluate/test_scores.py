@@ -74,8 +74,8 @@ def test_top_k_counts_hits_and_is_absent_without_enough_classes():
 
 
 def test_feature_std_is_one_for_noise_and_zero_for_a_collapse():
-    assert feature_std(torch.randn(2000, 64)) == pytest.approx(1, abs=0.02)
-    assert feature_std(torch.ones(2000, 64)) == pytest.approx(0, abs=1e-5)
+    assert float(feature_std(torch.randn(2000, 64))) == pytest.approx(1, abs=0.02)
+    assert float(feature_std(torch.ones(2000, 64))) == pytest.approx(0, abs=1e-5)
 
 
 def test_rankme_counts_directions():

@@ -127,7 +127,7 @@ def test_schedules_at_the_start_in_the_middle_and_at_the_last_step(tmp_path):
         def on_before_optimizer_step(self, optimizer):
             super().on_before_optimizer_step(optimizer)
             decayed, free = optimizer.param_groups
-            rows.append((self._momentum, decayed["weight_decay"], free["weight_decay"], self.teacher_temperature()))
+            rows.append((self.momentum(), decayed["weight_decay"], free["weight_decay"], self.teacher_temperature()))
 
     rows: list = []
     method = Recorded(ENCODER, {"warmup_epochs": 1}, **SMALL, warmup_teacher_temp_epochs=5)
