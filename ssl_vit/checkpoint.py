@@ -17,10 +17,11 @@ from torch import Tensor
 
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig, one_of
 from ssl_vit.encoder import VisionTransformer
-from ssl_vit.positions import resample
+from ssl_vit.positions import resample, resample_relations
 from ssl_vit.runs import ENCODER, FACTS, newest_checkpoint, write_atomic, write_json
 
 State = dict[str, Tensor]
+RELATIONS = "rel_pos_bias.relative_position_bias_table"
 TRAINED = "encoder."
 """Prefix of the encoder that the gradients move, in a method's state dict."""
 
@@ -99,8 +100,14 @@ def initialise(encoder: VisionTransformer, source: str | Path) -> None:
     """
     start = load_encoder(source)
     state = start.state_dict()
-    rows = encoder.class_rows
-    if encoder.config.positions == "sincos":
+    rows, kinds = encoder.class_rows, (encoder.config.positions, start.config.positions)
+    if kinds == ("relative", "relative"):
+        state[RELATIONS] = resample_relations(state[RELATIONS], start.grid, encoder.grid)
+    elif "relative" in kinds:
+        raise ValueError(
+            f"init_from={source} was made with encoder.positions={kinds[1]}, this run has {kinds[0]}: make them alike"
+        )
+    elif encoder.config.positions == "sincos":
         state["pos_embed"] = encoder.pos_embed
     elif start.class_rows == rows:
         patches = resample(state["pos_embed"][:, rows:], start.grid, encoder.grid)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vit.encoder import init_linear
+from ssl_vit.blocks import init_linear
 
 
 class ScaledProduct(torch.autograd.Function):

@@ -1,12 +1,12 @@
-"""Position embeddings of a patch grid: the fixed sine-cosine table, and resampling of any table to another grid.
+"""Positions of a patch grid: the fixed sine-cosine table, BEiT's relative bias, resampling of both to another grid.
 
-Letters: h x w patch grid, N = h * w patches, D width.
+Letters: h x w patch grid, N = h * w patches, S = 1 + N tokens, D width, R = (2h - 1)(2w - 1) + 3 relations.
 """
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
 
 
 def sincos_2d(h: int, w: int, width: int) -> Float[Tensor, "1 N D"]:
@@ -36,3 +36,56 @@ def resample(table: Float[Tensor, "1 N D"], old: tuple[int, int], new: tuple[int
     grid = table.float().unflatten(1, old).permute(0, 3, 1, 2)  # [1, D, h, w]
     grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True)
     return grid.flatten(2).transpose(1, 2).to(table.dtype)
+
+
+def relation_index(h: int, w: int) -> Int64[Tensor, "S S"]:
+    """Row of a relative table for each pair of tokens (query, key) of an h x w grid, class token first.
+
+    Pairs of patches by their offset, then class token to patch, patch to class token, class token to itself (BEiT,
+    arXiv:2106.08254; the authors' order).
+    """
+    row, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    row, column = row.flatten(), column.flatten()
+    down = row[:, None] - row + h - 1
+    right = column[:, None] - column + w - 1
+    offsets = (2 * h - 1) * (2 * w - 1)
+    index = torch.full((1 + h * w, 1 + h * w), offsets)
+    index[1:, 1:] = down * (2 * w - 1) + right
+    index[1:, 0], index[0, 0] = offsets + 1, offsets + 2
+    return index
+
+
+class RelativePositionBias(nn.Module):
+    """A learned bias of the attention scores for each offset between two patches and each head (arXiv:2106.08254).
+
+    Named as timm's shared one. Zero at first.
+    """
+
+    def __init__(self, grid: tuple[int, int], heads: int) -> None:
+        super().__init__()
+        h, w = self.grid = grid
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * h - 1) * (2 * w - 1) + 3, heads))
+        with torch.device("cpu"):  # on the meta device this arithmetic would import torch._dynamo, four seconds
+            index = relation_index(h, w)
+        self.relative_position_index: Tensor
+        self.register_buffer("relative_position_index", index.to(torch.get_default_device()), persistent=False)
+
+    def forward(self, grid: tuple[int, int]) -> Float[Tensor, "heads S S"]:
+        """What is added to the scores; for a grid other than the training one the table is resampled."""
+        table, index = self.relative_position_bias_table, self.relative_position_index
+        if grid != self.grid:
+            table, index = resample_relations(table, self.grid, grid), relation_index(*grid).to(table.device)
+        return F.embedding(index, table).permute(2, 0, 1)
+
+
+def resample_relations(
+    table: Float[Tensor, "_ heads"], old: tuple[int, int], new: tuple[int, int]
+) -> Float[Tensor, "_ heads"]:
+    """A relative table of the old (h, w) grid for the new one, bicubically; the class token's rows stay.
+
+    Farthest offset falls on farthest offset, as in timm and unlike the authors, who space the near ones more finely.
+    """
+    sides, wanted = [(2 * h - 1, 2 * w - 1) for h, w in (old, new)]
+    offsets = table[:-3].float().T.unflatten(1, sides)[None]  # [1, heads, 2h - 1, 2w - 1]
+    offsets = F.interpolate(offsets, size=wanted, mode="bicubic", align_corners=True)
+    return torch.cat([offsets[0].flatten(1).T.to(table.dtype), table[-3:]])

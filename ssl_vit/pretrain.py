@@ -15,11 +15,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from ssl_vit import __version__
+from ssl_vit.blocks import compile_blocks
 from ssl_vit.checkpoint import save_encoder
 from ssl_vit.config.load import to_yaml
 from ssl_vit.config.schema import RunConfig, TrainerConfig
 from ssl_vit.data.module import ImageDataModule
-from ssl_vit.encoder import compile_blocks
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.monitor.console import Console

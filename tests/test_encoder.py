@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from ssl_vit.blocks import attend
 from ssl_vit.config.schema import EncoderConfig
-from ssl_vit.encoder import VisionTransformer, attend, pixels_per_patch
+from ssl_vit.encoder import VisionTransformer, pixels_per_patch
 
 SMALL = {"width": 32, "depth": 3, "heads": 4, "patch_size": 4, "image_size": 16}
 

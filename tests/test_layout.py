@@ -13,7 +13,7 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 LAYERS = [
     {"config"},
     {"runs", "distributed"},
-    {"encoder", "heads", "positions", "masking", "schedules", "ema", "maps"},
+    {"blocks", "encoder", "heads", "positions", "masking", "schedules", "ema", "maps"},
     {"optim", "checkpoint", "data", "progress"},
     {"plan", "command"},
     {"methods", "evaluate"},

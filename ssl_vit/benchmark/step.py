@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_vit.blocks import compile_blocks
 from ssl_vit.config.schema import BenchmarkConfig
-from ssl_vit.encoder import compile_blocks
 from ssl_vit.methods.dino import DINO
 from ssl_vit.optim import clip_each, decay_groups
 

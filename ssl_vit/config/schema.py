@@ -78,7 +78,7 @@ class EncoderConfig:
     channels: int = 3
     """Channels of a picture."""
     positions: str = "learned"
-    """Position embedding: learned, or sincos (fixed 2-D sine-cosine)."""
+    """learned, sincos (fixed 2-D sine-cosine), or relative (BEiT's bias of the attention scores, shared by blocks)."""
     registers: int = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
     layer_scale: float | None = None
@@ -86,7 +86,7 @@ class EncoderConfig:
     drop_path: float = 0.0
     """Stochastic-depth rate of the last block; earlier blocks ramp up linearly from 0."""
     init: str = "trunc_normal"
-    """Initial weights: trunc_normal (std .02, DINO) or xavier (MAE)."""
+    """Initial weights: trunc_normal (std .02, DINO), xavier (MAE), or beit (std .0108, shrinking with depth)."""
     checkpoint_blocks: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
 
@@ -107,10 +107,12 @@ class EncoderConfig:
             rule = f"a multiple of encoder.patch_size={self.patch_size}"
             require(side % self.patch_size == 0, "encoder.image_size", self.image_size, rule)
         require(self.channels > 0, "encoder.channels", self.channels, "a positive integer")
-        one_of("encoder.positions", self.positions, ("learned", "sincos"))
+        one_of("encoder.positions", self.positions, ("learned", "sincos", "relative"))
         require(self.registers >= 0, "encoder.registers", self.registers, "0 or more")
+        rule = "0 with encoder.positions=relative: a register has no place"
+        require(self.registers == 0 or self.positions != "relative", "encoder.registers", self.registers, rule)
         require(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
-        one_of("encoder.init", self.init, ("trunc_normal", "xavier"))
+        one_of("encoder.init", self.init, ("trunc_normal", "xavier", "beit"))
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -170,8 +170,7 @@ class DINO(Method):
     def describe(self, encoder: VisionTransformer, crops: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "n D"]:
         """One vector for each crop of each picture, crop by crop; crops of one size go through together."""
         groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: crop.shape)]
-        located = [encoder.locate(encoder.patchify(images), *encoder.grid_of(images)) for images in groups]
-        tokens = encoder.encode_many(located)
+        tokens = encoder.encode_many([encoder.embed(images) for images in groups], [*map(encoder.grid_of, groups)])
         return torch.cat([x[:, 0] if self.options.pool == "cls" else x[:, 1:].mean(1) for x in tokens])
 
     def teacher_temperature(self) -> float:

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ssl_vit.blocks import Block, init_linear, run_blocks
 from ssl_vit.config.methods import MAEConfig, MAERun
 from ssl_vit.data.views import RandomCrop
-from ssl_vit.encoder import Block, init_linear, pixels_per_patch, run_blocks
+from ssl_vit.encoder import pixels_per_patch
 from ssl_vit.masking import as_mask, kept_patches, split_by_noise
 from ssl_vit.methods.base import Method
 from ssl_vit.positions import resample, sincos_2d

@@ -1,0 +1,186 @@
+"""Transformer blocks on packed sequences: attention, MLP, their residual branches (arXiv:2010.11929, section 3.1).
+
+Parameter names are timm's.
+
+Letters: B sequences of S tokens in a batch, T tokens of all sequences together, D width, d channels of a head.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Layout = list[tuple[int, int]]
+"""How sequences are packed into T tokens, one behind another: batches of B sequences of S tokens, (B, S) for each."""
+Biases = Sequence[Tensor | None]
+"""What is added to the attention scores of each batch, [heads, S, S] of its S, if anything."""
+
+
+def lengths(layout: Layout) -> list[int]:
+    """Tokens of each batch."""
+    return [B * S for B, S in layout]
+
+
+def attend(
+    q: Float[Tensor, "B heads S d"],
+    k: Float[Tensor, "B heads S d"],
+    v: Float[Tensor, "B heads S d"],
+    bias: Float[Tensor, "heads S S"] | None = None,
+) -> Float[Tensor, "B heads S d"]:
+    """softmax(q k^T / sqrt(d) + bias) v.
+
+    PyTorch's fused kernel, but for bf16 on CPUs: there plain batched products are 2 to 6 times faster forward and
+    backward at 37 to 197 tokens.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+        return (scores if bias is None else scores + bias.to(q.dtype)).softmax(-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one matrix for queries, keys and values."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def split_heads(self, qkv: Float[Tensor, "B S _"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [B, heads, S, D / heads]."""
+        q, k, v = qkv.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def forward(self, x: Float[Tensor, "T D"], layout: Layout, biases: Biases) -> Float[Tensor, "T D"]:
+        mixed = []
+        for part, (_, S), bias in zip(self.qkv(x).split(lengths(layout)), layout, biases, strict=True):
+            q, k, v = self.split_heads(part.unflatten(0, (-1, S)))
+            mixed.append(attend(q, k, v, bias).transpose(1, 2).flatten(2).flatten(0, 1))
+        return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+
+
+class Mlp(nn.Module):
+    """Two linear maps with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Float[Tensor, "*b D"]) -> Float[Tensor, "*b D"]:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class LayerScale(nn.Module):
+    """A learned gain per channel (CaiT, arXiv:2103.17239, equation 2)."""
+
+    def __init__(self, width: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((width,), init))
+
+    def forward(self, x: Float[Tensor, "*b D"]) -> Float[Tensor, "*b D"]:
+        return x * self.gamma
+
+
+class DropPath(nn.Module):
+    """Zero a residual branch for whole sequences (stochastic depth, arXiv:1603.09382)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Float[Tensor, "T D"], layout: Layout) -> Float[Tensor, "T D"]:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        gains = [x.new_empty(B, 1).bernoulli_(keep).div_(keep).expand(B, S).flatten() for B, S in layout]
+        return x * torch.cat(gains)[:, None]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block, on sequences packed one behind another."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        layer_scale: float | None = None,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Float[Tensor, "T D"], layout: Layout, biases: Biases) -> Float[Tensor, "T D"]:
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), layout, biases)), layout)
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), layout)
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module],
+    sequences: Sequence[Float[Tensor, "_ _ D"]],
+    biases: Biases | None = None,
+    checkpointed: bool = False,
+) -> list[Float[Tensor, "_ _ D"]]:
+    """Batches of sequences, each [B, S, D] with its own B and S, through blocks.
+
+    Every linear map runs once over all tokens; only attention is split by batch. Nothing is padded.
+
+    Args:
+        biases: of the attention scores, the same ones in every block.
+        checkpointed: recompute each block in the backward pass.
+    """
+    layout = [(len(tokens), tokens.shape[1]) for tokens in sequences]
+    flat = [tokens.flatten(0, 1) for tokens in sequences]
+    x = flat[0] if len(flat) == 1 else torch.cat(flat)
+    biases = biases or [None] * len(layout)
+    for block in blocks:
+        x = checkpoint(block, x, layout, biases, use_reentrant=False) if checkpointed else block(x, layout, biases)
+    return [part.unflatten(0, shape) for part, shape in zip(x.split(lengths(layout)), layout, strict=True)]
+
+
+def compile_blocks(network: nn.Module) -> None:
+    """torch.compile every transformer block in a network: encoder, decoder, teacher."""
+    for module in network.modules():
+        if isinstance(module, Block):
+            module.compile()
+
+
+def trunc_normal(weight: Tensor) -> Tensor:
+    """Normal of std .02, cut at +-2, which is never met (DINO, timm)."""
+    return nn.init.trunc_normal_(weight, std=0.02)
+
+
+def narrow_normal(weight: Tensor) -> Tensor:
+    """Normal of std .02, cut at one deviation, which leaves a std of .0108 (BEiT, arXiv:2106.08254, the authors')."""
+    return nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
+
+
+SCHEMES: dict[str, Callable[[Tensor], Any]] = {
+    "xavier": nn.init.xavier_uniform_,
+    "trunc_normal": trunc_normal,
+    "beit": narrow_normal,
+}
+
+
+def init_linear(module: nn.Module, scheme: str) -> None:
+    """Initialise every linear map under `module` by `scheme`, biases 0.
+
+    xavier: uniform, a fused qkv counted as one matrix (MAE). trunc_normal: DINO's. beit: BEiT's, without its rescale.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            SCHEMES[scheme](layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
