@@ -14,7 +14,7 @@ LAYERS = [
     {"config"},
     {"runs", "distributed"},
     {"encoder", "heads", "positions", "masking", "schedules", "ema", "maps"},
-    {"optim", "checkpoint", "data", "progress"},
+    {"optim", "checkpoint", "data", "progress", "tokenizers"},
     {"plan", "command"},
     {"methods", "evaluate"},
     {"monitor"},
