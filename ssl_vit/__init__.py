@@ -10,18 +10,31 @@ if TYPE_CHECKING:
     from ssl_vit.checkpoint import load_encoder, save_encoder
     from ssl_vit.data.module import ImageDataModule
     from ssl_vit.encoder import VisionTransformer
+    from ssl_vit.methods.beit import BEiT
     from ssl_vit.methods.dino import DINO
     from ssl_vit.methods.mae import MAE
+    from ssl_vit.tokenizers.base import load_tokenizer
 
 __version__ = "0.1.0"
-__all__ = ["DINO", "MAE", "ImageDataModule", "VisionTransformer", "load_encoder", "save_encoder"]
+__all__ = [
+    "DINO",
+    "MAE",
+    "BEiT",
+    "ImageDataModule",
+    "VisionTransformer",
+    "load_encoder",
+    "load_tokenizer",
+    "save_encoder",
+]
 
 _HOME = {
+    "BEiT": "ssl_vit.methods.beit",
     "DINO": "ssl_vit.methods.dino",
     "MAE": "ssl_vit.methods.mae",
     "ImageDataModule": "ssl_vit.data.module",
     "VisionTransformer": "ssl_vit.encoder",
     "load_encoder": "ssl_vit.checkpoint",
+    "load_tokenizer": "ssl_vit.tokenizers.base",
     "save_encoder": "ssl_vit.checkpoint",
 }
 

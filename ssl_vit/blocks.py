@@ -184,3 +184,16 @@ def init_linear(module: nn.Module, scheme: str) -> None:
             SCHEMES[scheme](layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def init_blocks(blocks: nn.ModuleList, scheme: str, first: int = 1) -> None:
+    """init_linear; by `beit` the residual branches also shrink with depth, by sqrt(2 * number of the block).
+
+    Args:
+        first: number of the first of these blocks, from 1.
+    """
+    init_linear(blocks, scheme)
+    if scheme == "beit":
+        for number, block in enumerate(blocks, start=first):
+            block.attn.proj.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore
+            block.mlp.fc2.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore

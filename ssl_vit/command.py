@@ -5,11 +5,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from ssl_vit.config.load import ConfigError, Resolved, read, read_run
-from ssl_vit.config.schema import ProbeConfig, RunConfig
+from ssl_vit.config.schema import RunConfig, TrainingRun
+from ssl_vit.config.tools import ProbeConfig
 from ssl_vit.runs import CONFIG, facts_of, newest_run, run_prefix
+
+Run = TypeVar("Run", bound=TrainingRun)
 
 
 def guarded(main: Callable[[list[str]], None]) -> NoReturn:
@@ -29,24 +32,27 @@ def guarded(main: Callable[[list[str]], None]) -> NoReturn:
     raise SystemExit(0)
 
 
-def read_run_words(words: list[str]) -> Resolved[RunConfig]:
+def read_run_words(words: list[str], read_words: Callable[[list[str]], Resolved[Run]] = read_run) -> Resolved[Run]:
     """A run's settings; with resume= they are those of the run it continues, and run_dir is its directory.
+
+    Args:
+        read_words: read_run for a pretraining, read_tokenizer for a tokenizer's training.
 
     Raises:
         ConfigError, FileNotFoundError: a setting is wrong; the run to continue is not there.
     """
-    resolved = read_run(words)
+    resolved = read_words(words)
     run = resumed_run(resolved)
     if run is None:
         return resolved
     if not any(word.startswith("recipe=") for word in words):
         words = [*words, f"recipe={run / CONFIG}"]
-    resolved = read_run(words)
+    resolved = read_words(words)
     resolved.config.run_dir = str(run)
     return resolved
 
 
-def resumed_run(resolved: Resolved[RunConfig]) -> Path | None:
+def resumed_run(resolved: Resolved[Run]) -> Path | None:
     """The run that resume= means: itself, that of a checkpoint, or for `auto` run_dir or the newest of its kind.
 
     None without resume=, and for `auto` where there is nothing to continue yet.
@@ -62,7 +68,8 @@ def resumed_run(resolved: Resolved[RunConfig]) -> Path | None:
     if config.run_dir:
         return Path(config.run_dir) if (Path(config.run_dir) / CONFIG).exists() else None
     try:
-        return newest_run(run_prefix(resolved.method, config.recipe), CONFIG)
+        name = resolved.method if isinstance(config, RunConfig) else "tokenizer"
+        return newest_run(run_prefix(name, config.recipe), CONFIG)
     except FileNotFoundError:
         return None
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssl_vit.blocks import SCHEMES, Biases, Block, init_linear, run_blocks, trunc_normal
+from ssl_vit.blocks import SCHEMES, Biases, Block, init_blocks, run_blocks, trunc_normal
 from ssl_vit.config.schema import POOLS, EncoderConfig, one_of
 from ssl_vit.positions import RelativePositionBias, resample, sincos_2d
 
@@ -35,6 +35,12 @@ def pixels_per_patch(
         image = torch.arange(B, device=index.device)[:, None]
         return patches[image, index // w, index % w].flatten(2)
     return patches.reshape(B, h * w, C * P * P)
+
+
+def images_of(pixels: Float[Tensor, "B N F"], patch_size: int, h: int, w: int) -> Float[Tensor, "B C H W"]:
+    """The inverse of pixels_per_patch: flat patches of an h x w grid to images."""
+    patches = pixels.unflatten(2, (-1, patch_size, patch_size)).unflatten(1, (h, w))  # [B, h, w, C, P, P]
+    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
 class PatchEmbed(nn.Module):
@@ -100,14 +106,11 @@ class VisionTransformer(nn.Module):
 
     def _init_weights(self) -> None:
         scheme = self.config.init
-        init_linear(self.blocks, scheme)
+        init_blocks(self.blocks, scheme)
         if scheme in ("xavier", "beit"):
             SCHEMES[scheme](self.patch_embed.proj.weight.data.flatten(1))  # as a linear map of a flat patch
         if scheme == "beit":
             nn.init.zeros_(self.patch_embed.proj.bias)  # pyright: ignore[reportArgumentType]
-            for number, block in enumerate(self.blocks, start=1):  # residual branches shrink with depth
-                block.attn.proj.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore
-                block.mlp.fc2.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore
         for token in (self.cls_token, getattr(self, "reg_token", None)):
             if token is not None:
                 SCHEMES["beit"](token) if scheme == "beit" else nn.init.normal_(token, std=0.02)
@@ -172,18 +175,21 @@ class VisionTransformer(nn.Module):
             outputs[layer], done = self.without_registers(x), layer + 1
         return [outputs[layer] for layer in wanted]
 
-    def _biases(self, groups: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Biases | None:
-        """The relative positions of each batch, computed once for all blocks."""
+    def biases(self, grids: Sequence[tuple[int, int]]) -> Biases | None:
+        """Relative positions of batches of whole grids, computed once for all blocks; None with other positions."""
         if self.config.positions != "relative":
             return None
+        made = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
+        return [made[grid] for grid in grids]
+
+    def _biases(self, groups: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Biases | None:
         for patches, (h, w) in zip(groups, grids, strict=True):
-            if patches.shape[1] != h * w:
+            if self.config.positions == "relative" and patches.shape[1] != h * w:
                 raise ValueError(
                     f"encoder.positions=relative needs all {h} x {w} patches of a grid, not {patches.shape[1]}: give "
                     "encode(patches, grid=(h, w)), or choose encoder.positions=learned or sincos"
                 )
-        made = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
-        return [made[grid] for grid in grids]
+        return self.biases(grids)
 
     def with_class_token(self, patches: Float[Tensor, "B n D"]) -> Float[Tensor, "B _ D"]:
         """Class token, registers, patches: what the first block sees."""

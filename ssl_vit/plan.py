@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ssl_vit.config.schema import RunConfig
+from ssl_vit.config.schema import RunConfig, TrainingRun
 from ssl_vit.data.sources import count
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.optim import scaled_lr
@@ -14,9 +14,9 @@ from ssl_vit.optim import scaled_lr
 class Plan:
     """The figures that follow from a config."""
 
-    config: RunConfig
-    parameters: int
-    """Of the encoder."""
+    config: TrainingRun
+    parameters: int | None
+    """Of the encoder, where there is one."""
     pictures: int | None
     """For training; None where they cannot be counted cheaply."""
     processes: int
@@ -42,18 +42,21 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan for people."""
-        config, (h, w) = self.config, self.config.encoder.grid
-        width, depth, heads = config.encoder.shape
+        config, (h, w) = self.config, self.config.patches.grid
+        height, width = config.patches.height_width
         per = f"{self.processes} x " if self.processes > 1 else ""
         batch = f"{per}{config.data.batch_size}" + (
             f" x {config.trainer.accumulate}" if config.trainer.accumulate > 1 else ""
         )
         limit = f", at most {config.trainer.max_minutes:g} minutes" if config.trainer.max_minutes else ""
         rate = scaled_lr(config.optim.base_lr, self.global_batch)
+        encoder = []
+        if isinstance(config, RunConfig):
+            wide, deep, heads = config.encoder.shape
+            encoder = [f"encoder       ViT {wide} wide, {deep} deep, {heads} heads: {self.parameters:,} parameters"]
         return [
-            f"encoder       ViT {width} wide, {depth} deep, {heads} heads: {self.parameters:,} parameters",
-            f"picture       {h * config.encoder.patch_size} x {w * config.encoder.patch_size} pixels, "
-            f"{h} x {w} = {h * w} patches",
+            *encoder,
+            f"picture       {height} x {width} pixels, {h} x {w} = {h * w} patches",
             f"pictures      {_known(self.pictures)} for training",
             f"global batch  {self.global_batch} = {batch}",
             f"learning rate {rate:.3g} at the peak = base_lr {config.optim.base_lr:g} x {self.global_batch} / 256",
@@ -65,10 +68,12 @@ def _known(number: int | None) -> str:
     return "not counted before loading" if number is None else f"{number:,}"
 
 
-def make_plan(config: RunConfig) -> Plan:
+def make_plan(config: TrainingRun) -> Plan:
     """Count parameters (on the meta device), pictures and steps. ValueError where the data cannot be found."""
-    with torch.device("meta"):
-        parameters = sum(p.numel() for p in VisionTransformer(config.encoder).parameters())
+    parameters = None
+    if isinstance(config, RunConfig):
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in VisionTransformer(config.encoder).parameters())
     trainer = config.trainer
     devices = max(1, torch.cuda.device_count()) if trainer.devices == "auto" else trainer.devices
     processes = devices * trainer.num_nodes

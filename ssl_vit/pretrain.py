@@ -1,36 +1,20 @@
-"""Pretraining from a config: build the method, its data and Lightning's trainer; train; save the encoder."""
+"""Pretraining from a config: build the method and its data, train, save the encoder."""
 
-import logging
-import os
-import traceback
-import warnings
-from dataclasses import asdict
-from datetime import timedelta
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
 
 from ssl_vit import __version__
-from ssl_vit.blocks import compile_blocks
-from ssl_vit.checkpoint import save_encoder
-from ssl_vit.config.load import to_yaml
-from ssl_vit.config.schema import RunConfig, TrainerConfig
-from ssl_vit.data.module import ImageDataModule
+from ssl_vit.config.methods import TokenizedRun
+from ssl_vit.config.schema import RunConfig
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
-from ssl_vit.monitor.console import Console
-from ssl_vit.monitor.health import Health
-from ssl_vit.monitor.look import Look
-from ssl_vit.monitor.records import AtomicCheckpoints, JsonLines
-from ssl_vit.monitor.throughput import Throughput
-from ssl_vit.plan import make_plan
-from ssl_vit.runs import CHECKPOINTS, CONFIG, METRICS, new_run_dir, newest_checkpoint, write_atomic
-
-log = logging.getLogger("ssl_vit")
+from ssl_vit.monitor.look import Judge
+from ssl_vit.train_tokenizer import tokenizer_for
+from ssl_vit.training import data_of, fit, open_run, quiet_lightning
 
 
 def pretrain(config: RunConfig, method_name: str) -> Path:
@@ -40,103 +24,17 @@ def pretrain(config: RunConfig, method_name: str) -> Path:
         ValueError, OSError: bad input or a full disk; what is written stays, and the log says how to go on.
     """
     quiet_lightning()
-    run_dir, checkpoint = open_run(config, method_name)
+    if isinstance(config, TokenizedRun) and not config.tokenizer:
+        config = replace(config, tokenizer=str(tokenizer_for(config)))
+    run_dir, checkpoint = open_run(config, method_name, method_name)
     pl.seed_everything(config.seed, verbose=False)
-    method = method_named(method_name)(config.encoder, config.optim, config.seed, **vars(config.method))
+    method = method_named(method_name).from_run(config)
     if config.init_from and not checkpoint:
         method.start_from(config.init_from)
-    height_width, channels = config.encoder.height_width, config.encoder.channels
-    data = ImageDataModule(method.views(), config.data, image_size=height_width, channels=channels, seed=config.seed)
-    trainer = make_trainer(config, run_dir)
-    if trainer.is_global_zero:
-        announce(config, run_dir, checkpoint)
-    if config.trainer.compile:
-        compile_blocks(method)
-    try:
-        trainer.fit(method, data, ckpt_path=checkpoint, weights_only=True)
-    except (Exception, KeyboardInterrupt):
-        write_atomic(run_dir / "error.txt", traceback.format_exc())
-        if any((run_dir / CHECKPOINTS).glob("*.ckpt")):
-            log.error(f"stopped; go on with: python tools/pretrain.py method={method_name} resume={run_dir}")
-        raise
-    trainer.save_checkpoint(run_dir / CHECKPOINTS / "last.ckpt")
-    if trainer.is_global_zero:
-        known = facts_of_run(config, method_name, method)
-        print(f"saved {save_encoder(method.export_encoder(), run_dir, **known)}")
+    look = Judge(config.monitor, config.readout, run_dir)
+    if fit(config, method, data_of(config, method), run_dir, checkpoint, look):
+        print(f"saved {method.export(run_dir, **facts_of_run(config, method_name, method))}")
     return run_dir
-
-
-def open_run(config: RunConfig, method_name: str) -> tuple[Path, Path | None]:
-    """The run's directory with its config.yaml, and the checkpoint to go on from, if any.
-
-    Raises:
-        FileExistsError: run_dir holds another run already.
-    """
-    inherited = os.environ.get("SSL_VIT_RUN_DIR") if "LOCAL_RANK" in os.environ else None
-    run_dir = Path(config.run_dir or inherited or new_run_dir(method_name, config.recipe))
-    os.environ["SSL_VIT_RUN_DIR"] = str(run_dir)  # Lightning starts the other processes of a node by this command
-    checkpoint = None
-    if config.resume and (run_dir / CONFIG).exists():
-        given = Path(config.resume)
-        checkpoint = given if given.is_file() else newest_checkpoint(run_dir)
-    elif (run_dir / CONFIG).exists() and not inherited:
-        raise FileExistsError(f"run_dir={run_dir} holds a run already: add resume=auto, or name another directory")
-    write_atomic(run_dir / CONFIG, to_yaml(config, method_name))
-    return run_dir, checkpoint
-
-
-def make_trainer(config: RunConfig, run_dir: Path) -> pl.Trainer:
-    """Lightning's trainer with our limits, loggers and callbacks."""
-    trainer = config.trainer
-    checkpoints = ModelCheckpoint(
-        dirpath=run_dir / CHECKPOINTS,
-        filename="last",
-        enable_version_counter=False,
-        every_n_train_steps=trainer.checkpoint_every_steps,
-        train_time_interval=None if trainer.checkpoint_every_steps else timedelta(minutes=10),
-        save_on_exception=True,
-    )
-    health = Health()
-    callbacks = [checkpoints, Throughput(), health, Console(health)]
-    if config.monitor.every_epochs:
-        callbacks.insert(1, Look(config.monitor, config.readout, run_dir))
-    return pl.Trainer(
-        max_epochs=trainer.max_epochs,
-        max_steps=trainer.max_steps or -1,
-        max_time=timedelta(minutes=trainer.max_minutes) if trainer.max_minutes else None,
-        devices=trainer.devices,
-        num_nodes=trainer.num_nodes,
-        strategy=trainer.strategy,
-        precision=precision_of(trainer),  # pyright: ignore[reportArgumentType]
-        accumulate_grad_batches=trainer.accumulate,
-        log_every_n_steps=trainer.log_every_steps,
-        logger=[TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False), JsonLines(run_dir / METRICS)],
-        callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
-        use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=run_dir,
-    )
-
-
-def precision_of(trainer: TrainerConfig) -> str:
-    """trainer.precision, with auto resolved: bf16-mixed where the GPU or the CPU multiplies matrices in it."""
-    if trainer.precision != "auto":
-        return trainer.precision
-    cuda = torch.cuda.is_available()
-    has_bf16 = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
-
-
-def announce(config: RunConfig, run_dir: Path, checkpoint: Path | None) -> None:
-    """Print where the run writes and what it will do."""
-    print(f"run           {run_dir}")
-    if checkpoint:
-        print(f"resuming      {checkpoint}")
-    elif config.resume:
-        print("resuming      nothing to resume yet: a new run")
-    print("\n".join(make_plan(config).lines()), flush=True)
 
 
 def facts_of_run(config: RunConfig, method_name: str, method: Method) -> dict[str, Any]:
@@ -153,19 +51,3 @@ def facts_of_run(config: RunConfig, method_name: str, method: Method) -> dict[st
         "ssl_vit": __version__,
         "torch": torch.__version__,
     }
-
-
-def quiet_lightning() -> None:
-    """Silence what Lightning says to everybody and what does not apply here."""
-    logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO)
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*smaller than the logging interval.*",
-        ".*Checkpoint directory.*",
-        ".*LeafSpec.*deprecated.*",
-        ".*in eval mode at the start of training.*",  # a teacher is
-    ):
-        warnings.filterwarnings("ignore", message=message)

@@ -81,7 +81,7 @@ def test_features_pool_class_token_and_mean_of_patches():
 def test_attention_maps_are_the_weights_that_the_block_used():
     encoder, images = make(depth=1), torch.randn(2, 3, 16, 16)
     block = encoder.blocks[0]
-    x = block.norm1(encoder.embed(images))
+    x = block.norm1(encoder.with_class_token(encoder.embed(images)))
     q, k, v = block.attn.split_heads(block.attn.qkv(x))
     weights = torch.softmax(q @ k.transpose(-2, -1) / 8**0.5, -1)
     torch.testing.assert_close(encoder.attention_maps(images), weights[:, :, 0, 1:])

@@ -15,10 +15,11 @@ LAYERS = [
     {"runs", "distributed"},
     {"blocks", "encoder", "heads", "positions", "masking", "schedules", "ema", "maps"},
     {"optim", "checkpoint", "data", "progress"},
-    {"plan", "command"},
+    {"plan", "command", "objective"},
+    {"tokenizers"},
     {"methods", "evaluate"},
     {"monitor"},
-    {"pretrain", "benchmark"},
+    {"training", "pretrain", "train_tokenizer", "benchmark"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

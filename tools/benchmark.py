@@ -5,7 +5,7 @@ import importlib
 from ssl_vit.command import guarded
 from ssl_vit.config.explain import help_text
 from ssl_vit.config.load import read
-from ssl_vit.config.schema import SUITES, BenchmarkConfig
+from ssl_vit.config.tools import SUITES, BenchmarkConfig
 
 USAGE = "python tools/benchmark.py suite=views|step|startup [key=value ...]"
 

@@ -4,7 +4,7 @@ import json
 
 from ssl_vit.command import guarded, read_probe_words
 from ssl_vit.config.explain import help_text
-from ssl_vit.config.schema import ProbeConfig
+from ssl_vit.config.tools import ProbeConfig
 
 USAGE = "python tools/knn.py [encoder=RUN_OR_FILE] [key=value ...]"
 

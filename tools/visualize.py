@@ -3,7 +3,7 @@
 from ssl_vit.command import guarded
 from ssl_vit.config.explain import help_text
 from ssl_vit.config.load import read
-from ssl_vit.config.schema import VisualizeConfig
+from ssl_vit.config.tools import VisualizeConfig
 
 USAGE = "python tools/visualize.py images=FILE_OR_FOLDER [encoder=RUN_OR_FILE] [key=value ...]"
 

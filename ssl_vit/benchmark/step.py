@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vit.blocks import compile_blocks
-from ssl_vit.config.schema import BenchmarkConfig
+from ssl_vit.config.tools import BenchmarkConfig
 from ssl_vit.methods.dino import DINO
 from ssl_vit.optim import clip_each, decay_groups
 

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, BenchmarkConfig, DataConfig
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from ssl_vit.config.tools import BenchmarkConfig
 from ssl_vit.data.loading import Batch, Views
 from ssl_vit.data.photometry import Photometry
 from ssl_vit.data.pictures import Source, open_picture

@@ -12,8 +12,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.config.load import Resolved, Setting, kind, method_class, recipes, settings_of, shown
+from ssl_vit.config.load import Resolved, Setting, kind, read_tokenizer, settings_of, shown
 from ssl_vit.config.methods import METHODS
+from ssl_vit.config.recipes import TOKENIZER, method_class, recipes
 from ssl_vit.config.schema import RunConfig
 
 # What most runs set; the rest is on the method's own page.
@@ -45,6 +46,14 @@ def run_help(arguments: Iterable[str], usage: str) -> str:
     names = ", ".join(recipes(method)) or "path/to.yaml"
     note = f"Recipes: {names}. A recipe changes some of the defaults below; --dry-run shows what a run resolves to."
     return help_text(method_class(method), f"{usage}\n\n{_wrap(note)}")
+
+
+def tokenizer_help(arguments: Iterable[str], usage: str) -> str:
+    """The settings of the tokenizer that recipe= or method= names among the arguments, after the recipes there are."""
+    words = [word for word in arguments if word.startswith(("recipe=", "method="))]
+    config = read_tokenizer(words).config
+    lines = [_wrap(_headline(path), f"  recipe={name}") for name, path in recipes(TOKENIZER).items()]
+    return help_text(type(config), "\n".join([usage, "", "recipes", *lines]))
 
 
 def overview(usage: str) -> str:

@@ -6,7 +6,6 @@ line that names the key as typed. Neither torch nor Lightning is imported: a typ
 """
 
 import difflib
-import importlib
 import math
 import types
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,8 +17,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ssl_vit.config.methods import METHODS
-from ssl_vit.config.schema import RunConfig, nearest
+from ssl_vit.config.recipes import LEGAL_METHODS, TOKENIZER, method_class, recipe_path
+from ssl_vit.config.schema import ConfigError, RunConfig, TrainingRun, one_of
+from ssl_vit.config.tokenizers import TOKENIZERS, TokenizerRun
 
 T = TypeVar("T")
 KINDS = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "null"}
@@ -28,13 +28,8 @@ PLURALS = {int: "integers", float: "numbers", str: "strings", bool: "booleans"}
 NICKNAMES = {"lr": "base_lr", "learning_rate": "base_lr", "wd": "weight_decay", "gpus": "devices", "root": "path"}
 # Say where one run writes and goes on, so a run's config.yaml that serves as a recipe does not hand them on.
 OF_ONE_RUN = ("recipe", "run_dir", "resume")
-LEGAL_METHODS = f"one of {', '.join(METHODS)}, or package.module:Class"
 # From Unicode's private area: stands for `$` while OmegaConf, to which `${...}` is an interpolation, holds a value.
 DOLLAR = "\uefd4"
-
-
-class ConfigError(ValueError):
-    """A setting that is not legal. One line: the key as typed, what is legal, the nearest legal key."""
 
 
 @dataclass
@@ -69,9 +64,33 @@ def read_run(arguments: Iterable[str]) -> Resolved[RunConfig]:
         raise ConfigError(f"method= is missing: {LEGAL_METHODS}")
     method = words.pop("method")
     base = _defaults(method_class(method))
+    if "method.name" in settings_of(base):
+        name = method.partition(":")[2]
+        raise ConfigError(f"method={method}: {name}.Config cannot have method.name, where runs keep their method")
+    return _resolve(base, words, method, method)
+
+
+def read_tokenizer(arguments: Iterable[str]) -> Resolved[TokenizerRun]:
+    """A tokenizer's training from `key=value` words: defaults <- recipe <- the words.
+
+    `recipe=` names a file of configs/tokenizer/ or is a path that ends in .yaml; its method.name says which kind of
+    tokenizer it is for, unless `method=` does. Raises ConfigError.
+    """
+    words = _split(arguments)
+    path = recipe_path(TOKENIZER, words.get("recipe", TokenizerRun.recipe))
+    kind = words.pop("method", None) or _pop_name(_read_tree(path))
+    try:
+        one_of("method", str(kind), TOKENIZERS)
+    except ValueError as error:
+        raise ConfigError(f"{error}: give it, or let {path} have method.name") from None
+    return _resolve(_defaults(TOKENIZERS[str(kind)]), words, str(kind), TOKENIZER)
+
+
+def _resolve(base: T, words: Mapping[str, str], method: str, folder: str) -> Resolved[T]:
+    """Defaults in base <- the recipe that the words name <- the words."""
     settings = settings_of(base)
     command = _typed_words(words, settings)
-    path = recipe_path(method, command.get("recipe", settings["recipe"].default))
+    path = recipe_path(folder, command.get("recipe", settings["recipe"].default))
     recipe = _typed_tree(_recipe_tree(path, method), settings, f"{path}: ")
     config, origin = _merge(base, settings, ("recipe", f"{path}: ", recipe), ("command line", "", command))
     return Resolved(config, origin, method)
@@ -92,7 +111,7 @@ def read(
     return Resolved(*_merge(base, settings, (origin, f"{origin}: ", below), ("command line", "", command)))
 
 
-def to_yaml(config: RunConfig, method: str) -> str:
+def to_yaml(config: TrainingRun, method: str) -> str:
     """Text of a run's config.yaml; from_yaml reads it back, and it serves as a recipe."""
     tree = asdict(config)
     tree["method"] = {"name": method, **(tree["method"] or {})}
@@ -109,53 +128,6 @@ def from_yaml(text: str, where: str = "config.yaml") -> tuple[str, RunConfig]:
     settings = settings_of(base)
     values = _typed_tree(tree, settings, f"{where}: ")
     return method, _merge(base, settings, ("run", f"{where}: ", values))[0]
-
-
-def method_class(method: str) -> type[RunConfig]:
-    """The RunConfig of a method by name, or of a class given as `package.module:Class`. Raises ConfigError."""
-    if method in METHODS:
-        return METHODS[method]
-    module_name, colon, class_name = method.partition(":")
-    if not colon:
-        raise ConfigError(f"method={method} is not a method: {LEGAL_METHODS}{nearest(method, METHODS)}")
-    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
-        raise ConfigError(f"method={method} must be {LEGAL_METHODS}")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"method={method}: {error} (is it installed, or on PYTHONPATH?)") from error
-    if not hasattr(module, class_name):
-        raise ConfigError(f"method={method}: {module_name} has no {class_name}{nearest(class_name, vars(module))}")
-    config_class = getattr(getattr(module, class_name), "Config", None)
-    if not (isinstance(config_class, type) and issubclass(config_class, RunConfig)):
-        raise ConfigError(f"method={method}: {class_name}.Config must be a subclass of ssl_vit.config.schema.RunConfig")
-    if "method.name" in settings_of(_defaults(config_class)):
-        raise ConfigError(f"method={method}: {class_name}.Config cannot have method.name, where runs keep their method")
-    return config_class
-
-
-def recipes(method: str) -> dict[str, Path]:
-    """Recipes that a method brings along: name -> file."""
-    package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    root = installed if installed.is_dir() else package.parent / "configs"
-    return {path.stem: path for path in sorted((root / method).glob("*.yaml"))}
-
-
-def recipe_path(method: str, recipe: str) -> Path:
-    """File of a recipe, by name or as a path that ends in .yaml or .yml. Raises ConfigError."""
-    if recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"recipe={recipe} is not a file")
-        return path
-    if method not in METHODS:
-        raise ConfigError(f"recipe={recipe} must be a path for method={method}, such as recipe=path/to.yaml")
-    legal = recipes(method)
-    if recipe not in legal:
-        rule = f"method={method} has {', '.join(legal) or 'none'}, or give a path that ends in .yaml"
-        raise ConfigError(f"recipe={recipe} is not a recipe: {rule}{nearest(recipe, legal)}")
-    return legal[recipe]
 
 
 def settings_of(config: Any, prefix: str = "") -> dict[str, Setting]:
@@ -339,12 +311,16 @@ def _swap(tree: Any, old: str, new: str) -> Any:
     return tree.replace(old, new) if isinstance(tree, str) else tree
 
 
-def _recipe_tree(path: Path, method: str) -> dict[str, Any]:
-    """What a recipe sets. A run's config.yaml will do: it names its method, which must be the one asked for."""
+def _read_tree(path: Path) -> dict[str, Any]:
     try:
-        tree = _parse(path.read_text(encoding="utf-8"), str(path))
+        return _parse(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def _recipe_tree(path: Path, method: str) -> dict[str, Any]:
+    """What a recipe sets. A run's config.yaml will do: it names its method, which must be the one asked for."""
+    tree = _read_tree(path)
     name = _pop_name(tree)
     if name not in (None, method):
         raise ConfigError(f"{path} is a recipe for method={name}, not for method={method}")

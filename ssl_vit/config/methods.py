@@ -155,6 +155,8 @@ class MAERun(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rule = "learned or sincos: the encoder sees single patches, not their offsets"
+        require(self.encoder.positions != "relative", "encoder.positions", self.encoder.positions, rule)
         h, w = self.encoder.grid
         kept = int(h * w * (1 - self.method.mask_ratio))
         rule = f"low enough that one of the {h * w} patches stays visible"
@@ -188,5 +190,81 @@ class DINORun(RunConfig):
         require(self.data.batch_size > 1, "data.batch_size", self.data.batch_size, rule)
 
 
-METHODS: dict[str, type[RunConfig]] = {"mae": MAERun, "dino": DINORun}
+@dataclass(kw_only=True)
+class BEiTConfig:
+    """Masked prediction of visual tokens (arXiv:2106.08254), with BEiT v2's additions (arXiv:2208.06366) as options."""
+
+    mask_ratio: float = 0.383
+    """Most patches hidden, as a share: 75 of 14 x 14, the authors' 40 %. Blocks that no longer fit leave fewer."""
+    exact_mask: bool = False
+    """Hide exactly as many as mask_ratio says, by single patches added or taken away (BEiT v2)."""
+    smallest_block: int | None = None
+    """Least area of a block, in patches; null: 16 on a grid of 14 x 14, in proportion on others."""
+    block_aspect: float = 0.3
+    """Blocks are this to its inverse as high as wide."""
+    class_branch: bool = False
+    """Predict the tokens from the last class token and the patches of an early block too (BEiT v2, section 2.3)."""
+    early_block: int | None = None
+    """Blocks below the class-token branch, 1 .. depth - 1; null: three quarters of them."""
+    branch_depth: int = 2
+    """Blocks of the class-token branch."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Area of the random crop, as a share of the picture."""
+    flip: bool = True
+    """Mirror half of the crops left to right; not for pictures where sides mean something."""
+    jitter: float = 0.4
+    """Strength of the change of brightness, contrast and saturation, for every crop; 0: none."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.mask_ratio < 1, "method.mask_ratio", self.mask_ratio, "in (0, 1)")
+        smallest = self.smallest_block
+        require(smallest is None or smallest > 0, "method.smallest_block", smallest, "a positive integer or null")
+        require(0 < self.block_aspect <= 1, "method.block_aspect", self.block_aspect, "in (0, 1]")
+        require(self.branch_depth > 0, "method.branch_depth", self.branch_depth, "a positive integer")
+        early = self.early_block
+        require(early is None or early > 0, "method.early_block", early, "a positive integer or null")
+        interval("method.crop_scale", self.crop_scale, 0.01, 1.0)
+        require(0 <= self.jitter <= 1, "method.jitter", self.jitter, "in [0, 1]")
+
+
+def _paper_beit_encoder() -> EncoderConfig:
+    return EncoderConfig(positions="relative", layer_scale=0.1, drop_path=0.1, init="beit")
+
+
+@dataclass(kw_only=True)
+class TokenizedRun(RunConfig):
+    """A method that predicts a tokenizer's tokens."""
+
+    tokenizer: str = ""
+    """A tokenizer's run or file; empty: one is trained first, and kept for the next run of the same recipe and data."""
+    tokenizer_recipe: str = "digits"
+    """Recipe of the tokenizer that is trained first: a name, or the path of a YAML file."""
+
+
+@dataclass(kw_only=True)
+class BEiTRun(TokenizedRun):
+    """BEiT with the paper's defaults: ViT-B/16, lr 1.5e-3 for 2,048 pictures, weight decay .05, 800 epochs."""
+
+    encoder: EncoderConfig = field(default_factory=_paper_beit_encoder)
+    method: BEiTConfig = field(default_factory=BEiTConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(base_lr=1.875e-4, min_lr=1e-5, warmup_epochs=10, clip_grad=3.0)
+    )
+    readout: ReadoutConfig = field(default_factory=lambda: ReadoutConfig(layer="best"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        h, w = self.encoder.grid
+        hidden = int(h * w * self.method.mask_ratio)
+        rule = f"high enough to hide one of the {h * w} patches"
+        require(hidden > 0, "method.mask_ratio", self.method.mask_ratio, rule)
+        early, depth = self.method.early_block, self.encoder.shape[1]
+        rule = f"less than the encoder's {depth} blocks"
+        require(early is None or early < depth, "method.early_block", early, rule)
+        if self.encoder.channels not in (1, 3):
+            rule = f"0 for encoder.channels={self.encoder.channels}: it is defined for 1 or 3 channels"
+            require(self.method.jitter == 0, "method.jitter", self.method.jitter, rule)
+
+
+METHODS: dict[str, type[RunConfig]] = {"mae": MAERun, "dino": DINORun, "beit": BEiTRun}
 """Methods by their name on the command line; another's is given as package.module:Class."""

@@ -24,6 +24,10 @@ IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
+class ConfigError(ValueError):
+    """A setting that is not legal. One line: the key as typed, what is legal, the nearest legal key."""
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """` (did you mean X?)` for the legal word closest to a mistyped one, or nothing when none is close."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
@@ -46,6 +50,12 @@ def interval(key: str, value: tuple[float, float], low: float, high: float) -> N
     require(low <= value[0] <= value[1] <= high, key, list(value), f"[low, high] with {low} <= low <= high <= {high}")
 
 
+def require_layer(key: str, value: Any) -> None:
+    """Raise ValueError unless value says which block is read: last, best, or a number from 1."""
+    legal = value in ("last", "best") or (type(value) is int and value > 0)
+    require(legal, key, value, "last, best, or a number from 1")
+
+
 def override(default: Any, given: Any, key: str) -> Any:
     """`default` with the fields of a dict replaced; a dataclass is taken as it is, None changes nothing."""
     if is_dataclass(given):
@@ -58,7 +68,42 @@ def override(default: Any, given: Any, key: str) -> Any:
 
 
 @dataclass(kw_only=True)
-class EncoderConfig:
+class PatchGrid:
+    """A picture cut into square patches."""
+
+    patch_size: int = 16
+    """Side of a square patch, in pixels."""
+    image_size: Any = 224
+    """Training picture in pixels: a side, or [height, width]; other sizes resample the positions."""
+    channels: int = 3
+    """Channels of a picture."""
+
+    def check(self, section: str) -> None:
+        """ValueError, in the name of a section, unless a grid of whole patches covers the picture."""
+        require(self.patch_size > 0, f"{section}.patch_size", self.patch_size, "a positive integer")
+        sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size]
+        legal = len(sides) in (1, 2) and all(type(side) is int and side > 0 for side in sides)
+        require(legal, f"{section}.image_size", self.image_size, "a side in pixels, or [height, width]")
+        for side in sides:
+            rule = f"a multiple of {section}.patch_size={self.patch_size}"
+            require(side % self.patch_size == 0, f"{section}.image_size", self.image_size, rule)
+        require(self.channels > 0, f"{section}.channels", self.channels, "a positive integer")
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Training picture (H, W), in pixels."""
+        size = self.image_size
+        return (size[0], size[-1]) if isinstance(size, list | tuple) else (size, size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches (h, w) of the training picture."""
+        height, width = self.height_width
+        return height // self.patch_size, width // self.patch_size
+
+
+@dataclass(kw_only=True)
+class EncoderConfig(PatchGrid):
     """The Vision Transformer that every method trains."""
 
     size: str = "base"
@@ -71,12 +116,6 @@ class EncoderConfig:
     """Attention heads; must divide the width; overrides the size's."""
     mlp_ratio: float = 4.0
     """Hidden width of a block's MLP, in widths."""
-    patch_size: int = 16
-    """Side of a square patch, in pixels."""
-    image_size: Any = 224
-    """Training picture in pixels: a side, or [height, width]; other sizes resample the positions."""
-    channels: int = 3
-    """Channels of a picture."""
     positions: str = "learned"
     """learned, sincos (fixed 2-D sine-cosine), or relative (BEiT's bias of the attention scores, shared by blocks)."""
     registers: int = 0
@@ -99,14 +138,7 @@ class EncoderConfig:
         require(width % heads == 0, "encoder.width", width, f"a multiple of encoder.heads={heads}")
         require(width % 4 == 0, "encoder.width", width, "a multiple of 4")
         require(self.mlp_ratio > 0, "encoder.mlp_ratio", self.mlp_ratio, "positive")
-        require(self.patch_size > 0, "encoder.patch_size", self.patch_size, "a positive integer")
-        sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size]
-        legal = len(sides) in (1, 2) and all(type(side) is int and side > 0 for side in sides)
-        require(legal, "encoder.image_size", self.image_size, "a side in pixels, or [height, width]")
-        for side in sides:
-            rule = f"a multiple of encoder.patch_size={self.patch_size}"
-            require(side % self.patch_size == 0, "encoder.image_size", self.image_size, rule)
-        require(self.channels > 0, "encoder.channels", self.channels, "a positive integer")
+        self.check("encoder")
         one_of("encoder.positions", self.positions, ("learned", "sincos", "relative"))
         require(self.registers >= 0, "encoder.registers", self.registers, "0 or more")
         rule = "0 with encoder.positions=relative: a register has no place"
@@ -119,18 +151,6 @@ class EncoderConfig:
         """(width, depth, heads) after overrides."""
         width, depth, heads = SIZES[self.size]
         return self.width or width, self.depth or depth, self.heads or heads
-
-    @property
-    def height_width(self) -> tuple[int, int]:
-        """Training picture (H, W), in pixels."""
-        size = self.image_size
-        return (size[0], size[-1]) if isinstance(size, list | tuple) else (size, size)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches (h, w) of the training picture."""
-        height, width = self.height_width
-        return height // self.patch_size, width // self.patch_size
 
 
 @dataclass(kw_only=True)
@@ -262,38 +282,57 @@ class ReadoutConfig:
 
     pool: str = "mean"
     """cls (class token), mean (of patches), both (side by side)."""
+    layer: Any = "last"
+    """Block that is read: last, its number from 1, or best (chosen on held-out training pictures by the evaluation)."""
     blocks: int = 1
-    """Last blocks whose features are put side by side."""
+    """Blocks up to that one whose features are put side by side."""
 
     def __post_init__(self) -> None:
         one_of("readout.pool", self.pool, POOLS)
+        require_layer("readout.layer", self.layer)
         require(self.blocks > 0, "readout.blocks", self.blocks, "a positive integer")
+        rule = "1 with readout.layer=best, which tries single blocks"
+        require(self.blocks == 1 or self.layer != "best", "readout.blocks", self.blocks, rule)
 
 
 @dataclass(kw_only=True)
-class RunConfig:
-    """One pretraining run. A method's own RunConfig sets the type of `method` and the paper's defaults."""
+class TrainingRun:
+    """What every training command has."""
 
     recipe: str = "digits"
-    """Name of a file in configs/<method>/, or the path of a YAML file."""
+    """Name of a recipe that the project brings along, or the path of a YAML file."""
     run_dir: str = ""
     """Where the run writes; made up from method, recipe and time when empty."""
     seed: int = 0
     """Every random draw is a function of it."""
     resume: str = ""
     """Continue a run: auto (the newest of this method and recipe, or the one in run_dir), a run or a checkpoint."""
-    init_from: str = ""
-    """Start from an encoder's weights: anything load_encoder reads."""
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     method: Any = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+    @property
+    def patches(self) -> PatchGrid:
+        """The training picture and its patches."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class RunConfig(TrainingRun):
+    """One pretraining run. A method's own RunConfig sets the type of `method` and the paper's defaults."""
+
+    init_from: str = ""
+    """Start from an encoder's weights: anything load_encoder reads."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.resume and self.init_from:
             raise ValueError("resume= continues a run, init_from= starts a new one from its weights: give one of them")
         channels = self.encoder.channels
@@ -304,83 +343,7 @@ class RunConfig:
             f"one number a channel (encoder.channels={channels}); data.std likewise",
         )
 
-
-@dataclass(kw_only=True)
-class ProbeConfig:
-    """Judge an encoder by a linear classifier on its frozen features, or by k-NN."""
-
-    encoder: str = ""
-    """A run, encoder.safetensors, a checkpoint; by default the newest run."""
-    pool: str = "mean"
-    """Features of a picture: cls (class token), mean (of patches), both; by default as the encoder's run had it."""
-    blocks: int = 1
-    """Last blocks whose features are put side by side; by default as the encoder's run had it."""
-    data: DataConfig = field(default_factory=DataConfig)
-    train_limit: int = 10000
-    """Most labelled training pictures used; 0: all."""
-    controls: bool = True
-    """Also score a random encoder of the same shape, and raw pixels."""
-    neighbours: int = 20
-    """k of k-NN."""
-    temperature: float = 0.07
-    """Softness of k-NN's votes: exp(cosine similarity / temperature)."""
-    seed: int = 0
-    """Draws the training pictures, the held-out part and the random control."""
-
-    def __post_init__(self) -> None:
-        one_of("pool", self.pool, POOLS)
-        require(self.blocks > 0, "blocks", self.blocks, "a positive integer")
-        require(self.train_limit >= 0, "train_limit", self.train_limit, "0 or more")
-        require(self.neighbours > 0, "neighbours", self.neighbours, "a positive integer")
-        require(self.temperature > 0, "temperature", self.temperature, "positive")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
-
-
-@dataclass(kw_only=True)
-class VisualizeConfig:
-    """Attention of the class token, masks of it, and principal components of patch features, as PNG."""
-
-    images: str = ""
-    """A picture, or a folder of pictures."""
-    encoder: str = ""
-    """A run, encoder.safetensors, a checkpoint; by default the newest run."""
-    out: str = ""
-    """Folder to write to; by default visualize/ beside the encoder."""
-    mass: float = 0.6
-    """Share of each head's attention that its mask holds."""
-    size: int = 0
-    """Short side that pictures are scaled to, in pixels; 0: their own."""
-    limit: int = 16
-    """Most pictures of a folder."""
-
-    def __post_init__(self) -> None:
-        require(0 < self.mass <= 1, "mass", self.mass, "in (0, 1]")
-        require(self.size >= 0, "size", self.size, "0 or more")
-        require(self.limit > 0, "limit", self.limit, "a positive integer")
-
-
-SUITES = {
-    "views": "ssl_vit.benchmark.views",
-    "step": "ssl_vit.benchmark.step",
-    "startup": "ssl_vit.benchmark.startup",
-}
-"""Benchmarks by name; each module has run(config), which prints one JSON object a line."""
-
-
-@dataclass(kw_only=True)
-class BenchmarkConfig:
-    """Time a part beside what the field uses for the same work, in turn in one process; medians."""
-
-    suite: str = "step"
-    """views (crops, one core), step (one optimiser step of DINO ViT-S/16), startup (commands, until they answer)."""
-    repeats: int = 7
-    """Turns of each side."""
-    batch_size: int = 4
-    """Pictures of a step."""
-    compile: bool = False
-    """torch.compile the blocks of both sides."""
-
-    def __post_init__(self) -> None:
-        one_of("suite", self.suite, SUITES)
-        require(self.repeats > 0, "repeats", self.repeats, "a positive integer")
-        require(self.batch_size > 0, "batch_size", self.batch_size, "a positive integer")
+    @property
+    def patches(self) -> PatchGrid:
+        """The training picture and its patches."""
+        return self.encoder

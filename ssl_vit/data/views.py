@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ssl_vit.data.photometry import Photometry, one_by_one
+from ssl_vit.data.photometry import Photometry, normalize, one_by_one
 
 BICUBIC = InterpolationMode.BICUBIC
 
@@ -120,6 +120,34 @@ class MultiCrop:
             batch = torch.cat([crops[place] for place in places]) if len(places) > 1 else crops[places[0]]
             changed |= zip(places, photometry(batch, draws, normalized).chunk(len(places)), strict=True)
         return [changed[place] for place in range(len(crops))]
+
+
+class TokenCrop:
+    """One random part of the picture, twice: for an encoder, and for the tokenizer whose tokens it predicts (BEiT).
+
+    crop: geometry of both. token_size: (h, w) of the tokenizer's, in pixels. photometry: the colours of both, changed
+    alike. The crop's draws come first.
+    """
+
+    def __init__(self, crop: RandomCrop, token_size: tuple[int, int], photometry: Photometry) -> None:
+        self.crop, self.colours = crop, photometry
+        self.token_crop = RandomCrop(token_size, crop.scale, crop.ratio, crop.flip)
+        self.draws = crop.draws + photometry.draws
+
+    def __call__(self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"]) -> list[Tensor]:
+        """uint8 [C, h, w]: the encoder's, and the tokenizer's where that is of another size."""
+        crops = [self.crop] + [self.token_crop] * (self.token_crop.size != self.crop.size)
+        return [crop(picture, u[: crop.draws]) for crop in crops]
+
+    def photometry(
+        self,
+        crops: list[UInt8[Tensor, "B C _ _"]],
+        u: Float64[np.ndarray, "B draws"],
+        normalized: tuple[Sequence[float], Sequence[float]],
+    ) -> list[Float32[Tensor, "B C _ _"]]:
+        """The encoder's picture normalised by mean and std, the tokenizer's in [0, 1]."""
+        changed = [self.colours(crop, u[:, self.crop.draws :]) for crop in crops]
+        return [normalize(changed[0], *normalized), changed[-1] / 255]
 
 
 class CenterCrop:

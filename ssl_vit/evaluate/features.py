@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ssl_vit.config.schema import require
+from ssl_vit.data.draws import stratified
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.encoder import VisionTransformer
 
@@ -38,9 +40,42 @@ def extract(
     return torch.cat(features), torch.cat(labels)
 
 
-def describer(encoder: VisionTransformer, pool: str, blocks: int = 1) -> Callable[[Tensor], Tensor]:
-    """The features of the encoder's last blocks, all of them where it has fewer; bf16 where the GPU has it."""
-    layers = range(-min(blocks, encoder.depth), 0)
+def layers_of(encoder: VisionTransformer, layer: str | int, blocks: int) -> list[int]:
+    """Blocks to read, from 0: `blocks` of them up to `layer` (a number from 1, or last); for best each there is.
+
+    ValueError where the encoder has no such block.
+    """
+    if layer == "best":
+        return list(range(encoder.depth))
+    last = encoder.depth if layer == "last" else int(layer)
+    require(last <= encoder.depth, "layer", layer, f"at most {encoder.depth}, the encoder's blocks")
+    return list(range(max(0, last - blocks), last))
+
+
+def best_layer(
+    scores_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+    features: Float[Tensor, "n D"],
+    labels: Int64[Tensor, " n"],
+    depth: int,
+    seed: int = 0,
+) -> int:
+    """The block, from 1, on whose features a fifth of the training pictures is told best by the other four.
+
+    Args:
+        scores_of: (training features, training labels, held-out features) -> scores per class.
+        features: of every block, side by side.
+    """
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[torch.from_numpy(stratified(labels.numpy(), max(1, len(labels) // 5), seed))] = True
+    hits = []
+    for part in features.chunk(depth, dim=1):
+        guesses = scores_of(part[~held_out], labels[~held_out], part[held_out]).argmax(1)
+        hits.append(int((guesses == labels[held_out]).sum()))
+    return 1 + max(range(depth), key=lambda layer: hits[layer])
+
+
+def describer(encoder: VisionTransformer, pool: str, layers: list[int]) -> Callable[[Tensor], Tensor]:
+    """The features of some of the encoder's blocks, side by side; bf16 where the GPU has it."""
     on_gpu = next(encoder.parameters()).is_cuda
 
     def describe(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _"]:

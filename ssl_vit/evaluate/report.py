@@ -12,10 +12,10 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from ssl_vit.checkpoint import load_encoder
-from ssl_vit.config.schema import ProbeConfig
+from ssl_vit.config.tools import ProbeConfig
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.encoder import VisionTransformer
-from ssl_vit.evaluate.features import describer, extract
+from ssl_vit.evaluate.features import best_layer, describer, extract, layers_of
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
 from ssl_vit.runs import newest_run, write_json
@@ -77,16 +77,18 @@ def evaluate(task: str, config: ProbeConfig) -> dict[str, Any]:
             "or a parquet file with a label column"
         )
     judge, rows = judge_of(task, config), {}
-    for name, describe in _describers(encoder, config).items():
-        rows[name] = _score(describe, judge, data, config)
+    for name, (describe, blocks) in _describers(encoder, config).items():
+        rows[name] = _score(describe, blocks, judge, data, config)
     own = rows["encoder"]
-    how = f"{own['how']}; pool={config.pool}; blocks={config.blocks}"
+    layer = config.layer if config.layer != "best" else f"{own['layer']} of {encoder.depth}, best on held-out fifth"
+    how = f"{own['how']}; pool={config.pool}; layer={layer}; blocks={config.blocks}"
     result = {
         "task": task,
         "top1": own["top1"],
         "top5": own["top5"],
         "encoder": str(source),
         "data": f"{config.data.source}:{config.data.path}".rstrip(":"),
+        "layer": own["layer"],
         "protocol": f"{how}; {own['train']} training pictures; {data.split_note}",
         "controls": {name: row["top1"] for name, row in rows.items() if name != "encoder"},
         "test_pictures": own["test"],
@@ -103,27 +105,36 @@ def _with_statistics(config: ProbeConfig, encoder: VisionTransformer) -> Any:
     return replace(config.data, **known)
 
 
-def _describers(encoder: VisionTransformer, config: ProbeConfig) -> dict[str, Callable[[Tensor], Tensor]]:
+def _describers(
+    encoder: VisionTransformer, config: ProbeConfig
+) -> dict[str, tuple[Callable[[Tensor], Tensor], list[int]]]:
+    """What describes a picture, and the blocks whose features it puts side by side, by row."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows: dict[str, Callable[[Tensor], Tensor]] = {"encoder": describer(encoder.to(device), config.pool, config.blocks)}
+    layers = layers_of(encoder, config.layer, config.blocks)
+    rows = {"encoder": (describer(encoder.to(device), config.pool, layers), layers)}
     if config.controls:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             random = VisionTransformer(encoder.config).to(device).eval()
-        rows["random encoder"] = describer(random, config.pool, config.blocks)
-        rows["raw pixels"] = lambda images: images.flatten(1)
+        rows["random encoder"] = (describer(random, config.pool, layers), layers)
+        rows["raw pixels"] = (lambda images: images.flatten(1), [])
     return rows
 
 
 def _score(
-    describe: Callable[[Tensor], Tensor], judge: Judge, data: ImageDataModule, config: ProbeConfig
+    describe: Callable[[Tensor], Tensor], layers: list[int], judge: Judge, data: ImageDataModule, config: ProbeConfig
 ) -> dict[str, Any]:
+    """Scores on the test pictures; with layer=best of the one of the layers that held-out training pictures choose."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, train_labels = extract(describe, data, "train", config.train_limit, config.seed, device)
     test, test_labels = extract(describe, data, "test", 0, config.seed, device)
+    layer = 1 + layers[-1] if layers else None
+    if config.layer == "best" and layers:
+        layer = best_layer(lambda *parts: judge(*parts)[0], train, train_labels, len(layers), config.seed)
+        train, test = (features.chunk(len(layers), dim=1)[layer - 1] for features in (train, test))
     scores, how = judge(train, train_labels, test)
     best = {f"top{k}": top_k(scores, test_labels, k) for k in (1, 5)}
-    return best | {"how": how, "train": len(train), "test": len(test)}
+    return best | {"how": how, "layer": layer, "train": len(train), "test": len(test)}
 
 
 def table(result: dict[str, Any]) -> None:

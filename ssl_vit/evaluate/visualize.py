@@ -12,7 +12,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ssl_vit.checkpoint import load_encoder
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig, VisualizeConfig
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from ssl_vit.config.tools import VisualizeConfig
 from ssl_vit.data.folder import Folder, scan
 from ssl_vit.data.photometry import normalize
 from ssl_vit.data.pictures import open_picture, pixels

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ssl_vit.methods.base import Method
 
-HOMES = {"mae": "ssl_vit.methods.mae:MAE", "dino": "ssl_vit.methods.dino:DINO"}
+HOMES = {"mae": "ssl_vit.methods.mae:MAE", "dino": "ssl_vit.methods.dino:DINO", "beit": "ssl_vit.methods.beit:BEiT"}
 
 
 def method_named(name: str) -> "type[Method]":

@@ -1,32 +1,22 @@
-"""What every pretraining method shares: one encoder, AdamW with the paper's schedules, named losses in the log.
+"""What every pretraining method shares: one encoder, which is what is kept.
 
 A method writes at most four things: `views` (what a picture becomes), `losses` (what is minimised), `after_step`
-(an EMA teacher, say) and `export_encoder` (what is kept). It is a LightningModule: give it to any `pl.Trainer`.
+(an EMA teacher, say) and `export_encoder` (what is kept). All the rest of the training is Objective's.
 """
 
-import logging
-from abc import ABC, abstractmethod
 from dataclasses import asdict
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any
 
-import pytorch_lightning as pl
-import torch
-from torch import Tensor
+from typing_extensions import Self
 
-from ssl_vit.checkpoint import TRAINED, initialise, require_fit
+from ssl_vit.checkpoint import TRAINED, initialise, save_encoder
 from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, override
-from ssl_vit.data.draws import seeded_generator
-from ssl_vit.data.loading import batch_length, pictures_of
-from ssl_vit.data.views import View
 from ssl_vit.encoder import VisionTransformer
-from ssl_vit.optim import Finite, decay_groups, scaled_lr
-from ssl_vit.progress import is_logged, share_done, share_of_epochs
-from ssl_vit.schedules import warmup_cosine
-
-log = logging.getLogger("ssl_vit")
+from ssl_vit.objective import Objective
 
 
-class Method(pl.LightningModule, ABC):
+class Method(Objective):
     """A self-supervised objective on one encoder.
 
     Args:
@@ -35,7 +25,8 @@ class Method(pl.LightningModule, ABC):
         options: fields of the method's own config, such as mask_ratio.
     """
 
-    Config: ClassVar[type[RunConfig]]
+    exported = TRAINED
+    """Prefix of the exported encoder's weights in the state dict; a checkpoint carries it."""
 
     def __init__(
         self,
@@ -44,105 +35,28 @@ class Method(pl.LightningModule, ABC):
         seed: int = 0,
         **options: Any,
     ) -> None:
-        super().__init__()
-        paper = self.Config()
-        self.encoder_config: EncoderConfig = override(paper.encoder, encoder, "encoder")
-        self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
-        self.options = override(paper.method, options, "method")
-        self.seed, self.global_batch, self._position = seed, 0, (0, 0)
-        self.measures: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
-        self._finite = Finite()
+        super().__init__(optim, seed, **options)
+        self.encoder_config: EncoderConfig = override(self.Config().encoder, encoder, "encoder")  # pyright: ignore
         self.encoder = VisionTransformer(self.encoder_config)
         parts = {"encoder": asdict(self.encoder_config), "optim": asdict(self.optim_config), "seed": seed}
         self.save_hyperparameters(parts | asdict(self.options))
 
-    @abstractmethod
-    def views(self) -> View:
-        """uint8 picture -> uint8 view, for ImageDataModule."""
-
-    @abstractmethod
-    def losses(self, images: Any, /) -> dict[str, Tensor]:
-        """Normalised pictures -> scalar terms by name; their sum is minimised."""
-
-    def after_step(self) -> None:
-        """Called once after each optimiser step."""
+    @classmethod
+    def from_run(cls, run: RunConfig) -> Self:
+        """As a run's settings say."""
+        return cls(run.encoder, run.optim, run.seed, **vars(run.method))
 
     def export_encoder(self) -> VisionTransformer:
         """The encoder that is saved and judged."""
         return self.encoder
 
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
-        """Columns to look at in training: floats [B, C, H, W] normalised as `images` are, or uint8; by default none."""
-        return {}
-
-    exported = TRAINED
-    """Prefix of the exported encoder's weights in the state dict; a checkpoint carries it."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["exported"] = self.exported
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint to resume")
-
-    def decays(self, name: str, parameter: Tensor) -> bool:
-        """Whether weight decay acts on a parameter: not on vectors and biases (timm's rule, which MAE uses)."""
-        return parameter.ndim > 1 and not name.endswith(".bias")
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images = pictures_of(batch)
-        if not self.global_batch:
-            self.global_batch = batch_length(images) * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        self._position = (self.current_epoch, batch_idx)
-        losses = self.losses(images)
-        total = torch.stack(list(losses.values())).sum()
-        if is_logged(self.trainer):
-            figures = {"loss": total} | losses | self.measures
-            self.log_dict({f"train/{name}": torch.as_tensor(value).detach() for name, value in figures.items()})
-        self._finite.watch(total)
-        return total
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        optim = self.optim_config
-        groups = decay_groups(self.named_parameters(), optim.weight_decay, self.decays)
-        return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
-
-    def on_train_start(self) -> None:
-        if share_of_epochs(self.trainer, self.optim_config.warmup_epochs) >= 1:
-            log.warning(
-                f"optim.warmup_epochs={self.optim_config.warmup_epochs} is no shorter than the run: the learning rate "
-                "never reaches its peak; lower it, or train longer"
-            )
-
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self._finite.check(self.global_step)
-        rate = self.learning_rate()
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        if is_logged(self.trainer):
-            self.log("train/lr", rate)
-
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        if self.optim_config.clip_grad:
-            self.clip_gradients(optimizer, self.optim_config.clip_grad, "norm")
-        else:
-            super().configure_gradient_clipping(optimizer, *args, **kwargs)
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        self.after_step()  # here and not in on_train_batch_end, which also fires between accumulated batches
-
-    def learning_rate(self) -> float:
-        """Rate of the next step: linear warm-up, then half a cosine to min_lr at the end of the run."""
-        optim, peak = self.optim_config, scaled_lr(self.optim_config.base_lr, self.global_batch)
-        warmup = share_of_epochs(self.trainer, optim.warmup_epochs)
-        return warmup_cosine(share_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
+    def export(self, folder: Path, **facts: Any) -> Path:
+        """Write the encoder."""
+        return save_encoder(self.export_encoder(), folder, **facts)
 
     def start_from(self, source: str) -> None:
         """Begin with the weights of another encoder, anything that load_encoder reads."""
         initialise(self.encoder, source)
 
-    def generator(self, device: torch.device) -> torch.Generator | None:
-        """Source of this step's draws, a function of (seed, epoch, batch, rank); outside a trainer PyTorch's own."""
-        if self._trainer is None:
-            return None
-        return seeded_generator(device, self.seed, *self._position, self.global_rank)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["exported"] = self.exported

@@ -232,7 +232,7 @@ class DINO(Method):
         return self.teacher_encoder
 
     @torch.no_grad()
-    def pictures(self, images: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+    def pictures(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
         """Each picture, and what each head of the teacher's last block looks at."""
         encoder = self.teacher_encoder
         heads = attention_pictures(encoder.attention_maps(images), encoder.grid_of(images), encoder.patch_size)

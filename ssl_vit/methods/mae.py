@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ssl_vit.blocks import Block, init_linear, run_blocks
 from ssl_vit.config.methods import MAEConfig, MAERun
 from ssl_vit.data.views import RandomCrop
-from ssl_vit.encoder import pixels_per_patch
+from ssl_vit.encoder import images_of, pixels_per_patch
 from ssl_vit.masking import as_mask, kept_patches, split_by_noise
 from ssl_vit.methods.base import Method
 from ssl_vit.positions import resample, sincos_2d
@@ -117,7 +117,9 @@ class MAE(Method):
         return self.decoder(encoder.encode(patches), visible_index, hidden_index, (h, w)), hidden_index
 
     @torch.no_grad()
-    def pictures(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, "B C H W"]]:
+    def pictures(
+        self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]
+    ) -> dict[str, Float[Tensor, "B C H W"]]:
         """Columns to look at: the visible patches, those with the hidden ones reconstructed, the original.
 
         Normalised targets lose each patch's brightness and contrast; they are put back from the true patch.
@@ -129,14 +131,14 @@ class MAE(Method):
             mean, deviation = patch_statistics(target_pixels(images, P, hidden_index))
             prediction = prediction * deviation + mean
         every = torch.arange(h * w, device=images.device).expand(len(images), -1)
-        pixels = target_pixels(images, P, every)
-        painted = pixels.scatter(1, hidden_index[..., None].expand_as(prediction), prediction)
-        masked = pixels.masked_fill(as_mask(hidden_index, h * w)[..., None], 0.0)
+        true = target_pixels(images, P, every)
+        painted = true.scatter(1, hidden_index[..., None].expand_as(prediction), prediction)
+        masked = true.masked_fill(as_mask(hidden_index, h * w)[..., None], 0.0)
         columns = {"masked": masked, "reconstruction": painted}
-        return {name: assemble(column, P, h, w) for name, column in columns.items()} | {"original": images}
+        shown = {name: images_of(in_channels(column, P), P, h, w) for name, column in columns.items()}
+        return shown | {"original": images}
 
 
-def assemble(pixels: Float[Tensor, "B N F"], patch_size: int, h: int, w: int) -> Float[Tensor, "B C H W"]:
-    """Flat patches (row, column, channel inside) back to images."""
-    patches = pixels.unflatten(2, (patch_size, patch_size, -1)).unflatten(1, (h, w))  # [B, h, w, P, P, C]
-    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+def in_channels(pixels: Float[Tensor, "B N F"], patch_size: int) -> Float[Tensor, "B N F"]:
+    """Patches in the targets' order (row, column, channel) as the encoder has them: channel, row, column."""
+    return pixels.unflatten(2, (patch_size**2, -1)).transpose(2, 3).flatten(2)

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from ssl_vit.config.schema import MonitorConfig, ReadoutConfig
 from ssl_vit.data.module import ImageDataModule
-from ssl_vit.evaluate.features import describer, extract, feature_std, rankme
+from ssl_vit.evaluate.features import best_layer, describer, extract, feature_std, layers_of, rankme
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
 from ssl_vit.evaluate.report import top_k
 from ssl_vit.methods.base import Method
+from ssl_vit.objective import Objective
+from ssl_vit.runs import write_atomic
 
 log = logging.getLogger("ssl_vit")
 
@@ -41,26 +44,22 @@ def picture_grid(
 
 
 class Look(pl.Callback):
-    """Logs `monitor/*` every `every_epochs` epochs and at the end; writes the pictures to <run>/pictures too.
+    """Draws an objective's pictures every `every_epochs` epochs and at the end: TensorBoard, and <run>/pictures."""
 
-    Labels are used where the data has them, by a classifier on frozen features: no gradient, no random state of the
-    training is touched, so a run learns the same with looks and without.
-    """
-
-    def __init__(self, config: MonitorConfig, readout: ReadoutConfig, run_dir: Path) -> None:
-        self.config, self.readout, self.run_dir = config, readout, run_dir
+    def __init__(self, config: MonitorConfig, run_dir: Path) -> None:
+        self.config, self.run_dir = config, run_dir
         self.looked_at = -1
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Method) -> None:  # pyright: ignore
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Objective) -> None:  # pyright: ignore
         if self.config.every_epochs and (trainer.current_epoch + 1) % self.config.every_epochs == 0:
             self.look(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Method) -> None:  # pyright: ignore
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Objective) -> None:  # pyright: ignore
         if self.config.every_epochs and self.looked_at != trainer.global_step:
             self.look(trainer, pl_module)
 
     @torch.no_grad()
-    def look(self, trainer: pl.Trainer, pl_module: Method) -> None:
+    def look(self, trainer: pl.Trainer, pl_module: Objective) -> None:
         """Measure and draw, on the first process; the others wait at the next step of the strategy."""
         data: ImageDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         if not trainer.is_global_zero:
@@ -75,38 +74,62 @@ class Look(pl.Callback):
         self.draw(trainer, pl_module, data)
         pl_module.train(training)
 
-    def measure(self, method: Method, data: ImageDataModule) -> dict[str, float]:
-        """feature_std and rankme always; linear_top1 and knn_top1 where there are labels."""
-        config, readout = self.config, self.readout
-        describe = describer(method.export_encoder(), readout.pool, readout.blocks)
-        train, labels = extract(describe, data, "train", config.train_limit, device=method.device)
-        figures = {"monitor/feature_std": float(feature_std(train)), "monitor/rankme": rankme(train)}
-        if data.has_labels and len(labels.unique()) > 1 and train.isfinite().all():
-            test, test_labels = extract(describe, data, "test", config.test_limit, device=method.device)
-            linear = logistic_scores(train, labels, test)
-            for name, scores in (("linear", linear), ("knn", knn_scores(train, labels, test))):
-                figures[f"monitor/{name}_top1"] = top_k(scores, test_labels, 1) or 0.0
-        return figures
+    def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:
+        """Figures to log as monitor/*; none here."""
+        return {}
 
-    def draw(self, trainer: pl.Trainer, method: Method, data: ImageDataModule) -> None:
-        """The method's own pictures of a few test pictures, where it draws any."""
+    def draw(self, trainer: pl.Trainer, objective: Objective, data: ImageDataModule) -> None:
+        """The objective's own pictures of a few test pictures, where it draws any."""
         batch = next(iter(data.eval_dataloader("test", self.config.pictures)))
-        images = data.normalize(batch["images"][: self.config.pictures].to(method.device))
-        columns = method.pictures(images)
+        pixels = batch["images"][: self.config.pictures].to(objective.device)
+        columns = objective.pictures(data.normalize(pixels), pixels.float() / 255)
         if not columns:
             return
         grid = picture_grid(columns, data.data.mean, data.data.std)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(" | ".join(columns), grid, trainer.global_step)
-        self._keep(grid, trainer.global_step)
+        keep_picture(grid, self.run_dir / "pictures" / f"step-{trainer.global_step:07}.png")
 
-    def _keep(self, grid: UInt8[Tensor, "3 height width"], step: int) -> None:
-        from torchvision.io import encode_png
 
-        from ssl_vit.runs import write_atomic
+class Judge(Look):
+    """Judges the encoder as well: monitor/feature_std and rankme, and with labels linear_top1 and knn_top1.
 
-        try:
-            write_atomic(self.run_dir / "pictures" / f"step-{step:07}.png", encode_png(grid).numpy().tobytes())
-        except OSError as error:
-            log.warning(f"a picture could not be written: {error}; training goes on")
+    Labels are used by a classifier on frozen features: no gradient, no random state of the training is touched, so a
+    run learns the same with looks and without.
+    """
+
+    def __init__(self, config: MonitorConfig, readout: ReadoutConfig, run_dir: Path) -> None:
+        super().__init__(config, run_dir)
+        self.readout = readout
+
+    def measure(self, objective: Method, data: ImageDataModule) -> dict[str, float]:
+        """With readout.layer=best the block is the one whose k-NN is best on held-out training pictures."""
+        config, readout, encoder = self.config, self.readout, objective.export_encoder()
+        judged, figures = data.has_labels, dict[str, float]()
+        describe = describer(encoder, readout.pool, layers_of(encoder, readout.layer, readout.blocks))
+        train, labels = extract(describe, data, "train", config.train_limit, device=objective.device)
+        judged &= len(labels.unique()) > 1 and bool(train.isfinite().all())
+        block = slice(None)
+        if readout.layer == "best":
+            layer = best_layer(knn_scores, train, labels, encoder.depth) if judged else encoder.depth
+            width = train.shape[1] // encoder.depth
+            block, figures["monitor/layer"] = slice((layer - 1) * width, layer * width), float(layer)
+        train = train[:, block]
+        figures |= {"monitor/feature_std": float(feature_std(train)), "monitor/rankme": rankme(train)}
+        if judged:
+            test, test_labels = extract(describe, data, "test", config.test_limit, device=objective.device)
+            linear = logistic_scores(train, labels, test[:, block])
+            for name, scores in (("linear", linear), ("knn", knn_scores(train, labels, test[:, block]))):
+                figures[f"monitor/{name}_top1"] = top_k(scores, test_labels, 1) or 0.0
+        return figures
+
+
+def keep_picture(grid: UInt8[Tensor, "3 height width"], path: Path) -> None:
+    """Write a PNG; where that fails the log says so and the training goes on."""
+    from torchvision.io import encode_png
+
+    try:
+        write_atomic(path, encode_png(grid).numpy().tobytes())
+    except OSError as error:
+        log.warning(f"a picture could not be written: {error}; training goes on")

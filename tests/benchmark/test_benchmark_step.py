@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ssl_vit.benchmark import startup, step
-from ssl_vit.config.schema import BenchmarkConfig
+from ssl_vit.config.tools import BenchmarkConfig
 
 
 def shrink(monkeypatch):

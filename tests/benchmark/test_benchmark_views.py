@@ -1,7 +1,7 @@
 import json
 
 from ssl_vit.benchmark import views
-from ssl_vit.config.schema import BenchmarkConfig
+from ssl_vit.config.tools import BenchmarkConfig
 
 
 def test_each_size_gives_three_rates_and_two_ratios(capsys, monkeypatch):

@@ -10,7 +10,8 @@ from ssl_vit.config import explain, schema
 from ssl_vit.config.explain import COMMON, field_doc, help_text, overview, resolved_table, run_help
 from ssl_vit.config.load import ConfigError, read, settings_of
 from ssl_vit.config.methods import METHODS, MAERun
-from ssl_vit.config.schema import DataConfig, ProbeConfig, RunConfig
+from ssl_vit.config.schema import DataConfig, RunConfig
+from ssl_vit.config.tools import ProbeConfig
 
 CONFIGS = [item for item in vars(schema).values() if inspect.isclass(item) and dataclasses.is_dataclass(item)]
 

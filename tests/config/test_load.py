@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.config import load
-from ssl_vit.config.load import ConfigError, from_yaml, read, read_run, recipes, to_yaml
+from ssl_vit.config.load import ConfigError, from_yaml, read, read_run, to_yaml
 from ssl_vit.config.methods import METHODS, MAERun
-from ssl_vit.config.schema import DataConfig, OptimConfig, ProbeConfig
+from ssl_vit.config.recipes import recipes
+from ssl_vit.config.schema import DataConfig, OptimConfig
+from ssl_vit.config.tools import ProbeConfig
 
 OPTIM = f"optim has {', '.join(field.name for field in fields(OptimConfig))}"
 ROOT = (

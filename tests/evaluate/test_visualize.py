@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ssl_vit.checkpoint import save_encoder
-from ssl_vit.config.schema import VisualizeConfig
+from ssl_vit.config.tools import VisualizeConfig
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.evaluate.visualize import visualize
 from ssl_vit.maps import attention_mask, attention_pictures, enlarge, principal_colours

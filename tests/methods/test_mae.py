@@ -7,7 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ssl_vit.methods.mae import MAE, assemble, patch_statistics, reconstruction_loss, target_pixels
+from ssl_vit.encoder import images_of
+from ssl_vit.methods.mae import MAE, in_channels, patch_statistics, reconstruction_loss, target_pixels
 
 ENCODER = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 16}
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
@@ -32,7 +33,7 @@ def test_hidden_pixels_cannot_reach_the_prediction():
     prediction, hidden = method.reconstruct(images, noise)
     pixels = target_pixels(images, 4, torch.arange(16).expand(2, -1))
     pixels.scatter_(1, hidden[..., None].expand(-1, -1, 48), 9.0)
-    changed, _ = method.reconstruct(assemble(pixels, 4, 4, 4), noise)
+    changed, _ = method.reconstruct(images_of(in_channels(pixels, 4), 4, 4, 4), noise)
     assert hidden.shape == (2, 12)
     assert torch.equal(prediction, changed)
 
@@ -48,7 +49,7 @@ def test_target_is_row_column_channel_and_assembles_back():
     images = torch.arange(2 * 3 * 8 * 4.0).view(2, 3, 8, 4)
     pixels = target_pixels(images, 4, torch.arange(2).expand(2, -1))
     assert torch.equal(pixels[1, 1].view(4, 4, 3), images[1, :, 4:].permute(1, 2, 0))
-    assert torch.equal(assemble(pixels, 4, 2, 1), images)
+    assert torch.equal(images_of(in_channels(pixels, 4), 4, 2, 1), images)
 
 
 def test_normalised_target_uses_unbiased_variance_over_all_channels():
@@ -87,7 +88,7 @@ def test_the_papers_sizes():
 
 def test_reconstructions_are_denormalised_and_keep_visible_patches():
     method, images = make(), torch.rand(3, 3, 16, 16) * torch.rand(3, 1, 1, 1) * 5
-    columns = method.pictures(images)
+    columns = method.pictures(images, images)
     assert list(columns) == ["masked", "reconstruction", "original"]
     every = torch.arange(16).expand(3, -1)
     masked, painted, true = (target_pixels(column, 4, every) for column in columns.values())
@@ -96,7 +97,7 @@ def test_reconstructions_are_denormalised_and_keep_visible_patches():
     assert torch.equal(painted[visible], true[visible])
     # A prediction of zeros, de-normalised, is the patch's own mean: close in brightness whatever its scale.
     torch.nn.init.zeros_(method.decoder.pred.weight)
-    painted = target_pixels(method.pictures(images)["reconstruction"], 4, every)
+    painted = target_pixels(method.pictures(images, images)["reconstruction"], 4, every)
     means = painted.mean(-1, keepdim=True)
     torch.testing.assert_close(means, patch_statistics(true)[0], atol=1e-5, rtol=1e-5)
 

@@ -1,0 +1,191 @@
+"""BEiT: predict the visual token of each hidden patch (Bao et al., 2022, arXiv:2106.08254).
+
+A tokenizer turns the picture into one word of a vocabulary for each patch; the encoder sees the picture with blocks of
+patches replaced by a mask token and says the words of the hidden ones. Options are of BEiT v2 (Peng et al., 2022,
+arXiv:2208.06366).
+
+Letters: B images, C channels, H x W pixels, h x w patch grid, N = h * w patches, M hidden patches of the whole batch
+(their number differs by picture), D width, S = 1 + N tokens, K words of the vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from ssl_vit.blocks import Block, init_blocks, narrow_normal, run_blocks
+from ssl_vit.config.methods import BEiTConfig, BEiTRun
+from ssl_vit.data.photometry import Photometry
+from ssl_vit.data.views import RandomCrop, TokenCrop
+from ssl_vit.masking import block_masks, scaled_block
+from ssl_vit.methods.base import Method
+from ssl_vit.progress import is_logged
+from ssl_vit.tokenizers.base import load_tokenizer, require_tokens
+
+Views = Sequence[Float[Tensor, "B C _ _"]]
+"""Normalised pictures for the encoder, and the same in [0, 1] for the tokenizer, at the size that it needs."""
+
+
+class BEiT(Method):
+    """Masked prediction of visual tokens; see Method for the other arguments and BEiTConfig for the options.
+
+    Args:
+        tokenizer: pictures [B, C, H, W] in [0, 1] -> tokens [B, N], with vocab_size; see ssl_vit.tokenizers. It is
+            frozen, and kept in the checkpoints.
+    """
+
+    Config = BEiTRun
+    options: BEiTConfig
+
+    def __init__(self, *args: Any, tokenizer: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        require_tokens(tokenizer, self.encoder_config, type(tokenizer).__name__)
+        self.tokenizer = tokenizer.requires_grad_(False).eval() if isinstance(tokenizer, nn.Module) else tokenizer
+        width = self.encoder.width
+        self.mask_token = nn.Parameter(narrow_normal(torch.zeros(1, 1, width)))
+        self.head = nn.Linear(width, tokenizer.vocab_size)
+        narrow_normal(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        if self.options.class_branch:
+            self.branch = self._make_branch()
+
+    @classmethod
+    def from_run(cls, run: Any) -> Self:
+        tokenizer = load_tokenizer(run.tokenizer)
+        require_tokens(tokenizer, run.encoder, run.tokenizer)
+        return cls(run.encoder, run.optim, run.seed, tokenizer=tokenizer, **vars(run.method))
+
+    def _make_branch(self) -> nn.ModuleList:
+        """Blocks that see the last class token and early patches (BEiT v2, section 2.3), drop path as its authors'."""
+        config, depth = self.encoder_config, self.encoder.depth
+        last = max(depth, self.early_block + self.options.branch_depth) - 1
+        branch = nn.ModuleList()
+        for number in range(self.early_block, self.early_block + self.options.branch_depth):
+            rate = config.drop_path * number / max(1, last)
+            branch.append(Block(self.encoder.width, self.encoder.heads, config.mlp_ratio, config.layer_scale, rate))
+        init_blocks(branch, config.init, first=self.early_block + 1)
+        return branch
+
+    @property
+    def early_block(self) -> int:
+        """Blocks that the patches of the class-token branch have been through: 9 of 12, 21 (18 here) of 24."""
+        return self.options.early_block or max(1, self.encoder.depth * 3 // 4)
+
+    def train(self, mode: bool = True) -> Self:
+        """The tokenizer stays in eval mode."""
+        super().train(mode)
+        if isinstance(self.tokenizer, nn.Module):
+            self.tokenizer.eval()
+        return self
+
+    @property
+    def token_size(self) -> tuple[int, int]:
+        """Picture (H, W) that the tokenizer needs for one token a patch, in pixels."""
+        (h, w), P = self.encoder.grid, getattr(self.tokenizer, "patch_size", self.encoder.patch_size)
+        return h * P, w * P
+
+    def views(self) -> TokenCrop:
+        cfg = self.options
+        jitter = {name: cfg.jitter for name in ("brightness", "contrast", "saturation")}
+        photometry = Photometry(**jitter, hue=0.0, jitter_p=float(cfg.jitter > 0), grey_p=0.0, blur_p=0.0, solarize_p=0.0)
+        crop = RandomCrop(self.encoder_config.height_width, cfg.crop_scale, flip=cfg.flip)
+        return TokenCrop(crop, self.token_size, photometry)
+
+    def losses(self, views: Views, mask: Bool[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
+        """{"token": cross-entropy at the hidden patches}, with the class-token branch {"class_token": ...} too.
+
+        Args:
+            mask: True = hidden, on the CPU; by default it is drawn.
+        """
+        if isinstance(views, Tensor) or len(views) != 2:
+            given = "one tensor" if isinstance(views, Tensor) else f"{len(views)} tensors"
+            raise ValueError(
+                f"pictures arrive as {given}; BEiT takes two, normalised for the encoder and in [0, 1] for the "
+                "tokenizer: use BEiT.views() with ssl_vit.ImageDataModule"
+            )
+        images, pixels = views
+        if mask is None:
+            mask = self.draw_masks(len(images))
+        hidden_index = mask.flatten().nonzero()[:, 0].to(images.device, non_blocking=True)  # [M]
+        tokens = self.tokens_of(pixels).flatten()[hidden_index]
+        logits = self.predict(images, mask.to(images.device, non_blocking=True), hidden_index)
+        if is_logged(self._trainer):
+            self.measure(logits["token"].detach(), tokens)
+        return {name: F.cross_entropy(scores.float(), tokens) for name, scores in logits.items()}
+
+    def draw_masks(self, count: int) -> Bool[Tensor, "B N"]:
+        """Blocks to hide, on the CPU; a function of (seed, epoch, batch, rank)."""
+        cfg, (h, w) = self.options, self.encoder.grid
+        return block_masks(
+            count,
+            (h, w),
+            int(h * w * cfg.mask_ratio),
+            smallest=cfg.smallest_block or scaled_block((h, w)),
+            aspect=cfg.block_aspect,
+            exact=cfg.exact_mask,
+            generator=self.generator(torch.device("cpu")),
+        )
+
+    @torch.no_grad()
+    def tokens_of(self, pixels: Float[Tensor, "B C _ _"]) -> Int64[Tensor, "B N"]:
+        """The tokenizer's words, never in low precision, where the nearest one could become another."""
+        with torch.autocast(pixels.device.type, enabled=False):
+            return self.tokenizer(pixels.float())
+
+    def predict(
+        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B N"], hidden_index: Int64[Tensor, " M"]
+    ) -> dict[str, Float[Tensor, "M K"]]:
+        """Scores of the words at the hidden patches, by term of the loss."""
+        encoder, grid = self.encoder, self.encoder.grid_of(images)
+        patches = encoder.patchify(images)
+        patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
+        patches = encoder.locate(patches, *grid)
+        if not self.options.class_branch:
+            return {"token": self._words(encoder.encode(patches, grid), hidden_index)}
+        early, last = encoder.hidden_states(patches, [self.early_block - 1, -1], grid)
+        x = torch.cat([last[:, :1], early[:, 1:]], dim=1)
+        (x,) = run_blocks(self.branch, [x], encoder.biases([grid]))
+        return {name: self._words(encoder.norm(y), hidden_index) for name, y in (("token", last), ("class_token", x))}
+
+    def _words(self, tokens: Float[Tensor, "B S D"], hidden_index: Int64[Tensor, " M"]) -> Float[Tensor, "M K"]:
+        return self.head(tokens[:, 1:].flatten(0, 1)[hidden_index])
+
+    def measure(self, logits: Float[Tensor, "M K"], tokens: Int64[Tensor, " M"]) -> None:
+        """Leave to be logged: accuracy, entropy of the predictions in nats, and how many words the targets are."""
+        share = torch.bincount(tokens, minlength=logits.shape[1]) / len(tokens)
+        self.measures = {
+            "token_accuracy": (logits.argmax(1) == tokens).float().mean(),
+            "most_frequent": share.max(),  # the accuracy of always saying the commonest word of this batch
+            "prediction_entropy": torch.special.entr(logits.float().softmax(1)).sum(1).mean(),
+            "target_perplexity": torch.special.entr(share).sum().exp(),
+        }
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        """As the authors': not class token and positions, but mask token and relative positions."""
+        return super().decays(name, parameter) and not name.endswith(("cls_token", "pos_embed"))
+
+    @torch.no_grad()
+    def pictures(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        """The picture with its hidden blocks, and where the tokenizer draws, its own picture and the predicted one."""
+        grid, mask = self.encoder.grid_of(images), self.draw_masks(len(images)).to(images.device)
+        hidden = mask.unflatten(1, grid).float()[:, None]
+        masked = images * (1 - F.interpolate(hidden, images.shape[-2:]))  # grey: the mean of the training pictures
+        columns = {"masked": masked}
+        if getattr(self.tokenizer, "decodes", False):
+            size = self.token_size
+            pixels = pixels if pixels.shape[-2:] == size else F.interpolate(pixels, size, mode="bicubic").clamp(0, 1)
+            tokens = self.tokens_of(pixels)
+            hidden_index = mask.flatten().nonzero()[:, 0]
+            logits = self.predict(images, mask, hidden_index)["token"]
+            said = tokens.flatten().index_copy(0, hidden_index, logits.argmax(1)).view_as(tokens)
+            columns |= {name: self._drawn(words, images) for name, words in (("tokens", tokens), ("predicted", said))}
+        return columns | {"original": images}
+
+    def _drawn(self, tokens: Int64[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Tensor:
+        """uint8 pictures of tokens, at the size of the images."""
+        drawn = F.interpolate(self.tokenizer.decode(tokens, self.encoder.grid_of(images)), images.shape[-2:])
+        return (drawn * 255).round().to(torch.uint8)

@@ -1,0 +1,141 @@
+"""What everything that trains here shares: AdamW with the papers' schedules, named losses in the log, guarded steps.
+
+An objective writes `views` (what a picture becomes), `losses` (what is minimised) and `export` (what is kept). It is a
+LightningModule: give it to any `pl.Trainer`. `ssl_vit.methods` are objectives on an encoder, `ssl_vit.tokenizers` has
+those that make tokens.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from ssl_vit.checkpoint import require_fit
+from ssl_vit.config.schema import OptimConfig, TrainingRun, override
+from ssl_vit.data.draws import seeded_generator
+from ssl_vit.data.loading import batch_length, pictures_of
+from ssl_vit.data.views import View
+from ssl_vit.optim import Finite, decay_groups, scaled_lr
+from ssl_vit.progress import is_logged, share_done, share_of_epochs
+from ssl_vit.schedules import warmup_cosine
+
+log = logging.getLogger("ssl_vit")
+
+
+class Objective(pl.LightningModule, ABC):
+    """Something to minimise on batches of pictures.
+
+    Args:
+        optim: an OptimConfig, or a dict of the fields that differ from the paper's.
+        seed: every draw of a step is a function of (seed, epoch, batch, rank).
+        options: fields of the objective's own config, such as mask_ratio.
+    """
+
+    Config: ClassVar[type[TrainingRun]]
+
+    def __init__(self, optim: OptimConfig | dict[str, Any] | None = None, seed: int = 0, **options: Any) -> None:
+        super().__init__()
+        paper = self.Config()
+        self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
+        self.options = override(paper.method, options, "method")
+        self.seed, self.global_batch, self._position = seed, 0, (0, 0)
+        self.measures: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
+        self._finite = Finite()
+
+    @classmethod
+    def from_run(cls, run: Any) -> Self:
+        """As a run's settings say."""
+        return cls(optim=run.optim, seed=run.seed, **vars(run.method))
+
+    @abstractmethod
+    def views(self) -> View:
+        """uint8 picture -> uint8 view, for ImageDataModule."""
+
+    @abstractmethod
+    def losses(self, images: Any, /) -> dict[str, Tensor]:
+        """Normalised pictures -> scalar terms by name; their sum is minimised."""
+
+    @abstractmethod
+    def export(self, folder: Path, **facts: Any) -> Path:
+        """Write what the training was for, with what is known of it; returns its file."""
+
+    def after_step(self) -> None:
+        """Called once after each optimiser step."""
+
+    def pictures(self, images: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+        """Columns to look at in training, by default none.
+
+        Args:
+            images: [B, C, H, W] normalised; pixels: the same in [0, 1].
+
+        Returns:
+            Floats [B, C, H, W] normalised as `images` are, or uint8.
+        """
+        return {}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint to resume")
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        """Whether weight decay acts on a parameter: not on vectors and biases (timm's rule, which MAE uses)."""
+        return parameter.ndim > 1 and not name.endswith(".bias")
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images = pictures_of(batch)
+        if not self.global_batch:
+            self.global_batch = batch_length(images) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        self._position = (self.current_epoch, batch_idx)
+        losses = self.losses(images)
+        total = torch.stack(list(losses.values())).sum()
+        if is_logged(self.trainer):
+            figures = {"loss": total} | losses | self.measures
+            self.log_dict({f"train/{name}": torch.as_tensor(value).detach() for name, value in figures.items()})
+        self._finite.watch(total)
+        return total
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optim = self.optim_config
+        groups = decay_groups(self.named_parameters(), optim.weight_decay, self.decays)
+        return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
+
+    def on_train_start(self) -> None:
+        if share_of_epochs(self.trainer, self.optim_config.warmup_epochs) >= 1:
+            log.warning(
+                f"optim.warmup_epochs={self.optim_config.warmup_epochs} is no shorter than the run: the learning rate "
+                "never reaches its peak; lower it, or train longer"
+            )
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        self._finite.check(self.global_step)
+        rate = self.learning_rate()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if is_logged(self.trainer):
+            self.log("train/lr", rate)
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        if self.optim_config.clip_grad:
+            self.clip_gradients(optimizer, self.optim_config.clip_grad, "norm")
+        else:
+            super().configure_gradient_clipping(optimizer, *args, **kwargs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.after_step()  # here and not in on_train_batch_end, which also fires between accumulated batches
+
+    def learning_rate(self) -> float:
+        """Rate of the next step: linear warm-up, then half a cosine to min_lr at the end of the run."""
+        optim, peak = self.optim_config, scaled_lr(self.optim_config.base_lr, self.global_batch)
+        warmup = share_of_epochs(self.trainer, optim.warmup_epochs)
+        return warmup_cosine(share_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
+
+    def generator(self, device: torch.device) -> torch.Generator | None:
+        """Source of this step's draws, a function of (seed, epoch, batch, rank); outside a trainer PyTorch's own."""
+        if self._trainer is None:
+            return None
+        return seeded_generator(device, self.seed, *self._position, self.global_rank)

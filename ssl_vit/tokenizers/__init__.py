@@ -1,0 +1,1 @@
+"""Tokenizers: pictures to visual tokens, one for each patch, which BEiT predicts."""

@@ -1,0 +1,117 @@
+"""What a tokenizer is, and tokenizers in files.
+
+A method that predicts tokens asks for `tokenizer(images) -> tokens` and `tokenizer.vocab_size`, and minds patch_size,
+channels and grid where a tokenizer has them; decode, where `decodes` says so, is for looking at.
+
+Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w tokens.
+"""
+
+import importlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float, Int64
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ssl_vit.checkpoint import require_fit
+from ssl_vit.config.schema import PatchGrid
+from ssl_vit.config.tokenizers import TOKENIZERS, TokenizerConfig
+from ssl_vit.runs import write_atomic, write_json
+from ssl_vit.tokenizers.dalle import load_dalle
+
+TOKENIZER, ABOUT = "tokenizer.safetensors", "tokenizer.json"
+HOMES = {
+    "kmeans": "ssl_vit.tokenizers.kmeans:KMeans",
+    "dvae": "ssl_vit.tokenizers.dvae:DVAE",
+    "vqkd": "ssl_vit.tokenizers.vqkd:VQKD",
+}
+
+
+class Tokenizer(nn.Module, ABC):
+    """One token of a vocabulary for each patch of a picture.
+
+    Args:
+        config: its settings; what a file of it begins with.
+    """
+
+    kind: str
+    decodes = False
+    """Whether there is a way back from tokens to pictures."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size, self.patch_size = config.vocab_size, config.patch_size
+        self.channels, self.grid = config.channels, config.grid
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B N"]:
+        """Tokens in [0, vocab_size), row by row over the grid, of pictures in [0, 1]; in float32, without gradient."""
+
+    def decode(self, tokens: Int64[Tensor, "B N"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:
+        """Pictures in [0, 1] of tokens of a grid, by default the training one, where `decodes` says it can."""
+        raise NotImplementedError(f"a {self.kind} tokenizer has no way back to pictures")
+
+
+def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None:
+    """ValueError in one line unless the tokenizer makes one token for each patch of such pictures.
+
+    Args:
+        patches: the encoder's. where: names the tokenizer in the message.
+    """
+    channels = getattr(tokenizer, "channels", patches.channels)
+    if channels != patches.channels:
+        raise ValueError(
+            f"tokenizer={where} reads pictures of {channels} channels, but encoder.channels={patches.channels}"
+        )
+    grid, own = getattr(tokenizer, "grid", None) or patches.grid, patches.grid
+    if tuple(grid) != own:
+        raise ValueError(
+            f"tokenizer={where} makes {grid[0]} x {grid[1]} tokens of a picture, but encoder.image_size="
+            f"{patches.image_size} and encoder.patch_size={patches.patch_size} make {own[0]} x {own[1]} patches"
+        )
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, **facts: Any) -> Path:
+    """Write tokenizer.safetensors (complete in itself) and tokenizer.json (the same facts, for people and tools)."""
+    facts = {"kind": tokenizer.kind, "config": asdict(tokenizer.config), **facts}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
+    write_atomic(folder / TOKENIZER, save(state, metadata={"ssl_vit": json.dumps(facts)}))
+    write_json(folder / ABOUT, facts)
+    return folder / TOKENIZER
+
+
+def load_tokenizer(source: str | Path) -> nn.Module:
+    """A tokenizer in eval mode, frozen: of a run, its tokenizer.safetensors, or OpenAI's dVAE as a plain state dict.
+
+    Raises:
+        FileNotFoundError: there is nothing at source.
+        ValueError: it holds no tokenizer, or weights are missing, unknown or misshapen.
+    """
+    path = Path(source)
+    path = path / TOKENIZER if path.is_dir() else path
+    if not path.exists():
+        advice = "make one with `python tools/train_tokenizer.py`, or leave tokenizer= out and one is trained first"
+        raise FileNotFoundError(f"tokenizer={source}: there is no {path}; {advice}")
+    facts: dict[str, Any] = {}
+    state: dict[str, Tensor] = {}
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()} if facts else {}  # noqa: SIM118
+    if not facts:
+        return load_dalle(path)
+    if facts.get("kind") not in HOMES:
+        raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(facts)}")
+    kind = facts["kind"]
+    module, _, name = HOMES[kind].partition(":")
+    config = type(TOKENIZERS[kind]().method)(**facts["config"])
+    tokenizer = getattr(importlib.import_module(module), name)(config)
+    require_fit(tokenizer.state_dict(), state, path)
+    tokenizer.load_state_dict(state)
+    return tokenizer.requires_grad_(False).eval()

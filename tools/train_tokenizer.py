@@ -1,0 +1,30 @@
+"""Train a tokenizer for BEiT: python tools/train_tokenizer.py [recipe=digits] [key=value ...] [--help] [--dry-run]."""
+
+import json
+
+from ssl_vit.command import guarded, read_run_words
+from ssl_vit.config.explain import resolved_table, tokenizer_help
+from ssl_vit.config.load import read_tokenizer
+
+USAGE = "python tools/train_tokenizer.py [recipe=digits] [key=value ...] [--dry-run]"
+
+
+def main(words: list[str]) -> None:
+    if "--help" in words:
+        print(tokenizer_help(words, USAGE))
+        return
+    resolved = read_run_words([word for word in words if word != "--dry-run"], read_tokenizer)
+    if "--dry-run" in words:
+        from ssl_vit.plan import make_plan
+
+        print(resolved_table(resolved), *make_plan(resolved.config).lines(), sep="\n")
+        return
+    from ssl_vit.train_tokenizer import train_tokenizer
+
+    run_dir, result = train_tokenizer(resolved.config, resolved.method)
+    print(f"next: python tools/pretrain.py method=beit tokenizer={run_dir}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    guarded(main)
