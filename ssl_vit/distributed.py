@@ -18,5 +18,14 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def from_first_rank(tensor: Tensor) -> Tensor:
+    """The first process's tensor on all of them; in a single process the tensor itself."""
+    if not _several():
+        return tensor
+    shared = tensor.clone()
+    dist.broadcast(shared, 0)
+    return shared
+
+
 def _several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from ssl_vit.checkpoint import require_fit
 from ssl_vit.config.schema import OptimConfig, TrainingRun, override
@@ -48,7 +47,7 @@ class Objective(pl.LightningModule, ABC):
         self._finite = Finite()
 
     @classmethod
-    def from_run(cls, run: Any) -> Self:
+    def from_run(cls, run: Any) -> Any:
         """As a run's settings say."""
         return cls(optim=run.optim, seed=run.seed, **vars(run.method))
 
@@ -119,10 +118,22 @@ class Objective(pl.LightningModule, ABC):
             self.log("train/lr", rate)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        if self.optim_config.clip_grad:
-            self.clip_gradients(optimizer, self.optim_config.clip_grad, "norm")
-        else:
+        if not self.optim_config.clip_grad:
             super().configure_gradient_clipping(optimizer, *args, **kwargs)
+            return
+        self.require_unscaled()
+        # Lightning's own refuses fused optimizers, whose step would undo a loss scale after the clipping.
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim_config.clip_grad)
+        if is_logged(self.trainer):
+            self.log("train/grad_norm", norm)
+
+    def require_unscaled(self) -> None:
+        """ValueError where the loss is scaled: gradients cannot be clipped then."""
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            raise ValueError(
+                "trainer.precision=16-mixed scales the loss, and scaled gradients cannot be clipped: choose bf16-mixed "
+                "or 32-true, or set optim.clip_grad=0"
+            )
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Self
-
 from ssl_vit.checkpoint import TRAINED, initialise, save_encoder
 from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, override
 from ssl_vit.encoder import VisionTransformer
@@ -42,7 +40,7 @@ class Method(Objective):
         self.save_hyperparameters(parts | asdict(self.options))
 
     @classmethod
-    def from_run(cls, run: RunConfig) -> Self:
+    def from_run(cls, run: RunConfig) -> Any:
         """As a run's settings say."""
         return cls(run.encoder, run.optim, run.seed, **vars(run.method))
 

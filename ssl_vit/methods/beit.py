@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from ssl_vit.blocks import Block, init_blocks, narrow_normal, run_blocks
 from ssl_vit.config.methods import BEiTConfig, BEiTRun
@@ -40,6 +39,7 @@ class BEiT(Method):
 
     Config = BEiTRun
     options: BEiTConfig
+    tokenizer: Any
 
     def __init__(self, *args: Any, tokenizer: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,14 +47,14 @@ class BEiT(Method):
         self.tokenizer = tokenizer.requires_grad_(False).eval() if isinstance(tokenizer, nn.Module) else tokenizer
         width = self.encoder.width
         self.mask_token = nn.Parameter(narrow_normal(torch.zeros(1, 1, width)))
-        self.head = nn.Linear(width, tokenizer.vocab_size)
+        self.head = nn.Linear(width, self.tokenizer.vocab_size)
         narrow_normal(self.head.weight)
         nn.init.zeros_(self.head.bias)
         if self.options.class_branch:
             self.branch = self._make_branch()
 
     @classmethod
-    def from_run(cls, run: Any) -> Self:
+    def from_run(cls, run: Any) -> Any:
         tokenizer = load_tokenizer(run.tokenizer)
         require_tokens(tokenizer, run.encoder, run.tokenizer)
         return cls(run.encoder, run.optim, run.seed, tokenizer=tokenizer, **vars(run.method))
@@ -75,7 +75,7 @@ class BEiT(Method):
         """Blocks that the patches of the class-token branch have been through: 9 of 12, 21 (18 here) of 24."""
         return self.options.early_block or max(1, self.encoder.depth * 3 // 4)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "BEiT":
         """The tokenizer stays in eval mode."""
         super().train(mode)
         if isinstance(self.tokenizer, nn.Module):
@@ -89,13 +89,21 @@ class BEiT(Method):
         return h * P, w * P
 
     def views(self) -> TokenCrop:
-        cfg = self.options
-        jitter = {name: cfg.jitter for name in ("brightness", "contrast", "saturation")}
-        photometry = Photometry(**jitter, hue=0.0, jitter_p=float(cfg.jitter > 0), grey_p=0.0, blur_p=0.0, solarize_p=0.0)
+        cfg, strength = self.options, self.options.jitter
+        photometry = Photometry(
+            brightness=strength,
+            contrast=strength,
+            saturation=strength,
+            hue=0.0,
+            jitter_p=float(strength > 0),
+            grey_p=0.0,
+            blur_p=0.0,
+            solarize_p=0.0,
+        )
         crop = RandomCrop(self.encoder_config.height_width, cfg.crop_scale, flip=cfg.flip)
         return TokenCrop(crop, self.token_size, photometry)
 
-    def losses(self, views: Views, mask: Bool[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, views: Views | Tensor, mask: Bool[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
         """{"token": cross-entropy at the hidden patches}, with the class-token branch {"class_token": ...} too.
 
         Args:

@@ -218,6 +218,7 @@ class DINO(Method):
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if self.optim_config.clip_grad:
+            self.require_unscaled()
             clip_each(self.parameters(), self.optim_config.clip_grad)
 
     def after_step(self) -> None:

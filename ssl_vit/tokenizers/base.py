@@ -110,7 +110,8 @@ def load_tokenizer(source: str | Path) -> nn.Module:
         raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(facts)}")
     kind = facts["kind"]
     module, _, name = HOMES[kind].partition(":")
-    config = type(TOKENIZERS[kind]().method)(**facts["config"])
+    settings = facts["config"] | {"crop_scale": tuple(facts["config"]["crop_scale"])}  # JSON has no tuples
+    config = type(TOKENIZERS[kind]().method)(**settings)
     tokenizer = getattr(importlib.import_module(module), name)(config)
     require_fit(tokenizer.state_dict(), state, path)
     tokenizer.load_state_dict(state)

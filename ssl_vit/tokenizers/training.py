@@ -1,9 +1,11 @@
 """Tokenizers that are learnt by gradient: their objectives, by name."""
 
 import importlib
+from pathlib import Path
+from typing import Any
 
 from ssl_vit.objective import Objective
-from ssl_vit.tokenizers.base import Tokenizer
+from ssl_vit.tokenizers.base import save_tokenizer
 
 TRAININGS = {"dvae": "ssl_vit.tokenizers.dvae:DVAETraining", "vqkd": "ssl_vit.tokenizers.vqkd:VQKDTraining"}
 
@@ -11,7 +13,12 @@ TRAININGS = {"dvae": "ssl_vit.tokenizers.dvae:DVAETraining", "vqkd": "ssl_vit.to
 class TokenizerTraining(Objective):
     """An objective whose result is a tokenizer. Pictures are in [0, 1]."""
 
-    tokenizer: Tokenizer
+    tokenizer: Any
+    """A Tokenizer, of the kind that its training is for."""
+
+    def export(self, folder: Path, **facts: Any) -> Path:
+        """Write the tokenizer."""
+        return save_tokenizer(self.tokenizer, folder, **facts)
 
 
 def training_named(kind: str) -> type[TokenizerTraining]:

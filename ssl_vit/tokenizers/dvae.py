@@ -1,0 +1,143 @@
+"""Discrete variational autoencoder: words from which the picture can be drawn again (Ramesh et al., 2021,
+arXiv:2102.12092, section 2.1 and appendix A; van den Oord et al., 2017, arXiv:1711.00937 for the codebook).
+
+Convolutions down to one place for each patch, a word there by Gumbel-softmax (Jang et al., 2017, arXiv:1611.01144),
+convolutions up again. Differs from DALL-E's in size, in its squared error, and in a stride that is the patch's.
+
+Letters: B images, C channels, H W pixels, P patch side, h x w patch grid, N = h * w patches, K words, D code width.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from ssl_vit.config.tokenizers import DVAEConfig, DVAERun
+from ssl_vit.data.views import RandomCrop
+from ssl_vit.progress import is_logged, share_done
+from ssl_vit.schedules import cosine, linear
+from ssl_vit.tokenizers.base import Tokenizer
+from ssl_vit.tokenizers.training import TokenizerTraining
+
+
+def strides_of(patch_size: int) -> list[int]:
+    """Factors by which the resolution falls, from the pixels down: 16 -> 2 2 2 2, 14 -> 2 7."""
+    strides, rest = [], patch_size
+    for factor in range(2, patch_size + 1):
+        while rest % factor == 0:
+            strides.append(factor)
+            rest //= factor
+    return strides
+
+
+class Residual(nn.Module):
+    """x + two convolutions, with a ReLU before each."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+        return x + self.conv2(F.relu(self.conv1(F.relu(x))))
+
+
+class DVAE(Tokenizer):
+    """The likeliest word of each patch."""
+
+    kind = "dvae"
+    decodes = True
+
+    def __init__(self, config: DVAEConfig) -> None:
+        super().__init__(config)
+        strides = strides_of(config.patch_size)
+        widths = [max(16, config.width >> level) for level in range(len(strides), -1, -1)]  # from pixels to patches
+        down: list[nn.Module] = [nn.Conv2d(config.channels, widths[0], 3, padding=1)]
+        for stride, narrow, wide in zip(strides, widths, widths[1:], strict=True):
+            down += [Residual(narrow), nn.Conv2d(narrow, wide, stride, stride)]
+        down += [Residual(wide := widths[-1]) for _ in range(config.residuals)]
+        self.encoder = nn.Sequential(*down, nn.ReLU(), nn.Conv2d(wide, config.vocab_size, 1))
+        self.codebook = nn.Parameter(torch.randn(config.vocab_size, config.code_width))
+        up: list[nn.Module] = [nn.Conv2d(config.code_width, wide, 1)]
+        up += [Residual(wide) for _ in range(config.residuals)]
+        for stride, narrow, wide in reversed(list(zip(strides, widths, widths[1:], strict=True))):
+            up += [nn.ConvTranspose2d(wide, narrow, stride, stride), Residual(narrow)]
+        self.decoder = nn.Sequential(*up, nn.ReLU(), nn.Conv2d(widths[0], config.channels, 3, padding=1))
+
+    def scores(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
+        """Unnormalised log-probabilities of the words at each patch, of pictures in [0, 1]."""
+        return self.encoder(images * 2 - 1)
+
+    def drawn(self, codes: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
+        """Pictures, around [0, 1], of codebook vectors or mixtures of them."""
+        return (self.decoder(codes) + 1) / 2
+
+    @torch.no_grad()
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B N"]:
+        with torch.autocast(images.device.type, enabled=False):
+            return self.scores(images.float()).argmax(1).flatten(1)
+
+    @torch.no_grad()
+    def decode(self, tokens: Int64[Tensor, "B N"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:
+        """The decoder's pictures."""
+        codes = self.codebook[tokens].transpose(1, 2).unflatten(2, grid or self.grid)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.drawn(codes).clamp(0, 1)
+
+
+def divergence_from_uniform(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, ""]:
+    """Mean over patches of KL(words | all alike) = ln K - entropy, in nats; in float32."""
+    logs = scores.float().log_softmax(1)
+    return (logs.exp() * (logs + torch.log(torch.tensor(scores.shape[1])))).sum(1).mean()
+
+
+class DVAETraining(TokenizerTraining):
+    """Squared error of the drawn picture, and a weighted divergence of the words from all being alike."""
+
+    Config = DVAERun
+    options: DVAEConfig
+    tokenizer: DVAE
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tokenizer = DVAE(self.options)
+
+    def views(self) -> RandomCrop:
+        cfg = self.options
+        return RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
+
+    def losses(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, ""]]:
+        """{"reconstruction": mean squared error of pixels in [0, 1], "divergence": weighted, in nats}."""
+        cfg, share, tokenizer = self.options, share_done(self._trainer), self.tokenizer
+        scores = tokenizer.scores(images)
+        temperature = cosine(share, cfg.start_temperature, cfg.end_temperature)
+        noise = torch.rand(scores.shape, device=images.device, generator=self.generator(images.device))
+        gumbel = -(-noise.clamp_min(1e-20).log()).clamp_min(1e-20).log()
+        words = ((scores.float() + gumbel) / temperature).softmax(1)  # [B, K, h, w]
+        codes = torch.einsum("bkhw,kd->bdhw", words, tokenizer.codebook)
+        error = F.mse_loss(tokenizer.drawn(codes).float(), images)
+        weight = linear(share, cfg.kl_warmup, 0.0, cfg.kl)
+        if is_logged(self._trainer):
+            self.measure(scores.detach(), error.detach(), temperature)
+        return {"reconstruction": error, "divergence": weight * divergence_from_uniform(scores)}
+
+    def measure(self, scores: Float[Tensor, "B K h w"], error: Float[Tensor, ""], temperature: float) -> None:
+        """Leave to be logged: PSNR in dB, and of the batch's words perplexity and the share of the vocabulary met."""
+        counts = torch.bincount(scores.argmax(1).flatten(), minlength=scores.shape[1]).float()
+        self.measures = {
+            "psnr": -10 * error.log10(),
+            "perplexity": torch.special.entr(counts / counts.sum()).sum().exp(),
+            "codes_met": (counts > 0).float().mean(),
+            "temperature": temperature,
+        }
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        return super().decays(name, parameter) and not name.endswith("codebook")
+
+    @torch.no_grad()
+    def pictures(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        """The picture beside what is drawn of its words."""
+        return {"original": pixels, "reconstruction": self.tokenizer.decode(self.tokenizer(pixels))}

@@ -1,0 +1,284 @@
+"""Laws and behaviour of BEiT: masks, tokens, the class-token branch, what is frozen, what is refused."""
+
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from ssl_vit.config.load import ConfigError, read_run
+from ssl_vit.config.methods import BEiTRun
+from ssl_vit.config.tokenizers import KMeansConfig
+from ssl_vit.data.module import ImageDataModule
+from ssl_vit.methods.beit import BEiT
+from ssl_vit.tokenizers.base import save_tokenizer
+from ssl_vit.tokenizers.kmeans import KMeans
+
+ENCODER = {"width": 32, "depth": 4, "heads": 4, "patch_size": 4, "image_size": 32, "drop_path": 0.0}
+WORDS = 24
+
+
+def tokenizer(**changes) -> KMeans:
+    torch.manual_seed(5)
+    picture = {"patch_size": 4, "image_size": 32, "channels": 3, **changes}
+    made = KMeans(KMeansConfig(vocab_size=WORDS, **picture))
+    made.centres.uniform_()
+    return made
+
+
+def make(encoder: dict | None = None, optim: dict | None = None, words=None, **options) -> BEiT:
+    torch.manual_seed(0)
+    words = words or tokenizer()
+    paper = {"positions": "relative", "layer_scale": 0.1, "init": "beit"}
+    return BEiT(
+        {**paper, **ENCODER, **(encoder or {})}, {"warmup_epochs": 0, **(optim or {})}, tokenizer=words, **options
+    )
+
+
+def views(B: int = 4, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.rand(B, 3, 32, 32, generator=generator)
+    return [(pixels - 0.5) / 0.25, pixels]
+
+
+def fit(method: BEiT, batches: list, tmp_path, **options) -> pl.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    settings = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path, **quiet, **options}
+    trainer = pl.Trainer(enable_model_summary=False, **settings)
+    trainer.fit(method, DataLoader(batches, batch_size=None))  # pyright: ignore[reportArgumentType]
+    return trainer
+
+
+def test_a_fresh_model_loses_the_logarithm_of_the_vocabulary():
+    assert float(make().losses(views(16))["token"].detach()) == pytest.approx(math.log(WORDS), abs=0.05)
+
+
+def test_hidden_pixels_cannot_change_what_is_predicted():
+    method, (images, _) = make(), views()
+    mask = method.draw_masks(4)
+    hidden = mask.flatten().nonzero()[:, 0]
+    pixels_hidden = torch.nn.functional.interpolate(mask.unflatten(1, (8, 8)).float()[:, None], 32).bool()
+    other = torch.where(pixels_hidden, torch.randn_like(images), images)
+    assert torch.equal(method.predict(images, mask, hidden)["token"], method.predict(other, mask, hidden)["token"])
+
+
+def test_only_hidden_patches_are_asked_for():
+    method, (images, pixels) = make(), views()
+    mask = method.draw_masks(4)
+    loss = method.losses([images, pixels], mask)["token"]
+    logits = method.predict(images, torch.ones_like(mask) & mask, torch.arange(4 * 64))["token"].unflatten(0, (4, 64))
+    tokens = method.tokens_of(pixels)
+    singly = [
+        torch.nn.functional.cross_entropy(logits[b, n], tokens[b, n]) for b in range(4) for n in range(64) if mask[b, n]
+    ]
+    torch.testing.assert_close(loss, torch.stack(singly).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_masks_are_a_function_of_seed_epoch_and_batch(tmp_path):
+    class Remembers(BEiT):
+        def draw_masks(self, count):
+            masks = super().draw_masks(count)
+            seen.append(masks)
+            return masks
+
+    runs = []
+    for seed in (0, 0, 1):
+        seen: list = []
+        torch.manual_seed(seed + 7)
+        fit(Remembers(ENCODER, tokenizer=tokenizer(), seed=seed), [(views(),)] * 2, tmp_path, max_epochs=2)
+        runs.append(torch.stack(seen))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert len({mask.numpy().tobytes() for mask in runs[0]}) == 4
+    assert int(runs[0].sum(-1).max()) <= int(64 * 0.383)
+
+
+def test_the_tokenizer_is_frozen_and_never_in_low_precision():
+    class Remembers(KMeans):
+        def forward(self, images):
+            seen.append((images.dtype, torch.is_autocast_enabled("cpu"), self.training))
+            return super().forward(images)
+
+    seen: list = []
+    words = Remembers(tokenizer().config)
+    method = make(words=words).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        method.losses(views())["token"].backward()
+    assert seen == [(torch.float32, False, False)]
+    assert not any(p.requires_grad for p in method.tokenizer.parameters())
+    assert "tokenizer.centres" in method.state_dict()  # a checkpoint is complete
+
+
+def test_encoder_and_tokenizer_see_the_same_crop(tmp_path):
+    method = make(words=tokenizer(patch_size=2, image_size=16), jitter=0.0)
+    data = ImageDataModule(method.views(), source="digits", batch_size=16, image_size=32, workers=0)
+    batch = next(iter(data.train_dataloader()))
+    images, pixels = data.on_after_batch_transfer(batch, 0)["images"]
+    assert images.shape == (16, 3, 32, 32)
+    assert pixels.shape == (16, 3, 16, 16)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.data.mean, data.data.std))
+    smaller = torch.nn.functional.interpolate((images * std + mean), (16, 16), mode="bicubic", antialias=True)
+    assert float((smaller - pixels).abs().mean()) < 0.02
+
+
+def test_colours_change_alike_for_both(tmp_path):
+    method = make(jitter=0.4)
+    data = ImageDataModule(method.views(), source="digits", batch_size=16, image_size=32, workers=0)
+    batch = next(iter(data.train_dataloader()))
+    images, pixels = data.on_after_batch_transfer(batch, 0)["images"]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.data.mean, data.data.std))
+    torch.testing.assert_close(images * std + mean, pixels, atol=1e-5, rtol=1e-5)
+    assert float((pixels * 255 - batch["images"][0]).abs().max()) > 10
+
+
+def test_the_base_models_have_the_authors_parameters():
+    with torch.device("meta"):
+        words = torch.nn.Identity()
+        words.vocab_size = 8192
+        v1, v2 = (BEiT(tokenizer=words, class_branch=branch) for branch in (False, True))
+    keys = 768 * 12  # biases of the keys, which cancel in the softmax; the authors leave them out
+    assert sum(p.numel() for p in v1.parameters()) == 91_965_776 + keys
+    assert sum(p.numel() for p in v2.parameters()) == 106_143_056 + keys + 768 * 2
+    assert v2.early_block == 9
+
+
+def test_the_class_branch_learns_from_early_patches_and_the_last_class_token():
+    method = make(class_branch=True)
+    losses = method.losses(views())
+    assert list(losses) == ["token", "class_token"]
+    losses["class_token"].backward()
+    blocks = method.encoder.blocks
+    assert method.early_block == 3
+    assert all(float(block.attn.qkv.weight.grad.norm()) > 0 for block in blocks)  # the last one by the class token
+    # Without the last block's class token, the branch does not depend on it.
+    method.zero_grad()
+    early, _ = method.encoder.hidden_states(method.encoder.embed(views()[0]), [2, -1])
+    early[:, 1:].sum().backward()
+    assert blocks[3].attn.qkv.weight.grad is None
+
+
+def test_weights_decay_as_the_authors_decide():
+    method = make(encoder={"positions": "relative"})
+    decayed = {name for name, p in method.named_parameters() if p.requires_grad and method.decays(name, p)}
+    assert {"mask_token", "encoder.rel_pos_bias.relative_position_bias_table", "head.weight"} <= decayed
+    assert not {"encoder.cls_token", "head.bias", "encoder.blocks.0.ls1.gamma"} & decayed
+    learned = make(encoder={"positions": "learned"})
+    assert not learned.decays("encoder.pos_embed", learned.encoder.pos_embed)
+
+
+def test_initial_weights_are_cut_at_one_deviation_and_shrink_with_depth():
+    encoder = make(encoder={"width": 128, "depth": 4}).encoder
+    weight = encoder.blocks[0].attn.qkv.weight
+    assert float(weight.detach().abs().max()) <= 0.02
+    assert float(weight.std()) == pytest.approx(0.0108, rel=0.02)
+    for number, block in enumerate(encoder.blocks, start=1):
+        assert float(block.mlp.fc2.weight.std()) == pytest.approx(0.0108 / math.sqrt(2 * number), rel=0.03)
+
+
+def test_relative_positions_are_built_once_a_step_and_survive_checkpointing():
+    built: list = []
+    method, plain = make(encoder={"checkpoint_blocks": True}), make()
+    for each in (method, plain):
+        torch.manual_seed(1)
+        torch.nn.init.normal_(each.encoder.rel_pos_bias.relative_position_bias_table)
+        each.encoder.rel_pos_bias.register_forward_hook(lambda *_: built.append(1))
+    mask = plain.draw_masks(4)
+    for each in (method, plain):
+        each.losses(views(), mask)["token"].backward()
+    assert len(built) == 2
+    for ours, other in zip(method.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, other.grad)
+
+
+def test_overfits_two_pictures(tmp_path):
+    method = make(encoder={"layer_scale": None}, optim={"base_lr": 0.1, "weight_decay": 0.0})
+    batch = [images.repeat(8, 1, 1, 1) for images in views(2)]
+    before = float(method.losses(batch)["token"].detach())
+    fit(method, [(batch,)] * 150, tmp_path)
+    assert float(method.losses(batch)["token"].detach()) < 0.4 * before
+
+
+def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
+    batches = [(views(seed=i),) for i in range(3)]
+    checkpoints = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole = make()
+    fit(whole, batches, tmp_path, callbacks=[checkpoints], max_epochs=2, enable_checkpointing=True)
+    torch.manual_seed(99)
+    rest = BEiT(whole.encoder_config, {"warmup_epochs": 0}, tokenizer=tokenizer())
+    trainer = pl.Trainer(
+        accelerator="cpu", logger=False, max_epochs=2, enable_progress_bar=False, default_root_dir=tmp_path
+    )
+    loader: DataLoader = DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
+    trainer.fit(rest, loader, ckpt_path=tmp_path / "step=3.ckpt", weights_only=True)
+    assert trainer.global_step == 6
+    assert all(torch.equal(tensor, rest.state_dict()[name]) for name, tensor in whole.state_dict().items())
+
+
+def test_pictures_show_what_is_hidden_the_words_and_those_predicted():
+    method, (images, pixels) = make(), views()
+    columns = method.pictures(images, pixels)
+    assert list(columns) == ["masked", "tokens", "predicted", "original"]
+    assert torch.equal(columns["tokens"].float(), (method.tokenizer.decode(method.tokens_of(pixels)) * 255).round())
+    differs = (columns["masked"] != images).any(1)
+    assert torch.equal(differs, (columns["masked"] == 0).all(1))
+    assert 0.2 < float(differs.float().mean()) < 0.4
+    # Words are changed where they are hidden, and nowhere else.
+    elsewhere = ~differs[:, None].expand(-1, 3, -1, -1)
+    assert torch.equal(columns["predicted"][elsewhere], columns["tokens"][elsewhere])
+
+
+def test_one_tensor_is_refused():
+    message = r"pictures arrive as one tensor; BEiT takes two, .* use BEiT.views\(\) with ssl_vit.ImageDataModule"
+    with pytest.raises(ValueError, match=message):
+        make().losses(views()[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"image_size": 16},
+            r"tokenizer=.* makes 4 x 4 tokens of a picture, but encoder.image_size=32 .* 8 x 8 ",
+        ),
+        ({"channels": 1}, "tokenizer=.* reads pictures of 1 channels, but encoder.channels=3"),
+    ],
+)
+def test_a_tokenizer_that_does_not_fit_is_one_line_before_training(tmp_path, changes, message):
+    save_tokenizer(tokenizer(**changes), tmp_path)
+    run = BEiTRun(tokenizer=str(tmp_path))
+    run.encoder.image_size, run.encoder.patch_size = 32, 4
+    with pytest.raises(ValueError, match=message):
+        BEiT.from_run(run)
+
+
+def test_a_missing_tokenizer_names_the_command_that_makes_one(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"tokenizer=.*nowhere: there is no .*; make one with `python tools/train_"
+    ):
+        BEiT.from_run(BEiTRun(tokenizer=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("method.mask_ratio=1", r"method.mask_ratio=1.0 must be in \(0, 1\)"),
+        (
+            "method.mask_ratio=0.01 encoder.image_size=32 encoder.patch_size=8",
+            "method.mask_ratio=0.01 must be high",
+        ),
+        ("method.early_block=4 encoder.depth=4", "method.early_block=4 must be less than the encoder's 4 blocks"),
+        ("encoder.channels=2 data.mean=[0,0] data.std=[1,1] method.jitter=0.4", "method.jitter=0.4 must be 0 for"),
+        ("encoder.registers=2", "encoder.registers=2 must be 0 with encoder.positions=relative"),
+        ("readout.blocks=2", "readout.blocks=2 must be 1 with readout.layer=best"),
+        ("readout.layer=0", "readout.layer=0 must be last, best, or a number from 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(words, message):
+    with pytest.raises(ConfigError, match=message):
+        read_run(["method=beit", *words.split()])
+
+
+def test_mae_refuses_relative_positions():
+    with pytest.raises(ConfigError, match=r"encoder\.positions=relative must be learned or sincos"):
+        read_run(["method=mae", "encoder.positions=relative"])
