@@ -58,7 +58,8 @@ class DVAE(Tokenizer):
         down: list[nn.Module] = [nn.Conv2d(config.channels, widths[0], 3, padding=1)]
         for stride, narrow, wide in zip(strides, widths, widths[1:], strict=True):
             down += [Residual(narrow), nn.Conv2d(narrow, wide, stride, stride)]
-        down += [Residual(wide := widths[-1]) for _ in range(config.residuals)]
+        wide = widths[-1]
+        down += [Residual(wide) for _ in range(config.residuals)]
         self.encoder = nn.Sequential(*down, nn.ReLU(), nn.Conv2d(wide, config.vocab_size, 1))
         self.codebook = nn.Parameter(torch.randn(config.vocab_size, config.code_width))
         up: list[nn.Module] = [nn.Conv2d(config.code_width, wide, 1)]

@@ -1,0 +1,132 @@
+"""VQ-KD: what its words are, how the codebook moves, what it learns of a teacher."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from ssl_vit.checkpoint import save_encoder
+from ssl_vit.encoder import VisionTransformer
+from ssl_vit.tokenizers.base import load_tokenizer, save_tokenizer
+from ssl_vit.tokenizers.vqkd import VQKDTraining, moved, spherical_kmeans, totals
+
+SETTINGS = {"vocab_size": 16, "patch_size": 4, "image_size": 16, "width": 32, "depth": 2, "heads": 4, "code_width": 8}
+HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    torch.manual_seed(2)
+    encoder = VisionTransformer(width=24, depth=2, heads=2, patch_size=4, image_size=16)
+    return str(save_encoder(encoder, tmp_path / "teacher", **HALF))
+
+
+def make(teacher: str, optim: dict | None = None, **changes) -> VQKDTraining:
+    torch.manual_seed(0)
+    return VQKDTraining({"warmup_epochs": 0, **(optim or {})}, **{**SETTINGS, **changes}, teacher=teacher)
+
+
+def test_a_word_is_the_nearest_direction_and_files_keep_it(teacher, tmp_path):
+    tokenizer, images = make(teacher).tokenizer.eval(), torch.rand(2, 3, 16, 16)
+    codes = tokenizer.codes(images)
+    torch.testing.assert_close(codes.norm(dim=-1), torch.ones(2, 16))
+    expected = torch.cdist(codes, tokenizer.codebook[None]).argmin(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = tokenizer(images)
+    assert torch.equal(tokens, expected)
+    assert torch.equal(load_tokenizer(save_tokenizer(tokenizer, tmp_path))(images), tokens)
+    assert not tokenizer.decodes
+
+
+def test_spherical_kmeans_finds_directions_and_leaves_what_stands_for_nothing():
+    axes = torch.eye(4)
+    codes = F.normalize(axes.repeat(50, 1) + 0.05 * torch.randn(200, 4), dim=1)
+    start = F.normalize(torch.cat([codes[:4], -torch.ones(1, 4)]), dim=1)
+    centres = spherical_kmeans(codes, start)
+    assert (axes @ centres[:4].T).amax(1).min() > 0.99
+    assert torch.equal(centres[4], start[4])
+
+
+def test_the_codebook_moves_by_the_share_that_momentum_leaves():
+    codebook, codes = F.normalize(torch.randn(3, 4), dim=1), F.normalize(torch.randn(6, 4), dim=1)
+    tokens = torch.tensor([0, 0, 0, 2, 2, 2])
+    new, share = moved(codebook, *totals(tokens, codes, 3), momentum=0.9)
+    expected = F.normalize(0.9 * codebook[0] + 0.1 * F.normalize(codes[:3].sum(0), dim=0), dim=0)
+    torch.testing.assert_close(new[0], expected)
+    torch.testing.assert_close(new[1], codebook[1])
+    torch.testing.assert_close(share, torch.tensor([0.5, 0.0, 0.5]))
+
+
+def test_gradients_pass_straight_through_to_the_code_and_none_to_the_teacher(teacher):
+    training, images = make(teacher), torch.rand(2, 3, 16, 16)
+    losses = training.losses(images)
+    assert list(losses) == ["distillation", "commitment"]
+    losses["distillation"].backward()
+    assert float(training.tokenizer.to_code[2].weight.grad.norm()) > 0
+    assert all(p.grad is None for p in training.teacher.parameters())
+
+
+def test_the_first_batch_places_the_codebook_and_a_step_moves_it(teacher):
+    training, images = make(teacher), torch.rand(8, 3, 16, 16)
+    before = training.tokenizer.codebook.clone()
+    training.losses(images)
+    placed = training.tokenizer.codebook.clone()
+    assert not torch.equal(before, placed)
+    codes = training.tokenizer.codes(images).detach().flatten(0, 1)
+    assert float((codes @ placed.T).amax(1).mean()) > 0.9
+    training.after_step()
+    assert not torch.equal(training.tokenizer.codebook, placed)
+    training.losses(images)
+    assert bool(training.started)
+
+
+def test_words_that_stand_for_nothing_are_put_on_patches(teacher):
+    training, images = make(teacher, codebook_momentum=0.5, revive_below=0.5), torch.rand(8, 3, 16, 16)
+    training.losses(images)
+    training.tokenizer.codebook[3] = -training.tokenizer.codes(images).detach().flatten(0, 1).mean(0)
+    training._codes.clear()
+    for _ in range(6):
+        training.losses(images)
+        training.after_step()
+    codes = training.tokenizer.codes(images).detach().flatten(0, 1)
+    assert float((codes @ training.tokenizer.codebook[3]).max()) > 0.95
+
+
+def test_the_teacher_sees_pictures_as_it_was_trained_and_its_grid_is_resized(tmp_path):
+    encoder = VisionTransformer(width=24, depth=1, heads=2, patch_size=8, image_size=32).eval()
+    path = str(save_encoder(encoder, tmp_path, **HALF))
+    training, images = make(path), torch.rand(2, 3, 16, 16)
+    larger = F.interpolate((images - 0.5) / 0.5, (32, 32), mode="bicubic", antialias=True)
+    (features,) = encoder.feature_maps(larger)
+    assert features.shape[-2:] == (4, 4)
+    torch.testing.assert_close(training.teach(images), features.flatten(2).transpose(1, 2))
+    coarse = make(path, patch_size=2)
+    assert coarse.teach(images).shape == (2, 64, 24)
+
+
+def test_it_learns_what_the_teacher_sees(teacher, tmp_path):
+    training = make(teacher, {"base_lr": 0.2, "min_lr": 0.0})
+    images = F.interpolate(torch.rand(8, 3, 4, 4), 16)
+    before = float(training.losses(images)["distillation"].detach())
+    training._codes.clear()
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(training, DataLoader([images] * 120, batch_size=None))  # pyright: ignore[reportArgumentType]
+    training.eval()
+    assert float(training.losses(images)["distillation"].detach()) < 0.5 * before
+    assert len(training.tokenizer(images).unique()) >= 8
+
+
+def test_a_missing_teacher_and_one_of_other_channels_are_one_line(teacher):
+    with pytest.raises(ValueError, match=r"method.teacher= is missing: .* `python tools/pretrain.py method=dino`"):
+        VQKDTraining(**SETTINGS)
+    with pytest.raises(ValueError, match=r"method.teacher=.* reads 3 channels, method.channels=1"):
+        make(teacher, channels=1)
