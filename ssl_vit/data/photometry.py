@@ -150,11 +150,13 @@ class Photometry:
         """
         self._check(images.shape[1:])
         plan = self._plan(self.strengths(u), images.device)
-        changed = torch.empty(images.shape, device=images.device)
         affine = normalized and _affine(*normalized, images.device)
-        together = max(1, len(images))
         if images.device.type == "cpu":
-            together = 1 if one_by_one(images) else CACHED_BYTES // _bytes(images)
+            changed = torch.from_numpy(np.empty(images.shape, np.float32))  # in huge pages on Linux, as torch's are not
+            together = 1 if _bytes(images) > SMALL_BYTES else CACHED_BYTES // _bytes(images)
+        else:
+            changed = torch.empty(images.shape, device=images.device)
+            together = max(1, len(images))
         for start in range(0, len(images), together):
             part = slice(start, start + together)
             floats = changed[part].copy_(images[part])
@@ -204,11 +206,6 @@ class Photometry:
             )
 
 
-def one_by_one(images: UInt8[Tensor, "B C H W"]) -> bool:
-    """Whether Photometry changes each of these images alone."""
-    return images.device.type == "cpu" and _bytes(images) > SMALL_BYTES
-
-
 def _bytes(images: UInt8[Tensor, "B C H W"]) -> int:
     """Of one image as floats."""
     return 4 * math.prod(images.shape[1:])
@@ -235,12 +232,13 @@ def _change(images: Images, plan: Plan, part: slice) -> None:
     Which of them an operation meets is known on the host, so that nothing is indexed by a mask on a device.
     """
     chosen = plan.chosen[:, part]
-    for number in np.flatnonzero(chosen.any(axis=1)).tolist():
+    for number, met in enumerate(chosen.sum(axis=1).tolist()):
+        if not met:
+            continue
         operation, factor = plan.operations[number], plan.factors[number][part]
-        index = np.flatnonzero(chosen[number])
-        if len(index) == len(images):
+        if met == len(images):
             operation(images, factor, images)
         else:
-            places = _on(images.device, index)
-            met = images.index_select(0, places)
-            images.index_copy_(0, places, operation(met, factor.index_select(0, places), met))
+            places = _on(images.device, np.flatnonzero(chosen[number]))
+            some = images.index_select(0, places)
+            images.index_copy_(0, places, operation(some, factor.index_select(0, places), some))

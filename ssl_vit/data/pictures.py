@@ -124,8 +124,9 @@ def pixels(image: Image.Image, channels: int, white_16bit: int) -> UInt8[np.ndar
         raise ValueError("32-bit float pixels have no fixed white, save it with 8 or 16 bits a channel")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
-    if channels in (1, 3):
-        image = image.convert("L" if channels == 1 else "RGB")
+    mode = {1: "L", 3: "RGB"}.get(channels)
+    if mode is not None:
+        image = image if image.mode == mode else image.convert(mode)  # convert copies what is in that mode already
     elif len(image.getbands()) != channels:
         bands = len(image.getbands())
         raise ValueError(f"it has {bands} bands ({image.mode}), encoder.channels={channels} asks for {channels}")

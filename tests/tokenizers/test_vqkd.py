@@ -70,11 +70,12 @@ def test_gradients_pass_straight_through_to_the_code_and_none_to_the_teacher(tea
 def test_the_first_batch_places_the_codebook_and_a_step_moves_it(teacher):
     training, images = make(teacher), torch.rand(8, 3, 16, 16)
     before = training.tokenizer.codebook.clone()
+    images[:] = F.interpolate(images[:, :, ::4, ::4], 16)
     training.losses(images)
     placed = training.tokenizer.codebook.clone()
     assert not torch.equal(before, placed)
     codes = training.tokenizer.codes(images).detach().flatten(0, 1)
-    assert float((codes @ placed.T).amax(1).mean()) > 0.9
+    assert float((codes @ placed.T).amax(1).mean()) > 0.8
     training.after_step()
     assert not torch.equal(training.tokenizer.codebook, placed)
     training.losses(images)
@@ -84,13 +85,12 @@ def test_the_first_batch_places_the_codebook_and_a_step_moves_it(teacher):
 def test_words_that_stand_for_nothing_are_put_on_patches(teacher):
     training, images = make(teacher, codebook_momentum=0.5, revive_below=0.5), torch.rand(8, 3, 16, 16)
     training.losses(images)
-    training.tokenizer.codebook[3] = -training.tokenizer.codes(images).detach().flatten(0, 1).mean(0)
-    training._codes.clear()
-    for _ in range(6):
-        training.losses(images)
-        training.after_step()
     codes = training.tokenizer.codes(images).detach().flatten(0, 1)
-    assert float((codes @ training.tokenizer.codebook[3]).max()) > 0.95
+    training.tokenizer.codebook[3] = -F.normalize(codes.mean(0), dim=0)  # stands for none of them
+    training.share[3] = 0.0
+    training.after_step()
+    assert float((codes @ training.tokenizer.codebook[3]).max()) == pytest.approx(1, abs=1e-5)
+    assert float(training.share[3]) == pytest.approx(1 / 16)
 
 
 def test_the_teacher_sees_pictures_as_it_was_trained_and_its_grid_is_resized(tmp_path):
