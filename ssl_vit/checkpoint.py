@@ -143,24 +143,43 @@ def _read_pickle(path: Path, which: str) -> tuple[EncoderConfig, State, dict[str
     for key in (which or "teacher", "model", "state_dict"):
         content = content.get(key, content)
     names = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in content.items()}
-    beside = ("decoder", "mask_token", "head")  # what the authors' methods have around the encoder
+    beside = ("decoder", "mask_token", "head", "lm_head")  # what the authors' methods have around the encoder
     state = {name: tensor for name, tensor in names.items() if not name.startswith(beside)}
-    return (*_official(state, path), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+    if RELATIONS in state:  # BEiT's with relative positions normalise by .5, its other one as ImageNet
+        return (*_official(_from_beit(state), path), {"mean": [0.5] * 3, "std": [0.5] * 3})
+    return (*_official(_from_beit(state), path), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
+
+
+def _from_beit(state: State) -> State:
+    """Weights of BEiT's authors in timm's names for a plain Vision Transformer; others are as they were.
+
+    Their biases of queries and values become one with those of keys, which cancel in the softmax and are 0.
+    """
+    ours = {}
+    for name, tensor in state.items():
+        if name.endswith("q_bias"):
+            block = name.removesuffix("q_bias")
+            ours[f"{block}qkv.bias"] = torch.cat([tensor, torch.zeros_like(tensor), state[f"{block}v_bias"]])
+        elif not name.endswith(("v_bias", "relative_position_index")):
+            ours[name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")] = tensor
+    return ours
 
 
 def _official(state: State, path: Path) -> tuple[EncoderConfig, State]:
     """The architecture of weights in timm's names, from their shapes."""
     try:
         width, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
-        rows = state["pos_embed"].shape[1]
+        relative = RELATIONS in state
+        rows = state[RELATIONS if relative else "pos_embed"].shape[-2]
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path} holds no Vision Transformer in timm's names ({error} not found)") from error
     registers = state["reg_token"].shape[1] if "reg_token" in state else 0
-    side = math.isqrt(rows - (0 if registers else 1))
+    patches = ((math.isqrt(rows - 3) + 1) // 2) ** 2 if relative else rows - (0 if registers else 1)
+    side = math.isqrt(patches)
     heads = {(w, d): h for w, d, h in SIZES.values()}.get((width, depth))
-    if heads is None or side * side != rows - (0 if registers else 1):
+    if heads is None or side * side != patches:
         raise ValueError(
             f"{path}: heads and grid cannot be read off a ViT {width} wide, {depth} deep with {rows} positions; build "
             "VisionTransformer(...) yourself and load_state_dict"
@@ -175,5 +194,6 @@ def _official(state: State, path: Path) -> tuple[EncoderConfig, State]:
         channels=channels,
         registers=registers,
         layer_scale=1.0 if "blocks.0.ls1.gamma" in state else None,
+        positions="relative" if relative else "learned",
     )
     return config, state

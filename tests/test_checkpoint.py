@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch.utils.data import DataLoader
 
@@ -78,6 +79,32 @@ def test_from_the_authors_full_dino_checkpoint_the_teacher(tmp_path, official):
 def test_from_plain_weights_in_timms_names(tmp_path, official):
     torch.save(official.state_dict(), tmp_path / "vit.pth")
     checks(official, tmp_path / "vit.pth")
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_from_the_authors_beit_checkpoint(tmp_path, relative):
+    torch.manual_seed(1)
+    positions = {"use_shared_rel_pos_bias": relative, "use_abs_pos_emb": not relative}
+    beit = Beit(
+        embed_dim=192,
+        depth=12,
+        num_heads=3,
+        num_classes=0,
+        img_size=64,
+        init_values=0.1,
+        global_pool="token",
+        **positions,
+    )
+    for parameter in beit.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    weights = beit.state_dict() | {"mask_token": torch.zeros(1, 1, 192), "lm_head.weight": torch.zeros(8, 192)}
+    if relative:
+        weights["rel_pos_bias.relative_position_index"] = torch.zeros(17, 17, dtype=torch.long)
+    torch.save({"model": weights}, tmp_path / "beit.pth")
+    encoder, images = load_encoder(tmp_path / "beit.pth"), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images), beit.eval().forward_features(images), atol=1e-4, rtol=1e-4)
+    assert encoder.facts["mean"] == ([0.5] * 3 if relative else [0.485, 0.456, 0.406])
 
 
 class Malicious:

@@ -7,6 +7,7 @@ convolutions up again. Differs from DALL-E's in size, in its squared error, and 
 Letters: B images, C channels, H W pixels, P patch side, h x w patch grid, N = h * w patches, K words, D code width.
 """
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ class DVAE(Tokenizer):
         strides = strides_of(config.patch_size)
         widths = [max(16, config.width >> level) for level in range(len(strides), -1, -1)]  # from pixels to patches
         down: list[nn.Module] = [nn.Conv2d(config.channels, widths[0], 3, padding=1)]
-        for stride, narrow, wide in zip(strides, widths, widths[1:], strict=True):
+        for stride, (narrow, wide) in zip(strides, pairwise(widths), strict=True):
             down += [Residual(narrow), nn.Conv2d(narrow, wide, stride, stride)]
         wide = widths[-1]
         down += [Residual(wide) for _ in range(config.residuals)]
@@ -64,7 +65,7 @@ class DVAE(Tokenizer):
         self.codebook = nn.Parameter(torch.randn(config.vocab_size, config.code_width))
         up: list[nn.Module] = [nn.Conv2d(config.code_width, wide, 1)]
         up += [Residual(wide) for _ in range(config.residuals)]
-        for stride, narrow, wide in reversed(list(zip(strides, widths, widths[1:], strict=True))):
+        for stride, (narrow, wide) in reversed(list(zip(strides, pairwise(widths), strict=True))):
             up += [nn.ConvTranspose2d(wide, narrow, stride, stride), Residual(narrow)]
         self.decoder = nn.Sequential(*up, nn.ReLU(), nn.Conv2d(widths[0], config.channels, 3, padding=1))
 
