@@ -40,7 +40,9 @@ def save_encoder(encoder: VisionTransformer, folder: Path, **facts: Any) -> Path
 
 
 def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
-    """An encoder in eval mode from a run, encoder.safetensors, a Lightning .ckpt, or an official MAE or DINO .pth.
+    """An encoder in eval mode from a run, encoder.safetensors, a Lightning .ckpt, or an official .pth.
+
+    Official ones are MAE's, DINO's, BEiT's (pretraining), and plain Vision Transformers in timm's names.
 
     `encoder.facts` holds what is known of it: mean and std of its pictures, and for our own its method and data.
     A DINO checkpoint holds two: the teacher, which is what its authors release and what is loaded by default, and the

@@ -29,7 +29,7 @@ from ssl_vit.runs import CONFIG, RUNS, newest_checkpoint
 from ssl_vit.tokenizers.base import TOKENIZER, Tokenizer, load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.kmeans import fit_kmeans
 from ssl_vit.tokenizers.training import training_named
-from ssl_vit.training import announce, data_of, fit, open_run, quiet_lightning
+from ssl_vit.training import data_of, fit, open_run, quiet_lightning
 
 JUDGED = 5000
 """Most pictures that a tokenizer's use of its vocabulary, and its reconstructions, are measured on."""
@@ -46,7 +46,9 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
     run_dir, checkpoint = open_run(config, kind, "tokenizer")
     pl.seed_everything(config.seed, verbose=False)
     if isinstance(config, KMeansRun):
-        announce(config, run_dir, None)
+        method = config.method
+        print(f"run           {run_dir}")
+        print(f"k-means       {method.patches:,} patches of {method.patch_size} pixels to {method.vocab_size:,} words")
         data = pictures_of_run(config)
         tokenizer, writes = fit_kmeans(config.method, endless(data), config.seed), True
     else:

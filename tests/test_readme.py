@@ -9,6 +9,8 @@ import torch
 
 import ssl_vit
 from ssl_vit.command import read_run_words
+from ssl_vit.config.load import read_tokenizer
+from ssl_vit.config.tokenizers import TOKENIZERS
 from ssl_vit.methods import HOMES, method_named
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,6 +36,8 @@ def test_every_command_is_legal(command, monkeypatch, tmp_path):
     if tool.endswith("pretrain.py"):
         settings = [word for word in words[words.index(tool) + 1 :] if word != "--dry-run"]
         assert read_run_words(settings).method in HOMES
+    if tool.endswith("train_tokenizer.py"):
+        assert read_tokenizer(words[words.index(tool) + 1 :]).method in TOKENIZERS
 
 
 def test_the_encoder_block_runs(tmp_path):

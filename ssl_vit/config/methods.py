@@ -237,7 +237,7 @@ class TokenizedRun(RunConfig):
 
     tokenizer: str = ""
     """A tokenizer's run or file; empty: one is trained first, and kept for the next run of the same recipe and data."""
-    tokenizer_recipe: str = "digits"
+    tokenizer_recipe: str = "imagenet"
     """Recipe of the tokenizer that is trained first: a name, or the path of a YAML file."""
 
 

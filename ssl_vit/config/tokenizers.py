@@ -61,10 +61,12 @@ class DVAEConfig(TokenizerConfig):
     """Temperature of the Gumbel-softmax at the start; falls by half a cosine."""
     end_temperature: float = 0.0625
     """Temperature of the Gumbel-softmax at the end."""
-    kl: float = 1e-3
-    """Weight of the divergence of a patch's tokens from all being equally likely, in nats, beside the squared error."""
+    kl: float = 1e-4
+    """Weight of how far a patch's words are from all being equally likely, in nats, beside the squared error."""
     kl_warmup: float = 0.1
     """Share of the run in which that weight grows from 0."""
+    usage: float = 3e-3
+    """Weight of how far the words of all patches of a batch together are from being used equally often, in nats."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +74,8 @@ class DVAEConfig(TokenizerConfig):
             require(getattr(self, name) > 0, f"method.{name}", getattr(self, name), "a positive integer")
         for name in ("start_temperature", "end_temperature"):
             require(getattr(self, name) > 0, f"method.{name}", getattr(self, name), "positive")
-        require(self.kl >= 0, "method.kl", self.kl, "0 or more")
+        for name in ("kl", "usage"):
+            require(getattr(self, name) >= 0, f"method.{name}", getattr(self, name), "0 or more")
         require(0 <= self.kl_warmup <= 1, "method.kl_warmup", self.kl_warmup, "in [0, 1]")
 
 

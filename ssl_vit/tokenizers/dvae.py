@@ -7,6 +7,7 @@ convolutions up again. Differs from DALL-E's in size, in its squared error, and 
 Letters: B images, C channels, H W pixels, P patch side, h x w patch grid, N = h * w patches, K words, D code width.
 """
 
+import math
 from itertools import pairwise
 from typing import Any
 
@@ -93,11 +94,20 @@ class DVAE(Tokenizer):
 def divergence_from_uniform(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, ""]:
     """Mean over patches of KL(words | all alike) = ln K - entropy, in nats; in float32."""
     logs = scores.float().log_softmax(1)
-    return (logs.exp() * (logs + torch.log(torch.tensor(scores.shape[1])))).sum(1).mean()
+    return (logs.exp() * (logs + math.log(scores.shape[1]))).sum(1).mean()
+
+
+def unevenness(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, ""]:
+    """KL(mean of the words' probabilities over all patches | all alike) in nats: ln K where one word is all there is.
+
+    The divergence of single patches does not keep words from dying out; this does. In float32.
+    """
+    share = scores.float().softmax(1).mean((0, 2, 3))
+    return math.log(len(share)) - torch.special.entr(share).sum()
 
 
 class DVAETraining(TokenizerTraining):
-    """Squared error of the drawn picture, and a weighted divergence of the words from all being alike."""
+    """Squared error of the drawn picture, and how far words are from being alike likely and alike often used."""
 
     Config = DVAERun
     options: DVAEConfig
@@ -112,7 +122,7 @@ class DVAETraining(TokenizerTraining):
         return RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
 
     def losses(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, ""]]:
-        """{"reconstruction": mean squared error of pixels in [0, 1], "divergence": weighted, in nats}."""
+        """{"reconstruction": mean squared error of pixels in [0, 1], "divergence", "unevenness": weighted, in nats}."""
         cfg, share, tokenizer = self.options, share_done(self._trainer), self.tokenizer
         scores = tokenizer.scores(images)
         temperature = cosine(share, cfg.start_temperature, cfg.end_temperature)
@@ -124,7 +134,11 @@ class DVAETraining(TokenizerTraining):
         weight = linear(share, cfg.kl_warmup, 0.0, cfg.kl)
         if is_logged(self._trainer):
             self.measure(scores.detach(), error.detach(), temperature)
-        return {"reconstruction": error, "divergence": weight * divergence_from_uniform(scores)}
+        return {
+            "reconstruction": error,
+            "divergence": weight * divergence_from_uniform(scores),
+            "unevenness": cfg.usage * unevenness(scores),
+        }
 
     def measure(self, scores: Float[Tensor, "B K h w"], error: Float[Tensor, ""], temperature: float) -> None:
         """Leave to be logged: PSNR in dB, and of the batch's words perplexity and the share of the vocabulary met."""

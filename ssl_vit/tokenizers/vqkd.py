@@ -85,8 +85,8 @@ def totals(
     tokens: Int64[Tensor, " n"], codes: Float[Tensor, "n d"], vocab_size: int
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K d"]]:
     """How many codes each word stands for, and their sum."""
-    counts = torch.bincount(tokens, minlength=vocab_size).to(codes.dtype)
-    return counts, torch.zeros(vocab_size, codes.shape[1], device=codes.device).index_add_(0, tokens, codes)
+    counts = codes.new_zeros(vocab_size).index_add_(0, tokens, codes.new_ones(len(tokens)))
+    return counts, codes.new_zeros(vocab_size, codes.shape[1]).index_add_(0, tokens, codes)
 
 
 def moved(

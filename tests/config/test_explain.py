@@ -6,14 +6,17 @@ import sys
 
 import pytest
 
-from ssl_vit.config import explain, schema
+from ssl_vit.config import explain, methods, schema, tokenizers, tools
 from ssl_vit.config.explain import COMMON, field_doc, help_text, overview, resolved_table, run_help
 from ssl_vit.config.load import ConfigError, read, settings_of
 from ssl_vit.config.methods import METHODS, MAERun
 from ssl_vit.config.schema import DataConfig, RunConfig
 from ssl_vit.config.tools import ProbeConfig
 
-CONFIGS = [item for item in vars(schema).values() if inspect.isclass(item) and dataclasses.is_dataclass(item)]
+PAGES = (schema, methods, tokenizers, tools)
+CONFIGS = {
+    item for page in PAGES for item in vars(page).values() if inspect.isclass(item) and dataclasses.is_dataclass(item)
+}
 
 
 @pytest.fixture(autouse=True)
@@ -136,7 +139,7 @@ def test_the_table_is_bold_only_on_a_terminal(monkeypatch):
     assert "\x1b" not in resolved_table(resolved)
 
 
-@pytest.mark.parametrize("config_class", CONFIGS)
+@pytest.mark.parametrize("config_class", sorted(CONFIGS, key=lambda item: item.__name__))
 def test_every_field_and_every_config_is_documented(config_class):
     own_docstring = not config_class.__doc__.startswith(f"{config_class.__name__}(")
     assert own_docstring

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.config import load
-from ssl_vit.config.load import ConfigError, from_yaml, read, read_run, to_yaml
+from ssl_vit.config.load import ConfigError, from_yaml, read, read_run, read_tokenizer, to_yaml
 from ssl_vit.config.methods import METHODS, MAERun
-from ssl_vit.config.recipes import recipes
+from ssl_vit.config.recipes import TOKENIZER, recipes
 from ssl_vit.config.schema import DataConfig, OptimConfig
+from ssl_vit.config.tokenizers import TOKENIZERS
 from ssl_vit.config.tools import ProbeConfig
 
 OPTIM = f"optim has {', '.join(field.name for field in fields(OptimConfig))}"
@@ -396,3 +397,17 @@ def test_recipes_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch, r
 def test_every_shipped_recipe_resolves(method, name):
     resolved = read_run([f"method={method}", f"recipe={name}"])
     assert "recipe" in resolved.origin.values()
+
+
+@pytest.mark.parametrize("name", recipes(TOKENIZER))
+def test_every_shipped_tokenizer_recipe_resolves(name):
+    resolved = read_tokenizer([f"recipe={name}"])
+    assert isinstance(resolved.config, TOKENIZERS[resolved.method])
+    assert "recipe" in resolved.origin.values()
+
+
+@pytest.mark.parametrize("name", recipes("beit"))
+def test_the_tokenizer_of_each_beit_recipe_makes_its_patches(name):
+    run = read_run(["method=beit", f"recipe={name}"]).config
+    words = read_tokenizer([f"recipe={run.tokenizer_recipe}"]).config.method
+    assert (words.grid, words.channels) == (run.encoder.grid, run.encoder.channels)

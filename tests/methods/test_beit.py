@@ -282,3 +282,12 @@ def test_settings_that_make_no_sense_are_one_line(words, message):
 def test_mae_refuses_relative_positions():
     with pytest.raises(ConfigError, match=r"encoder\.positions=relative must be learned or sincos"):
         read_run(["method=mae", "encoder.positions=relative"])
+
+
+def test_shuffled_words_are_those_of_the_same_picture():
+    from shuffled import ShuffledBEiT
+
+    pixels = views()[1]
+    words, control = make().tokens_of(pixels), ShuffledBEiT(ENCODER, tokenizer=tokenizer()).tokens_of(pixels)
+    assert not torch.equal(control, words)
+    assert torch.equal(control.sort(1).values, words.sort(1).values)

@@ -37,8 +37,11 @@ def fit(method: DINO, batches: list, tmp_path, **options) -> pl.Trainer:
     return trainer
 
 
-def test_packed_crops_equal_crop_by_crop_gradients_included():
-    method, views = make(), crops()
+@pytest.mark.parametrize("positions", ["learned", "relative"])
+def test_packed_crops_equal_crop_by_crop_gradients_included(positions):
+    method, views = make(encoder={"positions": positions}), crops()
+    if positions == "relative":
+        torch.nn.init.normal_(method.encoder.rel_pos_bias.relative_position_bias_table)
     together = method.describe(method.encoder, views)
     alone = torch.cat([method.encoder(view)[:, 0] for view in views])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from ssl_vit.config.tokenizers import DVAEConfig
 from ssl_vit.tokenizers.base import load_tokenizer, save_tokenizer
-from ssl_vit.tokenizers.dvae import DVAE, DVAETraining, divergence_from_uniform, strides_of
+from ssl_vit.tokenizers.dvae import DVAE, DVAETraining, divergence_from_uniform, strides_of, unevenness
 
 SETTINGS = {"vocab_size": 12, "patch_size": 4, "image_size": 16, "width": 32, "residuals": 1, "code_width": 8}
 
@@ -53,11 +53,20 @@ def test_divergence_is_zero_for_equally_likely_words_and_ln_k_for_a_certain_one(
     assert float(divergence_from_uniform(certain)) == pytest.approx(math.log(12), rel=1e-5)
 
 
+def test_unevenness_is_zero_where_certain_words_share_the_patches_and_ln_k_where_one_has_all():
+    even = 100 * torch.nn.functional.one_hot(torch.arange(12)).float()[None, :, :, None]  # [1, K, 12 patches, 1]
+    assert float(unevenness(even)) == pytest.approx(0, abs=1e-5)
+    one = torch.zeros(2, 12, 4, 4)
+    one[:, 3] = 100.0
+    assert float(unevenness(one)) == pytest.approx(math.log(12), rel=1e-5)
+
+
 def test_losses_are_the_squared_error_and_the_weighted_divergence():
     training = DVAETraining(**SETTINGS, kl=0.5, kl_warmup=0.0)
     images = torch.rand(2, 3, 16, 16)
     losses = training.losses(images)
     scores = training.tokenizer.scores(images)
+    torch.testing.assert_close(losses["unevenness"], training.options.usage * unevenness(scores))
     torch.testing.assert_close(losses["divergence"], 0.5 * divergence_from_uniform(scores))
     assert float(losses["reconstruction"].detach()) == pytest.approx(
         10 ** (-float(training.measures["psnr"]) / 10), rel=1e-4

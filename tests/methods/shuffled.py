@@ -1,0 +1,17 @@
+"""The control that shows whether BEiT's tokens matter: the words of each picture, shuffled over its patches.
+
+PYTHONPATH=. python tools/pretrain.py method=tests.methods.shuffled:ShuffledBEiT recipe=configs/beit/digits.yaml
+"""
+
+import torch
+
+from ssl_vit.methods.beit import BEiT
+
+
+class ShuffledBEiT(BEiT):
+    """BEiT, but the word asked for at a patch is that of a random patch of the same picture, drawn anew each step."""
+
+    def tokens_of(self, pixels):
+        tokens = super().tokens_of(pixels)
+        order = torch.rand(tokens.shape, device=tokens.device).argsort(1)
+        return tokens.gather(1, order)
