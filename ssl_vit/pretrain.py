@@ -26,9 +26,9 @@ def pretrain(config: RunConfig, method_name: str) -> Path:
     quiet_lightning()
     if isinstance(config, TokenizedRun) and not config.tokenizer:
         config = replace(config, tokenizer=str(tokenizer_for(config)))
-    run_dir, checkpoint = open_run(config, method_name, method_name)
     pl.seed_everything(config.seed, verbose=False)
-    method = method_named(method_name).from_run(config)
+    method = method_named(method_name).from_run(config)  # what does not fit shows before anything is written
+    run_dir, checkpoint = open_run(config, method_name, method_name)
     if config.init_from and not checkpoint:
         method.start_from(config.init_from)
     look = Judge(config.monitor, config.readout, run_dir)

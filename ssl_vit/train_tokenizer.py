@@ -26,7 +26,7 @@ from ssl_vit.data.sources import count
 from ssl_vit.data.views import RandomCrop
 from ssl_vit.monitor.look import Look, keep_picture, picture_grid
 from ssl_vit.runs import CONFIG, RUNS, newest_checkpoint
-from ssl_vit.tokenizers.base import TOKENIZER, Tokenizer, load_tokenizer, save_tokenizer
+from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.kmeans import fit_kmeans
 from ssl_vit.tokenizers.training import training_named
 from ssl_vit.training import data_of, fit, open_run, quiet_lightning
@@ -43,16 +43,17 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
     """
     quiet_lightning()
     started = time.time()
-    run_dir, checkpoint = open_run(config, kind, "tokenizer")
     pl.seed_everything(config.seed, verbose=False)
     if isinstance(config, KMeansRun):
+        run_dir, _ = open_run(config, kind, "tokenizer")
         method = config.method
         print(f"run           {run_dir}")
         print(f"k-means       {method.patches:,} patches of {method.patch_size} pixels to {method.vocab_size:,} words")
         data = pictures_of_run(config)
-        tokenizer, writes = fit_kmeans(config.method, endless(data), config.seed), True
+        tokenizer, writes = fit_kmeans(method, endless(data), config.seed), True
     else:
-        training = training_named(kind).from_run(config)
+        training = training_named(kind).from_run(config)  # what does not fit shows before anything is written
+        run_dir, checkpoint = open_run(config, kind, "tokenizer")
         data = data_of(config, training)
         writes = fit(config, training, data, run_dir, checkpoint, Look(config.monitor, run_dir))
         tokenizer = training.tokenizer.eval()
@@ -137,12 +138,12 @@ def tokenizer_for(run: TokenizedRun) -> Path:
     key = json.dumps({"kind": kind, **_what_it_learns(config)}, sort_keys=True)
     name = f"tokenizer-{Path(run.tokenizer_recipe).stem}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
     run_dir = RUNS / name
-    if (run_dir / TOKENIZER).exists():
+    if (run_dir / WEIGHTS).exists():
         load_tokenizer(run_dir)  # says so now if it is broken
         print(f"tokenizer     {run_dir}, kept from an earlier run")
         return run_dir
     if getattr(rank_zero_only, "rank", 0):  # another process of this machine or job trains it
-        while not (run_dir / TOKENIZER).exists():
+        while not (run_dir / WEIGHTS).exists():
             time.sleep(1)
         return run_dir
     print(f"tokenizer     none given: {kind} is trained first, by tokenizer_recipe={run.tokenizer_recipe}", flush=True)

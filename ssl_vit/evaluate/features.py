@@ -15,6 +15,8 @@ from ssl_vit.data.draws import stratified
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.encoder import VisionTransformer
 
+JUDGED = 1000
+"""Held-out pictures on which a block is chosen, at least."""
 Features = tuple[Float[Tensor, "n D"], Int64[Tensor, " n"]]
 
 
@@ -59,18 +61,21 @@ def best_layer(
     depth: int,
     seed: int = 0,
 ) -> int:
-    """The block, from 1, on whose features a fifth of the training pictures is told best by the other four.
+    """The block, from 1, on whose features fifths of the training pictures are told best by the other four.
+
+    Fifths are drawn until a thousand pictures are judged, five at most: one fifth of a small set decides by chance.
 
     Args:
         scores_of: (training features, training labels, held-out features) -> scores per class.
         features: of every block, side by side.
     """
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    held_out[torch.from_numpy(stratified(labels.numpy(), max(1, len(labels) // 5), seed))] = True
-    hits = []
-    for part in features.chunk(depth, dim=1):
-        guesses = scores_of(part[~held_out], labels[~held_out], part[held_out]).argmax(1)
-        hits.append(int((guesses == labels[held_out]).sum()))
+    fifth, hits = max(1, len(labels) // 5), [0] * depth
+    for fold in range(min(5, -(-JUDGED // fifth))):
+        held_out = torch.zeros(len(labels), dtype=torch.bool)
+        held_out[torch.from_numpy(stratified(labels.numpy(), fifth, seed + fold))] = True
+        for layer, part in enumerate(features.chunk(depth, dim=1)):
+            guesses = scores_of(part[~held_out], labels[~held_out], part[held_out]).argmax(1)
+            hits[layer] += int((guesses == labels[held_out]).sum())
     return 1 + max(range(depth), key=lambda layer: hits[layer])
 
 

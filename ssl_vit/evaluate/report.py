@@ -80,7 +80,7 @@ def evaluate(task: str, config: ProbeConfig) -> dict[str, Any]:
     for name, (describe, blocks) in _describers(encoder, config).items():
         rows[name] = _score(describe, blocks, judge, data, config)
     own = rows["encoder"]
-    layer = config.layer if config.layer != "best" else f"{own['layer']} of {encoder.depth}, best on held-out fifth"
+    layer = config.layer if config.layer != "best" else f"{own['layer']} of {encoder.depth}, best on held-out fifths"
     how = f"{own['how']}; pool={config.pool}; layer={layer}; blocks={config.blocks}"
     result = {
         "task": task,

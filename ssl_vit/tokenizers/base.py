@@ -24,7 +24,7 @@ from ssl_vit.config.tokenizers import TOKENIZERS, TokenizerConfig
 from ssl_vit.runs import write_atomic, write_json
 from ssl_vit.tokenizers.dalle import load_dalle
 
-TOKENIZER, ABOUT = "tokenizer.safetensors", "tokenizer.json"
+WEIGHTS, ABOUT = "tokenizer.safetensors", "tokenizer.json"
 HOMES = {
     "kmeans": "ssl_vit.tokenizers.kmeans:KMeans",
     "dvae": "ssl_vit.tokenizers.dvae:DVAE",
@@ -81,9 +81,9 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, **facts: Any) -> Path:
     """Write tokenizer.safetensors (complete in itself) and tokenizer.json (the same facts, for people and tools)."""
     facts = {"kind": tokenizer.kind, "config": asdict(tokenizer.config), **facts}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
-    write_atomic(folder / TOKENIZER, save(state, metadata={"ssl_vit": json.dumps(facts)}))
+    write_atomic(folder / WEIGHTS, save(state, metadata={"ssl_vit": json.dumps(facts)}))
     write_json(folder / ABOUT, facts)
-    return folder / TOKENIZER
+    return folder / WEIGHTS
 
 
 def load_tokenizer(source: str | Path) -> nn.Module:
@@ -94,7 +94,7 @@ def load_tokenizer(source: str | Path) -> nn.Module:
         ValueError: it holds no tokenizer, or weights are missing, unknown or misshapen.
     """
     path = Path(source)
-    path = path / TOKENIZER if path.is_dir() else path
+    path = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
         advice = "make one with `python tools/train_tokenizer.py`, or leave tokenizer= out and one is trained first"
         raise FileNotFoundError(f"tokenizer={source}: there is no {path}; {advice}")
