@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.config import load
+from ssl_vit.config import recipes as recipes_of
 from ssl_vit.config.load import ConfigError, from_yaml, read, read_run, read_tokenizer, to_yaml
 from ssl_vit.config.methods import METHODS, MAERun
 from ssl_vit.config.recipes import TOKENIZER, recipes
@@ -17,8 +18,8 @@ from ssl_vit.config.tools import ProbeConfig
 
 OPTIM = f"optim has {', '.join(field.name for field in fields(OptimConfig))}"
 ROOT = (
-    "the settings are recipe, run_dir, seed, resume, init_from,"
-    " encoder.*, method.*, optim.*, data.*, trainer.*, monitor.*, readout.*"
+    "the settings are recipe, run_dir, seed, resume,"
+    " method.*, optim.*, data.*, trainer.*, monitor.*, init_from, encoder.*, readout.*"
 )
 SHIPPED = [(method, name) for method in METHODS for name in recipes(method)]
 
@@ -300,9 +301,12 @@ def test_a_recipe_may_hold_dollars_and_empty_sections(recipe):
     ],
 )
 def test_an_unknown_method_or_recipe_is_answered_with_the_legal_ones(words, answer, monkeypatch):
-    monkeypatch.setattr(load, "METHODS", {"mae": MAERun})
-    monkeypatch.setattr(load, "LEGAL_METHODS", "one of mae, or package.module:Class")
-    monkeypatch.setattr(load, "recipes", lambda method: {"digits": Path("digits.yaml"), "steel": Path("steel.yaml")})
+    monkeypatch.setattr(recipes_of, "METHODS", {"mae": MAERun})
+    for module in (load, recipes_of):
+        monkeypatch.setattr(module, "LEGAL_METHODS", "one of mae, or package.module:Class")
+    monkeypatch.setattr(
+        recipes_of, "recipes", lambda method: {"digits": Path("digits.yaml"), "steel": Path("steel.yaml")}
+    )
     assert message(read_run, words) == answer
 
 
@@ -365,7 +369,7 @@ def test_other_commands_read_their_own_settings():
     resolved = read(ProbeConfig, ["neighbours=5", "data.source=digits"])
     assert (resolved.config.neighbours, resolved.config.data.source, resolved.method) == (5, "digits", "")
     answer = (
-        "neighbors=5 is not a setting; the settings are encoder, pool, blocks, data.*, train_limit, controls,"
+        "neighbors=5 is not a setting; the settings are encoder, pool, layer, blocks, data.*, train_limit, controls,"
         " neighbours, temperature, seed (did you mean neighbours?)"
     )
     assert message(read, ProbeConfig, ["neighbors=5"]) == answer
@@ -389,7 +393,7 @@ def test_recipes_are_found_in_a_checkout_and_in_a_wheel(tmp_path, monkeypatch, r
     path = tmp_path / root / "mae" / "steel.yaml"
     path.parent.mkdir(parents=True)
     path.touch()
-    monkeypatch.setattr(load, "__file__", str(tmp_path / "ssl_vit" / "config" / "load.py"))
+    monkeypatch.setattr(recipes_of, "__file__", str(tmp_path / "ssl_vit" / "config" / "recipes.py"))
     assert recipes("mae") == {"steel": path}
 
 

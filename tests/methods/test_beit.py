@@ -192,11 +192,12 @@ def test_relative_positions_are_built_once_a_step_and_survive_checkpointing():
 
 
 def test_overfits_two_pictures(tmp_path):
-    method = make(encoder={"layer_scale": None}, optim={"base_lr": 0.1, "weight_decay": 0.0})
+    encoder = {"width": 64, "layer_scale": None, "positions": "sincos", "init": "xavier"}
+    method = make(encoder=encoder, optim={"base_lr": 0.05, "weight_decay": 0.0})
     batch = [images.repeat(8, 1, 1, 1) for images in views(2)]
     before = float(method.losses(batch)["token"].detach())
-    fit(method, [(batch,)] * 150, tmp_path)
-    assert float(method.losses(batch)["token"].detach()) < 0.4 * before
+    fit(method, [(batch,)] * 200, tmp_path)
+    assert float(method.losses(batch)["token"].detach()) < 0.3 * before
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
@@ -269,7 +270,7 @@ def test_a_missing_tokenizer_names_the_command_that_makes_one(tmp_path):
         ),
         ("method.early_block=4 encoder.depth=4", "method.early_block=4 must be less than the encoder's 4 blocks"),
         ("encoder.channels=2 data.mean=[0,0] data.std=[1,1] method.jitter=0.4", "method.jitter=0.4 must be 0 for"),
-        ("encoder.registers=2", "encoder.registers=2 must be 0 with encoder.positions=relative"),
+        ("encoder.positions=relative encoder.registers=2", "encoder.registers=2 must be 0 with encoder.positions="),
         ("readout.blocks=2", "readout.blocks=2 must be 1 with readout.layer=best"),
         ("readout.layer=0", "readout.layer=0 must be last, best, or a number from 1"),
     ],
