@@ -40,10 +40,14 @@ def test_tokens_are_the_likeliest_words_and_do_not_change_in_low_precision():
         assert torch.equal(tokenizer(images), expected)
 
 
-def test_a_token_depends_on_the_picture_around_its_patch_alone():
-    tokenizer, images = DVAE(DVAEConfig(**SETTINGS)).eval(), torch.rand(1, 3, 16, 16, requires_grad=True)
+def test_a_token_reads_its_patch_and_not_the_far_corner():
+    tokenizer, images = (
+        DVAE(DVAEConfig(**SETTINGS | {"image_size": 64})).eval(),
+        torch.rand(1, 3, 64, 64, requires_grad=True),
+    )
     tokenizer.scores(images)[0, :, 0, 0].sum().backward()
     assert images.grad[0, :, :4, :4].abs().sum() > 0
+    assert images.grad[0, :, -1, -1].abs().sum() == 0
 
 
 def test_divergence_is_zero_for_equally_likely_words_and_ln_k_for_a_certain_one():
