@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from ssl_vit.checkpoint import load_encoder
 from ssl_vit.config.tools import ProbeConfig
@@ -18,20 +16,11 @@ from ssl_vit.encoder import VisionTransformer
 from ssl_vit.evaluate.features import best_layer, describer, extract, layers_of
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
+from ssl_vit.evaluate.scores import top_k
 from ssl_vit.runs import newest_run, write_json
 
 Judge = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, str]]
 """(training features, training labels, test features) -> (scores per class, how they were made)."""
-
-
-def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> float | None:
-    """Share of test pictures whose class is among the k best scores; None where there are no more than k classes."""
-    classes = scores.shape[1]
-    if classes <= k:
-        return None
-    known = labels < classes  # a class that training never saw is never right
-    hits = multiclass_accuracy(scores[known], labels[known], num_classes=classes, top_k=k, average="micro")
-    return round(float(hits) * float(known.float().mean()), 4)
 
 
 def judge_of(task: str, config: ProbeConfig) -> Judge:

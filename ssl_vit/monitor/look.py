@@ -15,7 +15,7 @@ from ssl_vit.data.module import ImageDataModule
 from ssl_vit.evaluate.features import best_layer, describer, extract, feature_std, layers_of, rankme
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
-from ssl_vit.evaluate.report import top_k
+from ssl_vit.evaluate.scores import top_k
 from ssl_vit.methods.base import Method
 from ssl_vit.objective import Objective
 from ssl_vit.runs import write_atomic

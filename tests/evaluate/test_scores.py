@@ -9,7 +9,7 @@ import torch
 from ssl_vit.evaluate.features import feature_std, rankme
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
-from ssl_vit.evaluate.report import top_k
+from ssl_vit.evaluate.scores import top_k
 
 
 def blobs(count: int, seed: int, classes: int = 4, width: int = 12, noise: float = 2.0):

@@ -1,0 +1,65 @@
+"""How good class scores are: top-1, top-5, each class by itself, calibration, and what is taken for what.
+
+Letters: m test pictures, K classes.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_calibration_error,
+    multiclass_confusion_matrix,
+)
+
+BINS = 15
+"""Of the calibration error, as in Guo et al. (2017, arXiv:1706.04599)."""
+CELL = 12
+"""Pixels of a cell of a confusion picture, for as many classes as fit in a thousand pixels."""
+
+
+def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> float | None:
+    """Share of test pictures whose class is among the k best scores; None where there are no more than k classes.
+
+    A label that has no column was in no training picture, and is never right.
+    """
+    classes = scores.shape[1]
+    if classes <= k:
+        return None
+    known = labels < classes
+    hits = multiclass_accuracy(scores[known], labels[known], num_classes=classes, top_k=k, average="micro")
+    return round(float(hits) * float(known.float().mean()), 4)
+
+
+def figures(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], classes: list[str]) -> dict[str, Any]:
+    """top1, top5 (None for five classes or fewer), calibration_error and per_class (share of each class found).
+
+    Args:
+        probabilities: of each class, a picture's adding up to 1.
+        classes: names, in the order of the columns. A class without test pictures has no share.
+    """
+    count = probabilities.shape[1]
+    per_class = multiclass_accuracy(probabilities, labels, num_classes=count, average="none")
+    present = torch.bincount(labels, minlength=count) > 0
+    error = multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=BINS, norm="l1")
+    return {
+        "top1": top_k(probabilities, labels, 1),
+        "top5": top_k(probabilities, labels, 5),
+        "calibration_error": round(float(error), 4),
+        "per_class": {
+            name: round(float(share), 4)
+            for name, share, there in zip(classes, per_class, present, strict=True)
+            if there
+        },
+    }
+
+
+def confusion_picture(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"]) -> UInt8[Tensor, "3 side side"]:
+    """The confusion matrix as a grey picture: row = class, column = guess, black = all of the class's pictures."""
+    count = probabilities.shape[1]
+    matrix = multiclass_confusion_matrix(probabilities, labels, num_classes=count, normalize="true")
+    cell = max(1, min(CELL, 1000 // count))
+    grey = (255 * (1 - matrix)).round().to(torch.uint8)
+    return grey.repeat_interleave(cell, 0).repeat_interleave(cell, 1).expand(3, -1, -1).contiguous()
