@@ -1,5 +1,6 @@
 """What every command shares: resuming a run with its own settings, and errors as one line. Imports no torch."""
 
+import ctypes
 import os
 import sys
 import traceback
@@ -13,6 +14,7 @@ from ssl_vit.config.tools import ProbeConfig
 from ssl_vit.runs import CONFIG, facts_of, newest_run, run_prefix
 
 Run = TypeVar("Run", bound=TrainingRun)
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def guarded(main: Callable[[list[str]], None]) -> NoReturn:
@@ -20,6 +22,7 @@ def guarded(main: Callable[[list[str]], None]) -> NoReturn:
 
     SSL_VIT_TRACEBACK=1 shows where an error comes from.
     """
+    keep_freed_memory()
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
@@ -30,6 +33,19 @@ def guarded(main: Callable[[list[str]], None]) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
     raise SystemExit(0)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, where its C library is glibc; done nowhere else.
+
+    glibc gives large blocks back to the kernel at once, which clears every page of them when the next step asks again:
+    on a CPU each step allocates its activations, and each batch its pictures, anew. MALLOC_* variables in the
+    environment, glibc's own settings of this, have precedence.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def read_run_words(words: list[str], read_words: Callable[[list[str]], Resolved[Run]] = read_run) -> Resolved[Run]:

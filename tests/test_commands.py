@@ -1,5 +1,7 @@
 """The commands as a user types them: answers, exit status, one line for a mistake."""
 
+import os
+import platform
 import subprocess
 import sys
 import time
@@ -95,3 +97,24 @@ def test_someone_elses_method_is_a_full_citizen(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "encoder.safetensors").exists()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise():
+    script = """
+import resource
+from ssl_vit.command import keep_freed_memory
+keep_freed_memory()
+for _ in range(3):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    bytearray(b"x") * 50_000_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def faults(**variables: str) -> int:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        words = [sys.executable, "-c", script]
+        return int(subprocess.run(words, capture_output=True, text=True, env=environment | variables).stdout)
+
+    assert faults() < 100
+    assert faults(MALLOC_TOP_PAD_="0") > 1000  # 50 MB are 12,207 pages
