@@ -13,8 +13,8 @@ from ssl_vit.tokenizers.base import load_tokenizer
 from ssl_vit.train_tokenizer import train_tokenizer
 
 SMALL = {
-    "kmeans": ["recipe=digits", "method.vocab_size=16", "method.patches=2000"],
-    "dvae": ["recipe=digits-dvae", "method.width=16", "method.vocab_size=16", "trainer.max_epochs=2"],
+    "kmeans": ["recipe=digits-kmeans", "method.vocab_size=16", "method.patches=2000"],
+    "dvae": ["recipe=digits", "method.width=16", "method.vocab_size=16", "trainer.max_epochs=2"],
     "vqkd": ["recipe=digits-vqkd", "method.width=16", "method.depth=1", "method.vocab_size=16", "trainer.max_epochs=1"],
 }
 BEIT = ["method=beit", "encoder.width=16", "encoder.depth=2", "encoder.heads=2", "trainer.max_epochs=1"]
@@ -121,9 +121,9 @@ def test_a_dvae_goes_on_where_it_was_stopped():
     [
         (["recipe=digitz"], r"recipe=digitz is not a recipe: there has .*digits.* \(did you mean digits\?\)"),
         (["method=vae"], "method=vae must be one of kmeans, dvae, vqkd"),
-        (["method=dvae"], r".*digits.yaml is a recipe for method=kmeans, not for method=dvae"),
+        (["method=kmeans"], r".*digits.yaml is a recipe for method=dvae, not for method=kmeans"),
         (["method.vocab_size=1"], "method.vocab_size=1 must be 2 or more"),
-        (["method.patches=100"], "method.patches=100 must be method.vocab_size=256 or more"),
+        (["recipe=digits-kmeans", "method.patches=100"], "method.patches=100 must be method.vocab_size=256 or more"),
         (["data.mean=[0.5,0.5,0.5]"], r"data.mean=.* must be \[0.0, 0.0, 0.0\], one for each of method.channels=3"),
         (["method.image_size=30"], "method.image_size=30 must be a multiple of method.patch_size=4"),
     ],
