@@ -127,6 +127,16 @@ class LinearProbeConfig(EvaluationConfig):
         """Whether the encoder's run says what is read: with logistic regression, which reads one feature."""
         return self.protocol == "logreg" or self.few
 
+    @property
+    def schedule(self) -> tuple[int, int, float]:
+        """(epochs, pictures a step, learning rate per 256 pictures): as set, else the protocol's own; 0 for none."""
+        own = PROTOCOLS[self.protocol]
+        return (
+            self.epochs or own.epochs or 0,
+            self.batch_size or own.batch_size or 0,
+            self.base_lr or own.base_lr or 0.0,
+        )
+
 
 @dataclass(kw_only=True)
 class KNNConfig(EvaluationConfig):

@@ -192,15 +192,20 @@ class ImageDataModule(pl.LightningDataModule):
             return part.index[self._subset(part, limit, self.seed if seed is None else seed)]
         return part.index
 
+    def eval_labels(self, split: Split, limit: int = 0, seed: int | None = None) -> Int64[np.ndarray, " n"]:
+        """Labels of the pictures that eval_dataloader gives, in its order."""
+        index = self.eval_index(split, limit, seed)
+        return self._parts[split].labels[index]
+
     def augmented_dataloader(
-        self, view: View, batch_size: int, limit: int = 0, share: tuple[int, int] = (0, 1)
+        self, view: View, batch_size: int, limit: int = 0, seed: int | None = None, share: tuple[int, int] = (0, 1)
     ) -> DataLoader:
         """The training pictures of eval_dataloader through a view, in a random order of each epoch.
 
         Its sampler is a ShuffledShare, whose `epoch` is to be set before each pass; the last, smaller batch is kept.
         batch_size and share: as of one process of several.
         """
-        index, (rank, processes) = self.eval_index("train", limit), share
+        index, (rank, processes) = self.eval_index("train", limit, seed), share
         part = self._parts["train"]
         return DataLoader(
             Views(part.source, view, self.seed, part.labels),

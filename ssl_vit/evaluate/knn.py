@@ -10,8 +10,31 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ssl_vit.config.evaluation import KNNConfig
+from ssl_vit.evaluate.exam import Exam, Verdict
+from ssl_vit.evaluate.features import best_feature
+from ssl_vit.evaluate.subjects import Subject
+
 TRAIN_CHUNK, TEST_CHUNK = 16384, 1024
 """Training and test pictures at a time: their similarities take 64 MB, however many pictures there are."""
+
+
+def judge_knn(exam: Exam[KNNConfig], subject: Subject) -> Verdict:
+    """Weighted k-NN; held-out training pictures choose k where several are given, and the block with layer=best."""
+    config, device = exam.config, exam.place.device
+    features = exam.readable(subject)
+    train, test = (exam.table(subject, features, split) for split in ("train", "test"))
+    counts = sorted({min(k, len(train)) for k in config.neighbours})
+
+    def votes(known: Tensor, labels: Tensor, asked: Tensor) -> list[Tensor]:
+        return [part.cpu() for part in knn_votes(known, labels, asked.to(device), counts, config.temperature)]
+
+    best, which = features[0], 0
+    if len(features) * len(counts) > 1:
+        best, which = best_feature(votes, train, features, config.seed)
+    shares = votes(train.part(best), train.labels, test.part(best))[which]
+    how = f"{counts[which]}-NN, cosine, T={config.temperature:g}"
+    return Verdict(exam.as_classes(shares), how, best.facts | {"neighbours": counts[which]})
 
 
 def nearest(
@@ -55,7 +78,7 @@ def knn_votes(
     training pictures means all of them.
     """
     similarity, index = nearest(train, test, min(max(neighbours), len(train)))
-    votes, classes = (similarity / temperature).exp(), labels[index]
+    votes, classes = (similarity / temperature).exp(), labels.to(index.device)[index]
     shares = []
     for k in neighbours:
         ballot = torch.zeros(len(test), int(labels.max()) + 1, device=test.device)

@@ -41,6 +41,9 @@ class Subject:
     depth: int
     """Blocks that can be read."""
     width: int
+    """Of a token; of the feature where there is only one."""
+    patch_size: int
+    """Pixels of a token's side; 1 where there are no tokens."""
     pools: tuple[str, ...] = POOLS
     """Poolings it has; `whole` alone where a picture has one feature."""
     height_width: tuple[int, int]
@@ -66,6 +69,10 @@ class Subject:
             parts += [tokens[:, patches].mean(1)] if pool != "cls" else []
         return torch.cat(parts, dim=1)
 
+    def random(self, seed: int) -> "Subject":
+        """The same architecture, untrained."""
+        raise NotImplementedError
+
     def feature(self, pool: str, layer: Any, blocks: int) -> Feature:
         """The feature of `blocks` blocks up to `layer` (last, or a number from 1); for what has only one, that one.
 
@@ -87,6 +94,7 @@ class OwnEncoder(Subject):
             module=encoder,
             depth=encoder.depth,
             width=encoder.width,
+            patch_size=encoder.patch_size,
             height_width=encoder.config.height_width,
             channels=encoder.config.channels,
             facts=encoder.facts,
@@ -98,8 +106,7 @@ class OwnEncoder(Subject):
             return self.encoder.layer_tokens(images, layers)
         return self.encoder.hidden_states(self.encoder.embed(images), layers, self.encoder.grid_of(images))
 
-    def random(self, seed: int) -> "OwnEncoder":
-        """The same architecture, untrained."""
+    def random(self, seed: int) -> Subject:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             return OwnEncoder(VisionTransformer(self.encoder.config).eval())
@@ -112,12 +119,12 @@ class RawPixels(Subject):
         super().__init__(
             module=nn.Identity(),
             depth=1,
-            width=channels * patch_size**2,
+            width=channels * height_width[0] * height_width[1],
+            patch_size=patch_size,
             pools=(WHOLE,),
             height_width=height_width,
             channels=channels,
         )
-        self.patch_size = patch_size
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         return [pixels_per_patch(images, self.patch_size) for _ in layers]
