@@ -1,7 +1,7 @@
 """Settings of the evaluations: the linear probe with its protocols, and k-NN; see schema.py."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from ssl_vit.config.schema import POOLS, DataConfig, one_of, require, require_layer
 
@@ -9,8 +9,7 @@ TIMM = "timm:"
 """Prefix of an encoder that timm builds, such as timm:vit_small_patch16_224."""
 
 
-@dataclass(frozen=True)
-class Protocol:
+class Protocol(NamedTuple):
     """What a linear protocol has of its own; None where it knows no such thing."""
 
     summary: str

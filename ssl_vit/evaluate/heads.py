@@ -49,6 +49,18 @@ class Heads:
         return torch.cat(parts)
 
 
+@dataclass(frozen=True)
+class Training:
+    """How heads are trained."""
+
+    classes: int
+    epochs: int
+    batch_size: int
+    seed: int = 0
+    """Draws the order of the pictures."""
+    device: str = "cpu"
+
+
 def standard(table: Table, rows: Int64[Tensor, " m"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
     """Mean and deviation of each channel over some of a table's pictures, in two passes of ROWS at a time."""
     mean = torch.stack([table.values[some].sum(0, dtype=torch.float64) for some in rows.split(ROWS)]).sum(0) / len(rows)
@@ -62,12 +74,7 @@ def train_heads(
     features: Sequence[Feature],
     rates: Sequence[float],
     rows: Int64[Tensor, " m"],
-    *,
-    classes: int,
-    epochs: int,
-    batch_size: int,
-    seed: int = 0,
-    device: str = "cpu",
+    training: Training,
 ) -> list[Heads]:
     """For each feature a head for each learning rate, trained on some of a table's pictures in one pass over them.
 
@@ -76,17 +83,17 @@ def train_heads(
     Args:
         rates: learning rates of a step.
     """
-    mean, deviation = standard(table, rows)
-    mean, deviation, rows, H = mean.to(device), deviation.to(device), rows.cpu(), len(rates)
+    classes, epochs, device, H = training.classes, training.epochs, training.device, len(rates)
+    mean, deviation = (figure.to(device) for figure in standard(table, rows))
     widths = [sum(part.stop - part.start for part in table.columns(feature)) for feature in features]
     weights = [nn.Parameter(torch.zeros(H * classes, width, device=device)) for width in widths]
     biases = [nn.Parameter(torch.zeros(H * classes, device=device)) for _ in widths]
     scale = torch.tensor(rates, device=device)
     optimizer = torch.optim.SGD([*weights, *biases], lr=1.0, momentum=MOMENTUM)
-    steps_per_epoch = -(-len(rows) // batch_size)
+    steps_per_epoch = -(-len(rows) // training.batch_size)
     for epoch in range(epochs):
-        order = rows[torch.from_numpy(permutation(seed, epoch, len(rows)))]
-        for step, some in enumerate(order.split(batch_size), start=epoch * steps_per_epoch):
+        order = rows[torch.from_numpy(permutation(training.seed, epoch, len(rows)))]
+        for step, some in enumerate(order.split(training.batch_size), start=epoch * steps_per_epoch):
             for group in optimizer.param_groups:
                 group["lr"] = cosine(step / (epochs * steps_per_epoch), 1.0, 0.0)
             values = (table.values[some].to(device) - mean) / deviation

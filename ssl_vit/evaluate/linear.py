@@ -8,6 +8,7 @@ Letters: n training pictures, m test pictures, D feature channels, K classes.
 
 import math
 import warnings
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from ssl_vit.config.evaluation import LinearProbeConfig
 from ssl_vit.evaluate.exam import Exam, Verdict, require_finite
-from ssl_vit.evaluate.features import best_feature, held_out_parts
-from ssl_vit.evaluate.heads import Heads, train_heads
+from ssl_vit.evaluate.features import Table, best_feature, held_out_parts
+from ssl_vit.evaluate.heads import Heads, Training, train_heads
 from ssl_vit.evaluate.subjects import Feature, Subject
 from ssl_vit.optim import scaled_lr
 
@@ -32,32 +33,36 @@ SEEN, PASSES = 150_000, 10
 
 def judge_grid(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
     """Linear heads of every learning rate on every feature, trained together; held-out pictures choose one."""
-    config, count, seed = exam.config, len(exam.train_labels), exam.config.seed
+    config = exam.config
     features = grid_features(config, subject)
     train, test = (exam.table(subject, features, split) for split in ("train", "test"))
-    _, batch_size, _ = config.schedule
-    batch_size = min(batch_size, count)
-    epochs = config.epochs or max(PASSES, math.ceil(SEEN / count))
-    rates = [scaled_lr(rate, batch_size) for rate in RATES]
-
-    def heads(features: list[Feature], rates: list[float], rows: Tensor) -> list[Heads]:
-        return train_heads(
-            train, features, rates, rows,
-            classes=exam.classes, epochs=epochs, batch_size=batch_size, seed=seed, device=exam.place.device,
-        )  # fmt: skip
-
-    hits = torch.zeros(len(features), len(rates))
-    for held_out in held_out_parts(train.labels, seed):
-        rows = held_out.nonzero()[:, 0]
-        for number, trained in enumerate(heads(features, rates, (~held_out).nonzero()[:, 0])):
-            guesses = trained.logits(train, rows).argmax(2).cpu()
-            hits[number] += (guesses == train.labels[rows, None]).sum(0)
-    number, which = divmod(int(hits.argmax()), len(rates))
-    best, rate = features[number], rates[which]
-    (winner,) = heads([best], [rate], torch.arange(count))
+    epochs, batch_size, _ = config.schedule
+    training = Training(exam.classes, epochs or grid_epochs(len(train)), min(batch_size, len(train)), config.seed)
+    training = replace(training, device=exam.place.device)
+    winner, rate = best_head(train, features, training)
     probabilities = winner.logits(test, torch.arange(len(test)))[:, 0].softmax(1).cpu()
-    how = f"best on held-out parts of {len(features) * len(rates)} linear heads, SGD, {epochs} epochs of {batch_size}"
-    return Verdict(probabilities, how, best.facts | {"lr": RATES[which]})
+    heads, passes = len(features) * len(RATES), f"{training.epochs} epochs of batch {training.batch_size}"
+    how = f"best on held-out parts of {heads} linear heads, SGD, {passes}"
+    return Verdict(probabilities, how, winner.feature.facts | {"lr": rate})
+
+
+def grid_epochs(count: int) -> int:
+    """Passes over so many training pictures."""
+    return max(PASSES, math.ceil(SEEN / count))
+
+
+def best_head(table: Table, features: list[Feature], training: Training) -> tuple[Heads, float]:
+    """The one of all heads that tells held-out pictures best, trained anew on all of them; its rate per 256 pictures."""
+    rates = [scaled_lr(rate, training.batch_size) for rate in RATES]
+    hits = torch.zeros(len(features), len(rates))
+    for held_out in held_out_parts(table.labels, training.seed):
+        rows = held_out.nonzero()[:, 0]
+        for number, heads in enumerate(train_heads(table, features, rates, (~held_out).nonzero()[:, 0], training)):
+            guesses = heads.logits(table, rows).argmax(2).cpu()
+            hits[number] += (guesses == table.labels[rows, None]).sum(0)
+    number, which = divmod(int(hits.argmax()), len(rates))
+    (winner,) = train_heads(table, [features[number]], [rates[which]], torch.arange(len(table)), training)
+    return winner, RATES[which]
 
 
 def grid_features(config: LinearProbeConfig, subject: Subject) -> list[Feature]:

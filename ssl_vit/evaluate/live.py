@@ -163,9 +163,7 @@ def train_live(
     Args:
         rate: (epochs done, with fractions; epochs) -> factor on the peak learning rate.
     """
-    epochs, batch_size, base_lr = exam.config.schedule
-    batch_size = min(batch_size, len(exam.train_labels))
-    lr = scaled_lr(base_lr, batch_size)
+    epochs, (lr, batch_size) = exam.config.schedule[0], peak_lr(exam)
     optimizer = optimizer_of([p for head in heads for p in head.module.parameters()], lr)
     describe = Described(exam, subject, cover([head.feature for head in heads]), batch_size, normed)
     for epoch in range(epochs):
@@ -186,6 +184,13 @@ def train_live(
                 loss.backward()
                 optimizer.step()
     return f"lr {lr:g}, {epochs} epochs of batch {batch_size}, random crops"
+
+
+def peak_lr(exam: Exam[LinearProbeConfig]) -> tuple[float, int]:
+    """(learning rate, batch size); a batch is as large as the training set at most."""
+    _, batch_size, base_lr = exam.config.schedule
+    batch_size = min(batch_size, len(exam.train_labels))
+    return scaled_lr(base_lr, batch_size), batch_size
 
 
 class Described:
@@ -235,4 +240,4 @@ def verdict(exam: Exam[LinearProbeConfig], subject: Subject, head: Head, how: st
     """What a trained head says of the test pictures."""
     table = exam.table(subject, [head.feature], "test", normed)
     logits = logits_of(head, table, torch.arange(len(table)), exam.place.device)
-    return Verdict(logits.softmax(1), how, head.feature.facts)
+    return Verdict(logits.softmax(1), how, head.feature.facts | {"lr": peak_lr(exam)[0]})
