@@ -52,7 +52,7 @@ def grid_epochs(count: int) -> int:
 
 
 def best_head(table: Table, features: list[Feature], training: Training) -> tuple[Heads, float]:
-    """The one of all heads that tells held-out pictures best, trained anew on all of them; its rate per 256 pictures."""
+    """The one of all heads that tells held-out pictures best, trained anew on all; and its rate per 256 pictures."""
     rates = [scaled_lr(rate, training.batch_size) for rate in RATES]
     hits = torch.zeros(len(features), len(rates))
     for held_out in held_out_parts(table.labels, training.seed):
