@@ -39,6 +39,10 @@ class Place:
     folder: Path = Path(".")
     """Of that file, which has no name and is gone with the process."""
 
+    def whole(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
+        """The rows of all processes that share the pictures, in the pictures' order, on the CPU."""
+        return interleaved(rows.cpu()) if self.share[1] > 1 else rows.cpu()
+
 
 HERE = Place()
 
@@ -86,12 +90,12 @@ def extract(
     count, done, features, labels = len(data.eval_index(split, limit, seed)), 0, None, []
     for batch in tracked(loader, bar):
         described = describe(data.normalize(batch["images"].to(place.device, non_blocking=True)))
-        rows = interleaved(described.to(dtype).cpu())[: count - done]
+        rows = place.whole(described.to(dtype))[: count - done]
         if features is None:
             features = allocate(count, tuple(rows.shape[1:]), dtype, place)
         features[done : done + len(rows)] = rows
         done += len(rows)
-        labels.append(interleaved(batch["label"]))
+        labels.append(place.whole(batch["label"]))
     assert features is not None  # a split has pictures
     return features, torch.cat(labels)[:count]
 

@@ -20,7 +20,6 @@ from ssl_vit.config.evaluation import LinearProbeConfig
 from ssl_vit.data.draws import seeded_generator, stratified
 from ssl_vit.data.loading import ShuffledShare
 from ssl_vit.data.views import RandomCrop
-from ssl_vit.distributed import interleaved
 from ssl_vit.evaluate.exam import Exam, Verdict
 from ssl_vit.evaluate.features import Table, cover, describer, tracked
 from ssl_vit.evaluate.heads import MOMENTUM
@@ -218,15 +217,11 @@ class Described:
         for batch in tracked(self.loader, bar):
             with torch.no_grad():
                 values = self.describe(self.exam.data.normalize(batch["images"].to(device, non_blocking=True)))
-            labels, index = interleaved(batch["label"]), interleaved(batch["index"])
-            values = self._whole(values.float())
             rows = slice(0, self.count - done)  # pictures that come again to fill up the processes are left out
+            wanted = (values.float(), batch["label"], batch["index"])
+            values, labels, index = (self.exam.place.whole(part)[rows] for part in wanted)
             done += len(labels)
-            yield Table(values[rows], labels[rows].to(device), self.holds), index[rows]
-
-    def _whole(self, values: Tensor) -> Tensor:
-        several = self.exam.place.share[1] > 1
-        return interleaved(values.cpu()).to(values.device) if several else values
+            yield Table(values.to(device), labels.to(device), self.holds), index
 
 
 @torch.no_grad()
