@@ -28,7 +28,7 @@ def batches(exam, epoch: int):
         yield exam.data.normalize(torch.stack(crops)), torch.from_numpy(part.labels[some]), torch.from_numpy(some)
 
 
-def tested(exam):
+def pictures_to_judge(exam):
     """Normalised test pictures."""
     return torch.cat([exam.data.normalize(batch["images"]) for batch in exam.data.eval_dataloader("test")])
 
@@ -69,7 +69,7 @@ def test_mae_is_a_batch_norm_and_a_linear_map_by_lars(make_exam, subject, encode
                 parameter.data -= rate * buffer
     norm.eval()
     with torch.no_grad():
-        features = encoder.features(tested(exam), [-1], pool or "cls")
+        features = encoder.features(pictures_to_judge(exam), [-1], pool or "cls")
         expected = head(norm(features)).softmax(1)
     verdict = judge_mae(exam, subject)
     torch.testing.assert_close(verdict.probabilities, expected, atol=1e-5, rtol=1e-4)
@@ -120,7 +120,7 @@ def test_dino_reads_by_width_and_steps_by_epoch(make_exam, subject, encoder, wid
             sgd.step()
         schedule.step()
     with torch.no_grad():
-        expected = head(encoder.features(tested(exam), layers, pool)).softmax(1)
+        expected = head(encoder.features(pictures_to_judge(exam), layers, pool)).softmax(1)
     verdict = judge_dino(exam, subject)
     torch.testing.assert_close(verdict.probabilities, expected, atol=1e-6, rtol=1e-5)
     assert verdict.head == {"blocks": [1 + layer for layer in layers], "pool": pool, "lr": lr}
@@ -153,7 +153,7 @@ def test_beit_chooses_a_block_on_training_pictures_that_its_chooser_never_saw(ma
     truth = exam.train_labels[held_out]
     hits = [int((heads[b, True](features(train[held_out], b)).argmax(1) == truth).sum()) for b in range(3)]
     chosen = hits.index(max(hits))
-    expected = heads[chosen, False](features(tested(exam), chosen)).softmax(1).detach()
+    expected = heads[chosen, False](features(pictures_to_judge(exam), chosen)).softmax(1).detach()
     verdict = judge_beit(exam, subject)
     assert verdict.head == {"blocks": [1 + chosen], "pool": "both", "lr": lr}
     torch.testing.assert_close(verdict.probabilities, expected, atol=2e-3, rtol=1e-3)  # Adam divides by its noise
