@@ -55,7 +55,7 @@ def test_the_grid_reads_one_and_four_blocks_by_every_pooling(subject):
 
 def test_a_small_set_has_more_epochs():
     assert grid_epochs(1_281_167) == 10
-    assert grid_epochs(1500) == 100
+    assert grid_epochs(1000) == 100
 
 
 def test_logreg_is_scikit_learns_on_the_named_feature(make_exam, subject):
