@@ -1,6 +1,7 @@
 """Whole evaluations: every protocol from the command line, what they write, what they refuse."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +61,24 @@ def test_each_protocol_runs_from_the_command_line_on_digits(protocol, tmp_path):
     assert KEYS | {"calibration_error", "per_class", "head"} <= result.keys()
     assert 0 <= result["top1"] <= result["top5"] <= 1
     assert result["test_pictures"] == 360
+
+
+def test_two_processes_judge_as_one_does_and_the_first_speaks(run_dir, free_port):
+    """Live crops: each process describes half of a batch, and both train the same head on the whole of it."""
+    words = [f"encoder={run_dir}", "protocol=dino", "epochs=2", "batch_size=10", "base_lr=1", "controls=false"]
+    results = {}
+    for processes in (1, 2):
+        running = []
+        for rank in range(processes):
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "RANK": str(rank)}
+            environment = {**os.environ, **shared, "WORLD_SIZE": str(processes), "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, str(ROOT / "tools/linear_probe.py"), *words]
+            running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        printed = [process.communicate(timeout=240)[0] for process in running]
+        assert [process.returncode for process in running] == [0] * processes
+        assert printed[1:] == [""] * (processes - 1)
+        results[processes] = json.loads(printed[0].splitlines()[-1]) | {"seconds": 0}
+    assert results[1] == results[2]
 
 
 def test_an_evaluation_leaves_figures_a_picture_and_events(run_dir):
