@@ -18,6 +18,7 @@ from ssl_vit.evaluate.features import (
     feature_std,
     held_out_parts,
     rankme,
+    tracked,
 )
 from ssl_vit.evaluate.subjects import Feature, RawPixels
 
@@ -156,3 +157,17 @@ def test_rankme_counts_directions():
     rotated = torch.linalg.qr(torch.randn(500, 32))[0]
     assert rankme(rotated @ basis) == pytest.approx(32, rel=1e-3)
     assert rankme(rotated[:, :5] @ basis[:5]) == pytest.approx(5, rel=1e-2)
+
+
+def test_a_bar_is_shown_on_a_terminal_alone_and_leaves_no_line(make_exam, monkeypatch, capsys):
+    loader = make_exam().data.eval_dataloader("test")
+    assert len(list(tracked(loader, "test features"))) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert len(list(tracked(loader, "test features"))) == 2
+    shown = capsys.readouterr().err
+    assert "test features" in shown
+    assert shown.endswith("\x1b[2K")  # the line is erased
+    assert len(list(tracked(loader, ""))) == 2
+    assert capsys.readouterr().err == ""
