@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from ssl_vit.config.evaluation import TIMM, EvaluationConfig
 from ssl_vit.config.load import ConfigError, Resolved, read, read_run
 from ssl_vit.config.schema import RunConfig, TrainingRun
-from ssl_vit.config.tools import ProbeConfig
 from ssl_vit.runs import CONFIG, facts_of, newest_run, run_prefix
 
 Run = TypeVar("Run", bound=TrainingRun)
+Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -90,16 +91,19 @@ def resumed_run(resolved: Resolved[Run]) -> Path | None:
         return None
 
 
-def read_probe_words(words: list[str]) -> Resolved[ProbeConfig]:
+def read_probe_words(words: list[str], config_class: type[Evaluation]) -> Resolved[Evaluation]:
     """An evaluation's settings; the data is by default what the encoder was trained on."""
-    config = read(ProbeConfig, words).config
-    encoder = Path(config.encoder) if config.encoder else newest_run()
-    if not encoder.exists():
-        raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
-    facts: dict[str, Any] = facts_of(encoder)
-    lower = ({"data": facts["data"]} if "data" in facts else {}) | facts.get("readout", {})
-    resolved = read(ProbeConfig, words, lower)
+    config = read(config_class, words).config
+    encoder = config.encoder or str(newest_run())
+    known: dict[str, Any] = {}
+    if not encoder.startswith(TIMM):
+        if not Path(encoder).exists():
+            raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
+        known = facts_of(Path(encoder))
+    lower = {"data": known["data"]} if "data" in known else {}
+    lower |= known.get("readout", {}) if config.as_trained else {}
+    resolved = read(config_class, words, lower)
     if "data" not in lower and not any(word.startswith("data.") for word in words):
         raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
-    resolved.config.encoder = str(encoder)
+    resolved.config.encoder = encoder
     return resolved

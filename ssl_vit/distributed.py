@@ -1,7 +1,38 @@
 """The one place that speaks to other processes."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.distributed as dist
+from jaxtyping import Shaped
 from torch import Tensor
+
+
+@contextmanager
+def joined() -> Iterator[tuple[int, int]]:
+    """(rank, processes) of the processes that torchrun started, joined inside; (0, 1) in a process started alone.
+
+    They exchange tensors on the CPU (gloo).
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0, 1
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield dist.get_rank(), dist.get_world_size()
+    finally:
+        dist.destroy_process_group()
+
+
+def interleaved(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
+    """The rows of all processes, equally many of each: every process's first, then every second; alone the tensor."""
+    if not _several():
+        return rows
+    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, rows.contiguous())
+    return torch.stack(parts, dim=1).flatten(0, 1)
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:

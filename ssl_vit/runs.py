@@ -1,7 +1,8 @@
 """A run's directory: its name, what lies in it, writes that are whole or absent. Needs neither torch nor Lightning.
 
 runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  metrics.jsonl
-                                encoder.safetensors  encoder.json  linear_probe.json  knn.json
+                                encoder.safetensors  encoder.json
+                                linear_probe.json  linear_probe-confusion.png  linear_probe/  knn.json  ...
 """
 
 import json

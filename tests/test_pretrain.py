@@ -12,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssl_vit.checkpoint import load_encoder
 from ssl_vit.command import read_probe_words, read_run_words
+from ssl_vit.config.evaluation import KNNConfig, LinearProbeConfig
 from ssl_vit.config.load import from_yaml
 from ssl_vit.evaluate.report import evaluate
 from ssl_vit.pretrain import pretrain
@@ -89,13 +90,13 @@ def test_a_run_leaves_what_the_readme_promises(capsys):
         "saved made/encoder.safetensors",
     ):
         assert words in shown
-    result = evaluate("linear_probe", read_probe_words(["encoder=made"]).config)
+    result = evaluate(read_probe_words(["encoder=made", "protocol=logreg"], LinearProbeConfig).config)
     assert json.loads((run_dir / "linear_probe.json").read_text()) == result
     assert result["task"] == "linear_probe"
     assert {"top1", "top5", "encoder", "data", "protocol", "seconds"} <= set(result)
     assert set(result["controls"]) == {"random encoder", "raw pixels"}
     assert result["test_pictures"] == 360
-    assert evaluate("knn", read_probe_words(["encoder=made"]).config)["task"] == "knn"
+    assert evaluate(read_probe_words(["encoder=made"], KNNConfig).config)["task"] == "knn"
 
 
 def test_a_dino_run_leaves_a_verdict_attention_and_its_own_way_to_be_read(capsys):
@@ -109,8 +110,8 @@ def test_a_dino_run_leaves_a_verdict_attention_and_its_own_way_to_be_read(capsys
     assert events.Tags()["images"] == ["picture | head 1 | head 2"]
     shown = capsys.readouterr().out
     assert any(word in shown for word in ("healthy", "not started", "collapse"))
-    assert read_probe_words(["encoder=made"]).config.pool == "both"
-    assert read_probe_words(["encoder=made", "pool=cls"]).config.pool == "cls"
+    assert read_probe_words(["encoder=made"], KNNConfig).config.pool == "both"
+    assert read_probe_words(["encoder=made", "pool=cls"], KNNConfig).config.pool == "cls"
 
 
 def test_the_newest_run_is_judged_by_default():
@@ -119,12 +120,12 @@ def test_the_newest_run_is_judged_by_default():
     assert newest.parent == Path("runs")
     assert newest.name.startswith("mae-digits-")
     os.utime(newest / "encoder.safetensors", (2e9, 2e9))
-    assert read_probe_words([]).config.encoder == str(newest)
+    assert read_probe_words([], KNNConfig).config.encoder == str(newest)
 
 
 def test_without_a_run_the_probe_says_how_to_make_one():
     with pytest.raises(FileNotFoundError, match=r"make one with `python tools/pretrain.py method=mae`"):
-        read_probe_words([])
+        read_probe_words([], KNNConfig)
 
 
 def test_a_plain_folder_without_labels_or_test_part(capsys):
@@ -135,7 +136,7 @@ def test_a_plain_folder_without_labels_or_test_part(capsys):
     assert "monitor/rankme" in logged
     assert "monitor/linear_top1" not in logged
     with pytest.raises(ValueError, match=r"data.path=pictures has no labels to judge by"):
-        evaluate("linear_probe", read_probe_words([f"encoder={run_dir}"]).config)
+        evaluate(read_probe_words([f"encoder={run_dir}"], LinearProbeConfig).config)
 
 
 def test_a_folder_with_one_class_and_one_with_lonely_classes():

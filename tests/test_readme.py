@@ -9,7 +9,8 @@ import torch
 
 import ssl_vit
 from ssl_vit.command import read_run_words
-from ssl_vit.config.load import read_tokenizer
+from ssl_vit.config.evaluation import KNNConfig, LinearProbeConfig
+from ssl_vit.config.load import read, read_tokenizer
 from ssl_vit.config.tokenizers import TOKENIZERS
 from ssl_vit.methods import HOMES, method_named
 
@@ -36,6 +37,9 @@ def test_every_command_is_legal(command, monkeypatch, tmp_path):
     if tool.endswith("pretrain.py"):
         settings = [word for word in words[words.index(tool) + 1 :] if word != "--dry-run"]
         assert read_run_words(settings).method in HOMES
+    if tool.endswith(("linear_probe.py", "knn.py")):
+        config_class = KNNConfig if tool.endswith("knn.py") else LinearProbeConfig
+        assert read(config_class, words[words.index(tool) + 1 :]).config
     if tool.endswith("train_tokenizer.py"):
         assert read_tokenizer(words[words.index(tool) + 1 :]).method in TOKENIZERS
 

@@ -1,24 +1,20 @@
 """Judge an encoder by k-NN: python tools/knn.py [encoder=RUN_OR_FILE] [key=value ...] [--help]."""
 
-import json
-
 from ssl_vit.command import guarded, read_probe_words
+from ssl_vit.config.evaluation import KNNConfig
 from ssl_vit.config.explain import help_text
-from ssl_vit.config.tools import ProbeConfig
 
 USAGE = "python tools/knn.py [encoder=RUN_OR_FILE] [key=value ...]"
 
 
 def main(words: list[str]) -> None:
     if "--help" in words:
-        print(help_text(ProbeConfig, USAGE))
+        print(help_text(KNNConfig, USAGE))
         return
-    config = read_probe_words(words).config
-    from ssl_vit.evaluate.report import evaluate, table
+    config = read_probe_words(words, KNNConfig).config
+    from ssl_vit.evaluate.report import evaluate, show
 
-    result = evaluate("knn", config)
-    table(result)
-    print(json.dumps(result))
+    show(evaluate(config))
 
 
 if __name__ == "__main__":

@@ -1,24 +1,20 @@
-"""Judge an encoder by Linear probe: python tools/linear_probe.py [encoder=RUN_OR_FILE] [key=value ...] [--help]."""
-
-import json
+"""Judge an encoder by a linear probe: python tools/linear_probe.py [encoder=RUN_OR_FILE] [key=value ...] [--help]."""
 
 from ssl_vit.command import guarded, read_probe_words
+from ssl_vit.config.evaluation import LinearProbeConfig
 from ssl_vit.config.explain import help_text
-from ssl_vit.config.tools import ProbeConfig
 
 USAGE = "python tools/linear_probe.py [encoder=RUN_OR_FILE] [key=value ...]"
 
 
 def main(words: list[str]) -> None:
     if "--help" in words:
-        print(help_text(ProbeConfig, USAGE))
+        print(help_text(LinearProbeConfig, USAGE))
         return
-    config = read_probe_words(words).config
-    from ssl_vit.evaluate.report import evaluate, table
+    config = read_probe_words(words, LinearProbeConfig).config
+    from ssl_vit.evaluate.report import evaluate, show
 
-    result = evaluate("linear_probe", config)
-    table(result)
-    print(json.dumps(result))
+    show(evaluate(config))
 
 
 if __name__ == "__main__":

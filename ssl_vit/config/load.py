@@ -196,8 +196,13 @@ def _typed_words(words: Mapping[str, str], settings: Mapping[str, Setting]) -> d
 
 
 def _value(text: str, hint: Any) -> Any:
-    """What a word's text means for a setting of this type: text stays text, the rest is read as YAML."""
+    """What a word's text means for a setting of this type: text stays text, the rest is read as YAML.
+
+    A list of any length needs no brackets: shots=1,5 is shots=[1, 5].
+    """
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if get_origin(hint) is list and not text.startswith("["):
+        text = f"[{text}]"
     if text == "null":
         return None
     if set(members) <= {str, type(None)}:

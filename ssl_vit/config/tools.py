@@ -1,45 +1,8 @@
-"""Settings of the commands that train nothing: evaluations, pictures, benchmarks; see schema.py."""
+"""Settings of the commands that train nothing and judge nothing: pictures, benchmarks; see schema.py."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from ssl_vit.config.schema import POOLS, DataConfig, one_of, require, require_layer
-
-
-@dataclass(kw_only=True)
-class ProbeConfig:
-    """Judge an encoder by a linear classifier on its frozen features, or by k-NN."""
-
-    encoder: str = ""
-    """A run, encoder.safetensors, a checkpoint; by default the newest run."""
-    pool: str = "mean"
-    """Features of a picture: cls (class token), mean (of patches), both; by default as the encoder's run had it."""
-    layer: Any = "last"
-    """Block that is read: last, its number from 1, or best (on held-out training pictures); by default as the run's."""
-    blocks: int = 1
-    """Blocks up to that one whose features are put side by side; by default as the encoder's run had it."""
-    data: DataConfig = field(default_factory=DataConfig)
-    train_limit: int = 10000
-    """Most labelled training pictures used; 0: all."""
-    controls: bool = True
-    """Also score a random encoder of the same shape, and raw pixels."""
-    neighbours: int = 20
-    """k of k-NN."""
-    temperature: float = 0.07
-    """Softness of k-NN's votes: exp(cosine similarity / temperature)."""
-    seed: int = 0
-    """Draws the training pictures, the held-out part and the random control."""
-
-    def __post_init__(self) -> None:
-        one_of("pool", self.pool, POOLS)
-        require_layer("layer", self.layer)
-        require(self.blocks > 0, "blocks", self.blocks, "a positive integer")
-        rule = "1 with layer=best, which tries single blocks"
-        require(self.blocks == 1 or self.layer != "best", "blocks", self.blocks, rule)
-        require(self.train_limit >= 0, "train_limit", self.train_limit, "0 or more")
-        require(self.neighbours > 0, "neighbours", self.neighbours, "a positive integer")
-        require(self.temperature > 0, "temperature", self.temperature, "positive")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+from ssl_vit.config.schema import one_of, require
 
 
 @dataclass(kw_only=True)
@@ -69,6 +32,7 @@ SUITES = {
     "views": "ssl_vit.benchmark.views",
     "step": "ssl_vit.benchmark.step",
     "startup": "ssl_vit.benchmark.startup",
+    "probe": "ssl_vit.benchmark.probe",
 }
 """Benchmarks by name; each module has run(config), which prints one JSON object a line."""
 
@@ -78,7 +42,7 @@ class BenchmarkConfig:
     """Time a part beside what the field uses for the same work, in turn in one process; medians."""
 
     suite: str = "step"
-    """views (crops, one core), step (one optimiser step of DINO ViT-S/16), startup (commands, until they answer)."""
+    """views (crops, one core), step (of DINO ViT-S/16), startup (until commands answer), probe (grid and k-NN)."""
     repeats: int = 7
     """Turns of each side."""
     batch_size: int = 4

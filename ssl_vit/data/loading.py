@@ -75,6 +75,24 @@ class EpochSampler(DistributedSampler):
         return ((epoch, int(index)) for index in mine[skip:])
 
 
+class ShuffledShare:
+    """(epoch, index) of some pictures in the epoch's own random order: every `processes`-th of them, from `rank` on.
+
+    Every process gets equally many; the first ones come again where they do not divide. `epoch` is set by who trains.
+    """
+
+    def __init__(self, index: np.ndarray, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.index, self.seed, self.rank, self.processes, self.epoch = index, seed, rank, processes, 0
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.processes)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = self.index[permutation(self.seed, self.epoch, len(self.index))]
+        mine = np.resize(order, len(self) * self.processes)[self.rank :: self.processes]
+        return iter([(self.epoch, int(index)) for index in mine])
+
+
 class TrainLoader(DataLoader):
     """A DataLoader that can go on in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
 

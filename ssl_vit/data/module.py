@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from ssl_vit.config.schema import DataConfig, require
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.draws import permutation, stratified
-from ssl_vit.data.loading import Batch, EpochSampler, TrainLoader, Views, loader_options
+from ssl_vit.data.loading import Batch, EpochSampler, ShuffledShare, TrainLoader, Views, loader_options
 from ssl_vit.data.photometry import normalize
 from ssl_vit.data.pictures import Source
 from ssl_vit.data.sources import Split, open_source
@@ -164,22 +164,53 @@ class ImageDataModule(pl.LightningDataModule):
             loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
         return loader
 
-    def eval_dataloader(self, split: Split, limit: int = 0, seed: int | None = None) -> DataLoader:
+    def eval_dataloader(
+        self, split: Split, limit: int = 0, seed: int | None = None, share: tuple[int, int] = (0, 1)
+    ) -> DataLoader:
         """Central crops of the training or test pictures in a fixed order; with labels only labelled ones.
 
         limit: most pictures, 0 for all; with labels each class keeps its share. seed: draws them; the module's by
-        default. Without labels and test part, test pictures are the first training pictures.
+        default. Without labels and test part, test pictures are the first training pictures. share: (rank, processes),
+        every processes-th picture from rank on; the first ones come again where they do not divide.
         """
-        self.setup()
+        index, (rank, processes) = self.eval_index(split, limit, seed), share
+        index = np.resize(index, -(-len(index) // processes) * processes)[rank::processes]
         part = self._parts[split]
-        index = part.index
-        if 0 < limit < len(index):
-            index = index[self._subset(part, limit, self.seed if seed is None else seed)]
         view = CenterCrop(self.image_size, self.data.eval_crop)
         return DataLoader(
             Views(part.source, view, self.seed, part.labels),
             batch_size=self.data.batch_size,
             sampler=[(0, i) for i in index.tolist()],  # pyright: ignore[reportArgumentType]
+            **loader_options(self.workers(part.source)),
+        )
+
+    def eval_index(self, split: Split, limit: int = 0, seed: int | None = None) -> Int64[np.ndarray, " n"]:
+        """Numbers, in their source, of the pictures that eval_dataloader gives, in its order."""
+        self.setup()
+        part = self._parts[split]
+        if 0 < limit < len(part.index):
+            return part.index[self._subset(part, limit, self.seed if seed is None else seed)]
+        return part.index
+
+    def eval_labels(self, split: Split, limit: int = 0, seed: int | None = None) -> Int64[np.ndarray, " n"]:
+        """Labels of the pictures that eval_dataloader gives, in its order."""
+        index = self.eval_index(split, limit, seed)
+        return self._parts[split].labels[index]
+
+    def augmented_dataloader(
+        self, view: View, batch_size: int, limit: int = 0, seed: int | None = None, share: tuple[int, int] = (0, 1)
+    ) -> DataLoader:
+        """The training pictures of eval_dataloader through a view, in a random order of each epoch.
+
+        Its sampler is a ShuffledShare, whose `epoch` is to be set before each pass; the last, smaller batch is kept.
+        batch_size and share: as of one process of several.
+        """
+        index, (rank, processes) = self.eval_index("train", limit, seed), share
+        part = self._parts["train"]
+        return DataLoader(
+            Views(part.source, view, self.seed, part.labels),
+            batch_size=batch_size,
+            sampler=ShuffledShare(index, self.seed, rank, processes),  # pyright: ignore[reportArgumentType]
             **loader_options(self.workers(part.source)),
         )
 

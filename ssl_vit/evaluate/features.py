@@ -1,93 +1,189 @@
 """Frozen features of pictures, and what they say without labels: spread and effective rank.
 
-Letters: B images, n pictures, D feature channels, N patches.
+Letters: B images, C channels, H x W pixels, n pictures, D feature channels, S tokens.
 """
 
-from collections.abc import Callable
-from typing import Literal
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from ssl_vit.config.schema import require
 from ssl_vit.data.draws import stratified
 from ssl_vit.data.module import ImageDataModule
-from ssl_vit.encoder import VisionTransformer
+from ssl_vit.data.sources import Split
+from ssl_vit.distributed import interleaved
+from ssl_vit.evaluate.subjects import Feature, Subject
 
 JUDGED = 1000
-"""Held-out pictures on which a block is chosen, at least."""
-Features = tuple[Float[Tensor, "n D"], Int64[Tensor, " n"]]
+"""Held-out pictures on which something is chosen, at least."""
+Describe = Callable[[Tensor], Tensor]
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Place:
+    """Where features are worked out and kept."""
+
+    device: str = "cpu"
+    share: tuple[int, int] = (0, 1)
+    """(rank, processes): each describes its share of the pictures, all of them then have every feature."""
+    memory_gb: float = float("inf")
+    """What is larger is kept in a file."""
+    folder: Path = Path(".")
+    """Of that file, which has no name and is gone with the process."""
+
+    def whole(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
+        """The rows of all processes that share the pictures, in the pictures' order, on the CPU."""
+        return interleaved(rows.cpu()) if self.share[1] > 1 else rows.cpu()
+
+
+HERE = Place()
+
+
+def a_place(share: tuple[int, int], memory_gb: float, folder: Path) -> Place:
+    """This process's place: its own GPU where there are any."""
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    return Place(device, share, memory_gb, folder)
+
+
+def allocate(rows: int, shape: tuple[int, ...], dtype: torch.dtype, place: Place) -> Shaped[Tensor, "n ..."]:
+    """Room for features: in memory, or where they need more than place.memory_gb mapped from a file.
+
+    OSError where the disk has no room for it.
+    """
+    count = rows * int(np.prod(shape))
+    if count * dtype.itemsize <= place.memory_gb * 1e9:
+        return torch.empty(rows, *shape, dtype=dtype)
+    place.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=place.folder, prefix=".features-") as file:  # the mapping outlives the name
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)  # now, not as a bus error half-way
+        flat = torch.from_file(file.name, shared=True, size=count, dtype=dtype)
+    return flat.view(rows, *shape)
+
+
+@torch.no_grad()
 def extract(
-    describe: Callable[[Tensor], Tensor],
+    describe: Describe,
     data: ImageDataModule,
-    split: Literal["train", "test"],
+    split: Split,
     limit: int = 0,
     seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> Features:
-    """`describe(normalised images [B, C, H, W]) -> [B, D]` of a split's pictures, in float32 on the CPU, and labels.
+    place: Place = HERE,
+    bar: str = "",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"]]:
+    """`describe(normalised images [B, C, H, W]) -> [B, D] or [B, S, D]` of a split's pictures, on the CPU; labels.
 
     Args:
         limit: most pictures, 0 for all; with labels each class keeps its share.
+        bar: what a progress bar on a terminal says; none without.
     """
-    features, labels = [], []
-    for batch in data.eval_dataloader(split, limit, seed):
-        images = data.normalize(batch["images"].to(device, non_blocking=True))
-        features.append(describe(images).float().cpu())
-        labels.append(batch["label"])
-    return torch.cat(features), torch.cat(labels)
+    loader = data.eval_dataloader(split, limit, seed, place.share)
+    count, done, features, labels = len(data.eval_index(split, limit, seed)), 0, None, []
+    for batch in tracked(loader, bar):
+        described = describe(data.normalize(batch["images"].to(place.device, non_blocking=True)))
+        rows = place.whole(described.to(dtype))[: count - done]
+        if features is None:
+            features = allocate(count, tuple(rows.shape[1:]), dtype, place)
+        features[done : done + len(rows)] = rows
+        done += len(rows)
+        labels.append(place.whole(batch["label"]))
+    assert features is not None  # a split has pictures
+    return features, torch.cat(labels)[:count]
 
 
-def layers_of(encoder: VisionTransformer, layer: str | int, blocks: int) -> list[int]:
-    """Blocks to read, from 0: `blocks` of them up to `layer` (a number from 1, or last); for best each there is.
+def tracked(loader: DataLoader, bar: str) -> Iterator:
+    """A loader's batches; with a bar that disappears, where standard error is a terminal."""
+    if not (bar and sys.stderr.isatty()):
+        yield from loader
+        return
+    from rich.console import Console
+    from rich.progress import track
 
-    ValueError where the encoder has no such block.
-    """
-    if layer == "best":
-        return list(range(encoder.depth))
-    last = encoder.depth if layer == "last" else int(layer)
-    require(last <= encoder.depth, "layer", layer, f"at most {encoder.depth}, the encoder's blocks")
-    return list(range(max(0, last - blocks), last))
+    yield from track(loader, bar, transient=True, console=Console(stderr=True))
 
 
-def best_layer(
-    scores_of: Callable[[Tensor, Tensor, Tensor], Tensor],
-    features: Float[Tensor, "n D"],
-    labels: Int64[Tensor, " n"],
-    depth: int,
-    seed: int = 0,
-) -> int:
-    """The block, from 1, on whose features fifths of the training pictures are told best by the other four.
+def describer(subject: Subject, feature: Feature, normed: bool = True) -> Describe:
+    """What gives a feature of pictures; in bf16 on a GPU."""
+
+    def describe(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _"]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
+            return subject.features(images, feature.blocks, feature.pool, normed)
+
+    return describe
+
+
+@dataclass(frozen=True)
+class Table:
+    """Features of pictures, blocks side by side, of which some can be taken."""
+
+    values: Float[Tensor, "n D"]
+    labels: Int64[Tensor, " n"]
+    holds: Feature
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def columns(self, feature: Feature) -> list[slice]:
+        """Where a feature stands; ValueError where the table has not got it."""
+        halves = 2 if self.holds.pool == "both" else 1
+        width = self.values.shape[1] // (len(self.holds.blocks) * halves)
+        if feature.pool not in (self.holds.pool, *(("cls", "mean") if halves == 2 else ())):
+            raise ValueError(f"a table of {self.holds} has no {feature}")
+        first, count = (1, 1) if halves == 2 and feature.pool == "mean" else (0, 2 if feature.pool == "both" else 1)
+        starts = [self.holds.blocks.index(block) * halves + first for block in feature.blocks]
+        return [slice(start * width, (start + count) * width) for start in starts]
+
+    def part(self, feature: Feature, rows: Tensor | slice = slice(None)) -> Float[Tensor, "_ _"]:
+        """A feature of the pictures, or of some of them."""
+        some = self.values[rows]
+        parts = [some[:, columns] for columns in self.columns(feature)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def cover(features: list[Feature]) -> Feature:
+    """The one that holds all of them."""
+    pools = {feature.pool for feature in features}
+    blocks = sorted({block for feature in features for block in feature.blocks})
+    return Feature(tuple(blocks), pools.pop() if len(pools) == 1 else "both")
+
+
+def held_out_parts(labels: Int64[Tensor, " n"], seed: int = 0) -> Iterator[Bool[Tensor, " n"]]:
+    """Masks of held-out fifths of training pictures, each class in its share: to choose by, never test pictures.
 
     Fifths are drawn until a thousand pictures are judged, five at most: one fifth of a small set decides by chance.
-
-    Args:
-        scores_of: (training features, training labels, held-out features) -> scores per class.
-        features: of every block, side by side.
     """
-    fifth, hits = max(1, len(labels) // 5), [0] * depth
+    fifth = max(1, len(labels) // 5)
     for fold in range(min(5, -(-JUDGED // fifth))):
         held_out = torch.zeros(len(labels), dtype=torch.bool)
         held_out[torch.from_numpy(stratified(labels.numpy(), fifth, seed + fold))] = True
-        for layer, part in enumerate(features.chunk(depth, dim=1)):
-            guesses = scores_of(part[~held_out], labels[~held_out], part[held_out]).argmax(1)
-            hits[layer] += int((guesses == labels[held_out]).sum())
-    return 1 + max(range(depth), key=lambda layer: hits[layer])
+        yield held_out
 
 
-def describer(encoder: VisionTransformer, pool: str, layers: list[int]) -> Callable[[Tensor], Tensor]:
-    """The features of some of the encoder's blocks, side by side; bf16 where the GPU has it."""
-    on_gpu = next(encoder.parameters()).is_cuda
+def best_feature(
+    scores_of: Callable[[Tensor, Tensor, Tensor], list[Tensor]], table: Table, features: list[Feature], seed: int = 0
+) -> tuple[Feature, int]:
+    """The feature, and the number of the classifier on it, that tell held-out training pictures best.
 
-    def describe(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _"]:
-        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
-            return encoder.features(images, layers, pool)
-
-    return describe
+    Args:
+        scores_of: (training features, training labels, held-out features) -> scores per class of each classifier.
+    """
+    hits: dict[tuple[int, int], int] = {}
+    for held_out in held_out_parts(table.labels, seed):
+        for number, feature in enumerate(features):
+            part, truth = table.part(feature), table.labels[held_out]
+            for which, scores in enumerate(scores_of(part[~held_out], table.labels[~held_out], part[held_out])):
+                hits[number, which] = hits.get((number, which), 0) + int((scores.argmax(1) == truth).sum())
+    number, which = max(hits, key=lambda pair: hits[pair])
+    return features[number], which
 
 
 def feature_std(features: Float[Tensor, "n D"]) -> Float[Tensor, ""]:

@@ -3,10 +3,88 @@
 Letters: n training pictures, m test pictures, D feature channels, K classes, k neighbours.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from ssl_vit.config.evaluation import KNNConfig
+from ssl_vit.evaluate.exam import Exam, Verdict
+from ssl_vit.evaluate.features import best_feature
+from ssl_vit.evaluate.subjects import Subject
+
+TRAIN_CHUNK, TEST_CHUNK = 16384, 1024
+"""Training and test pictures at a time: their similarities take 64 MB, however many pictures there are."""
+
+
+def judge_knn(exam: Exam[KNNConfig], subject: Subject) -> Verdict:
+    """Weighted k-NN; held-out training pictures choose k where several are given, and the block with layer=best."""
+    config, device = exam.config, exam.place.device
+    features = exam.readable(subject)
+    train, test = (exam.table(subject, features, split) for split in ("train", "test"))
+    counts = sorted({min(k, len(train)) for k in config.neighbours})
+
+    def votes(known: Tensor, labels: Tensor, asked: Tensor) -> list[Tensor]:
+        return [part.cpu() for part in knn_votes(known, labels, asked.to(device), counts, config.temperature)]
+
+    best, which = features[0], 0
+    if len(features) * len(counts) > 1:
+        best, which = best_feature(votes, train, features, config.seed)
+    shares = votes(train.part(best), train.labels, test.part(best))[which]
+    how = f"{counts[which]}-NN, cosine, T={config.temperature:g}"
+    return Verdict(exam.as_classes(shares), how, best.facts | {"neighbours": counts[which]})
+
+
+def nearest(
+    train: Float[Tensor, "n D"],
+    test: Float[Tensor, "m D"],
+    k: int,
+    train_chunk: int = TRAIN_CHUNK,
+    test_chunk: int = TEST_CHUNK,
+) -> tuple[Float[Tensor, "m k"], Int64[Tensor, "m k"]]:
+    """Cosine similarity and number of the k training pictures nearest to each test picture, nearest first.
+
+    Memory beside the features: train_chunk x (test_chunk + D) floats and what is returned.
+    """
+    device = test.device
+    similarity = torch.full((len(test), k), -torch.inf, device=device)
+    index = torch.zeros(len(test), k, dtype=torch.long, device=device)
+    for start in range(0, len(train), train_chunk):
+        chunk = F.normalize(train[start : start + train_chunk].to(device), dim=1)
+        for first in range(0, len(test), test_chunk):
+            rows = slice(first, first + test_chunk)
+            near, place = (F.normalize(test[rows], dim=1) @ chunk.T).topk(min(k, len(chunk)), dim=1)
+            if start == 0:
+                similarity[rows, : near.shape[1]], index[rows, : near.shape[1]] = near, place
+                continue
+            both = torch.cat([similarity[rows], near], dim=1)
+            similarity[rows], order = both.topk(k, dim=1)
+            index[rows] = torch.cat([index[rows], place + start], dim=1).gather(1, order)
+    return similarity, index
+
+
+def knn_votes(
+    train: Float[Tensor, "n D"],
+    labels: Int64[Tensor, " n"],
+    test: Float[Tensor, "m D"],
+    neighbours: Sequence[int],
+    temperature: float = 0.07,
+) -> list[Float[Tensor, "m K"]]:
+    """Share of the votes for each class, for each k of `neighbours`, from one search.
+
+    A neighbour weighs exp(similarity / temperature). Columns are the classes 0 .. max(labels); a k above the number of
+    training pictures means all of them.
+    """
+    similarity, index = nearest(train, test, min(max(neighbours), len(train)))
+    votes, classes = (similarity / temperature).exp(), labels.to(index.device)[index]
+    shares = []
+    for k in neighbours:
+        ballot = torch.zeros(len(test), int(labels.max()) + 1, device=test.device)
+        ballot.scatter_add_(1, classes[:, :k], votes[:, :k])
+        shares.append(ballot / ballot.sum(1, keepdim=True))
+    return shares
 
 
 def knn_scores(
@@ -15,19 +93,6 @@ def knn_scores(
     test: Float[Tensor, "m D"],
     neighbours: int = 20,
     temperature: float = 0.07,
-    chunk: int = 1024,
 ) -> Float[Tensor, "m K"]:
-    """Votes for each class: the nearest pictures by cosine similarity, each weighing exp(similarity / temperature).
-
-    Args:
-        neighbours: k; all of them where the training set is smaller.
-        chunk: test pictures at a time, which bounds memory at chunk * n similarities.
-    """
-    train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
-    k, classes = min(neighbours, len(train)), int(labels.max()) + 1
-    votes = []
-    for part in test.split(chunk):
-        similarity, index = (part @ train.T).topk(k, dim=1)  # [chunk, k]
-        ballot = torch.zeros(len(part), classes, device=part.device)
-        votes.append(ballot.scatter_add_(1, labels[index], (similarity / temperature).exp()))
-    return torch.cat(votes)
+    """As knn_votes, for one k."""
+    return knn_votes(train, labels, test, [neighbours], temperature)[0]

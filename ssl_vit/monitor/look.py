@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ssl_vit.config.schema import MonitorConfig, ReadoutConfig
 from ssl_vit.data.module import ImageDataModule
-from ssl_vit.evaluate.features import best_layer, describer, extract, feature_std, layers_of, rankme
+from ssl_vit.evaluate.features import Place, Table, best_feature, cover, describer, extract, feature_std, rankme
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
 from ssl_vit.evaluate.scores import top_k
+from ssl_vit.evaluate.subjects import OwnEncoder
 from ssl_vit.methods.base import Method
 from ssl_vit.objective import Objective
 from ssl_vit.runs import write_atomic
@@ -105,22 +106,27 @@ class Judge(Look):
 
     def measure(self, objective: Method, data: ImageDataModule) -> dict[str, float]:
         """With readout.layer=best the block is the one whose k-NN is best on held-out training pictures."""
-        config, readout, encoder = self.config, self.readout, objective.export_encoder()
-        judged, figures = data.has_labels, dict[str, float]()
-        describe = describer(encoder, readout.pool, layers_of(encoder, readout.layer, readout.blocks))
-        train, labels = extract(describe, data, "train", config.train_limit, device=objective.device)
-        judged &= len(labels.unique()) > 1 and bool(train.isfinite().all())
-        block = slice(None)
-        if readout.layer == "best":
-            layer = best_layer(knn_scores, train, labels, encoder.depth) if judged else encoder.depth
-            width = train.shape[1] // encoder.depth
-            block, figures["monitor/layer"] = slice((layer - 1) * width, layer * width), float(layer)
-        train = train[:, block]
+        config, readout, subject = self.config, self.readout, OwnEncoder(objective.export_encoder())
+        judged, figures, place = data.has_labels, dict[str, float](), Place(str(objective.device))
+        choosing = readout.layer == "best"
+        layers = range(1, 1 + subject.depth) if choosing else [readout.layer]
+        features = [subject.feature(readout.pool, layer, readout.blocks) for layer in layers]
+        holds = cover(features)
+        describe = describer(subject, holds)
+        table = Table(*extract(describe, data, "train", config.train_limit, place=place), holds)
+        judged &= len(table.labels.unique()) > 1 and bool(table.values.isfinite().all())
+        best = features[-1]
+        if choosing:
+            if judged:
+                best, _ = best_feature(lambda *parts: [knn_scores(*parts)], table, features)
+            figures["monitor/layer"] = float(1 + best.blocks[-1])
+        train = table.part(best)
         figures |= {"monitor/feature_std": float(feature_std(train)), "monitor/rankme": rankme(train)}
         if judged:
-            test, test_labels = extract(describe, data, "test", config.test_limit, device=objective.device)
-            linear = logistic_scores(train, labels, test[:, block])
-            for name, scores in (("linear", linear), ("knn", knn_scores(train, labels, test[:, block]))):
+            values, test_labels = extract(describe, data, "test", config.test_limit, place=place)
+            test = Table(values, test_labels, holds).part(best)
+            linear, neighbours = (judge(train, table.labels, test) for judge in (logistic_scores, knn_scores))
+            for name, scores in (("linear", linear), ("knn", neighbours)):
                 figures[f"monitor/{name}_top1"] = top_k(scores, test_labels, 1) or 0.0
         return figures
 

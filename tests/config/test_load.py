@@ -9,12 +9,12 @@ import pytest
 
 from ssl_vit.config import load
 from ssl_vit.config import recipes as recipes_of
+from ssl_vit.config.evaluation import KNNConfig
 from ssl_vit.config.load import ConfigError, from_yaml, read, read_run, read_tokenizer, to_yaml
 from ssl_vit.config.methods import METHODS, MAERun
 from ssl_vit.config.recipes import TOKENIZER, recipes
 from ssl_vit.config.schema import DataConfig, OptimConfig
 from ssl_vit.config.tokenizers import TOKENIZERS
-from ssl_vit.config.tools import ProbeConfig
 
 OPTIM = f"optim has {', '.join(field.name for field in fields(OptimConfig))}"
 ROOT = (
@@ -210,7 +210,7 @@ def test_an_unknown_key_is_answered_with_the_legal_ones_and_the_nearest(run, wor
         ("optim.base_lr=1" + "0" * 400, "a number"),
         ("trainer.compile=1", "true or false"),
         ("resume=null", "a string"),
-        ("data.mean=3", "a list of numbers, such as [0.485, 0.456, 0.406]"),
+        ("data.mean=three", "a list of numbers, such as [0.485, 0.456, 0.406]"),
         ("data.mean=[a, 1, 2]", "a list of numbers, such as [0.485, 0.456, 0.406]"),
         ("optim.betas=0.9,0.95", "a list of 2 numbers, such as [0.9, 0.95]"),
         ("optim.betas=[1, 2, 3]", "a list of 2 numbers, such as [0.9, 0.95]"),
@@ -366,18 +366,37 @@ def test_a_fault_in_a_config_yaml_is_answered_with_the_file():
 
 
 def test_other_commands_read_their_own_settings():
-    resolved = read(ProbeConfig, ["neighbours=5", "data.source=digits"])
-    assert (resolved.config.neighbours, resolved.config.data.source, resolved.method) == (5, "digits", "")
+    resolved = read(KNNConfig, ["temperature=0.5", "data.source=digits"])
+    assert (resolved.config.temperature, resolved.config.data.source, resolved.method) == (0.5, "digits", "")
     answer = (
-        "neighbors=5 is not a setting; the settings are encoder, pool, layer, blocks, data.*, train_limit, controls,"
-        " neighbours, temperature, seed (did you mean neighbours?)"
+        "neighbors=5 is not a setting; the settings are encoder, pool, layer, blocks, data.*, train_limit, shots,"
+        " fraction, controls, seed, neighbours, temperature (did you mean neighbours?)"
     )
-    assert message(read, ProbeConfig, ["neighbors=5"]) == answer
+    assert message(read, KNNConfig, ["neighbors=5"]) == answer
+
+
+@pytest.mark.parametrize(
+    ("word", "value"),
+    [
+        ("neighbours=20", [20]),
+        ("neighbours=1,5,10", [1, 5, 10]),
+        ("neighbours=[1, 5]", [1, 5]),
+        ("fraction=0.01,0.1", [0.01, 0.1]),
+        ("shots=", []),
+    ],
+)
+def test_a_list_of_any_length_needs_no_brackets(word, value):
+    assert getattr(read(KNNConfig, [word]).config, word.partition("=")[0]) == value
+
+
+def test_what_is_no_list_of_the_type_is_shown_as_typed():
+    assert message(read, KNNConfig, ["shots=1,five"]) == "shots=1,five must be a list of integers"
+    assert message(read, KNNConfig, ["shots=1.5"]) == "shots=1.5 must be a list of integers"
 
 
 def test_a_lower_layer_lies_between_defaults_and_words():
     lower = {"data": {"source": "digits", "batch_size": 8, "mean": (0.5, 0.5, 0.5)}}
-    resolved = read(ProbeConfig, ["data.batch_size=4"], lower)
+    resolved = read(KNNConfig, ["data.batch_size=4"], lower)
     data, origin = resolved.config.data, resolved.origin
     assert (data.source, data.batch_size, data.mean) == ("digits", 4, [0.5, 0.5, 0.5])
     assert [origin[f"data.{name}"] for name in ("source", "batch_size", "std")] == ["run", "command line", "default"]
@@ -385,7 +404,7 @@ def test_a_lower_layer_lies_between_defaults_and_words():
 
 def test_a_fault_in_a_lower_layer_is_answered_with_its_name():
     lower = {"data": {"batch_size": 0}}
-    assert message(read, ProbeConfig, [], lower, origin="run") == "run: data.batch_size=0 must be a positive integer"
+    assert message(read, KNNConfig, [], lower, origin="run") == "run: data.batch_size=0 must be a positive integer"
 
 
 @pytest.mark.parametrize("root", ["configs", "ssl_vit/configs"])

@@ -2,12 +2,9 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
-from ssl_vit.evaluate.features import feature_std, rankme
-from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
 from ssl_vit.evaluate.scores import top_k
 
@@ -53,33 +50,8 @@ def test_one_class_or_broken_features_are_refused():
         logistic_scores(torch.full((4, 2), math.nan), torch.tensor([0, 1, 0, 1]), torch.randn(1, 2))
 
 
-@pytest.mark.parametrize("neighbours", [1, 20, 500])
-@pytest.mark.parametrize("chunk", [7, 1024])
-def test_knn_against_a_loop(neighbours, chunk):
-    (train, labels), (test, _) = blobs(120, 1), blobs(30, 2)
-    scores = knn_scores(train, labels, test, neighbours, temperature=0.07, chunk=chunk)
-    for row, picture in zip(scores, test, strict=True):
-        similarity = [float(torch.cosine_similarity(picture, other, dim=0)) for other in train]
-        votes = np.zeros(4)
-        for index in sorted(range(120), key=lambda i: -similarity[i])[:neighbours]:
-            votes[int(labels[index])] += math.exp(similarity[index] / 0.07)
-        np.testing.assert_allclose(row.numpy(), votes, rtol=1e-3)
-
-
 def test_top_k_counts_hits_and_is_absent_without_enough_classes():
     scores = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
     assert top_k(scores, torch.tensor([2, 1]), 1) == 0.5
     assert top_k(scores, torch.tensor([2, 1]), 2) == 1.0
     assert top_k(scores, torch.tensor([2, 1]), 5) is None
-
-
-def test_feature_std_is_one_for_noise_and_zero_for_a_collapse():
-    assert float(feature_std(torch.randn(2000, 64))) == pytest.approx(1, abs=0.02)
-    assert float(feature_std(torch.ones(2000, 64))) == pytest.approx(0, abs=1e-5)
-
-
-def test_rankme_counts_directions():
-    basis = torch.linalg.qr(torch.randn(32, 32))[0]
-    rotated = torch.linalg.qr(torch.randn(500, 32))[0]
-    assert rankme(rotated @ basis) == pytest.approx(32, rel=1e-3)
-    assert rankme(rotated[:, :5] @ basis[:5]) == pytest.approx(5, rel=1e-2)

@@ -1,0 +1,89 @@
+"""Attentive probe: one learned query reads the tokens of a frozen block (AIM, arXiv:2401.08541, section 4.1).
+
+As in AIM's AttentionPoolingClassifier: BatchNorm over tokens, keys and values by a linear map without bias, no map of
+the query or of what it reads, a classifier without bias. How it is trained is ours: AdamW, the rate falling by a cosine
+per step. Class token and patches are read alike.
+
+Letters: B pictures of a batch, S tokens, D width, K classes.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vit.config.evaluation import LinearProbeConfig
+from ssl_vit.data.draws import permutation
+from ssl_vit.data.sources import Split
+from ssl_vit.evaluate.exam import Exam, Verdict, require_finite
+from ssl_vit.evaluate.features import extract
+from ssl_vit.evaluate.subjects import Subject
+from ssl_vit.optim import scaled_lr
+from ssl_vit.schedules import cosine
+
+HEADS = 12
+"""AIM's attention heads, or the largest number below that divides the width."""
+
+
+class AttentiveHead(nn.Module):
+    """Tokens to class scores."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.heads = max(count for count in range(1, HEADS + 1) if width % count == 0)
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.query = nn.Parameter(torch.randn(width) * 0.02)
+        self.classifier = nn.Linear(width, classes, bias=False)
+
+    def forward(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B K"]:
+        tokens = self.norm(tokens.transpose(1, 2)).transpose(1, 2)
+        keys, values = (part(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.key, self.value))
+        query = self.query.view(self.heads, 1, -1).expand(len(tokens), -1, -1, -1)  # [B, heads, 1, D / heads]
+        return self.classifier(F.scaled_dot_product_attention(query, keys, values).flatten(1))
+
+
+def judge_attentive(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
+    """An attentive head on the tokens of one block, by default the last; tokens are kept in 16 bits."""
+    config, place = exam.config, exam.place
+    block = subject.feature(subject.pools[-1], config.layer or "last", 1).blocks[0]
+    train, labels = tokens_of(exam, subject, block, "train")
+    test, _ = tokens_of(exam, subject, block, "test")
+    epochs, batch_size, base_lr = config.schedule
+    batch_size = min(batch_size, len(train))
+    lr, steps = scaled_lr(base_lr, batch_size), epochs * -(-len(train) // batch_size)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        head = AttentiveHead(train.shape[2], exam.classes).to(place.device)
+    optimizer, step = torch.optim.AdamW(head.parameters(), lr), 0
+    for epoch in range(epochs):
+        for rows in torch.from_numpy(permutation(config.seed, epoch, len(train))).split(batch_size):
+            for group in optimizer.param_groups:
+                group["lr"] = cosine(step / steps, lr, 0.0)
+            loss = F.cross_entropy(head(train[rows].to(place.device).float()), labels[rows].to(place.device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+    head.eval()
+    with torch.no_grad():
+        logits = torch.cat([head(some.to(place.device).float()).cpu() for some in test.split(batch_size)])
+    how = f"attentive probe of {head.heads} heads, AdamW, lr {lr:g}, {epochs} epochs of batch {batch_size}"
+    return Verdict(logits.softmax(1), how, {"blocks": [1 + block], "pool": "attention", "lr": lr})
+
+
+def tokens_of(exam: Exam, subject: Subject, block: int, split: Split) -> tuple[Float[Tensor, "n S D"], Tensor]:
+    """Normed tokens of a split's pictures after a block, in float16, and labels; ValueError where not finite."""
+
+    def describe(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
+        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
+            return subject.tokens(images, [block])[0]
+
+    subject.module.to(exam.place.device).eval()
+    limit = exam.config.train_limit if split == "train" else 0
+    tokens, labels = extract(
+        describe, exam.data, split, limit, exam.config.seed, exam.place, f"{split} tokens", torch.float16
+    )
+    require_finite(tokens)
+    return tokens, labels

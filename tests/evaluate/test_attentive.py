@@ -1,0 +1,75 @@
+"""The attentive probe against PyTorch's own attention, and where only it can see."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ssl_vit.evaluate.attentive import AttentiveHead, judge_attentive, tokens_of
+from ssl_vit.evaluate.subjects import RawPixels
+
+
+@pytest.mark.parametrize(("width", "heads"), [(24, 12), (20, 10), (13, 1)])
+def test_it_is_attention_of_one_query_without_maps_of_query_and_output(width, heads):
+    head, tokens = AttentiveHead(width, 5).eval(), torch.randn(7, 9, width)
+    assert head.heads == heads
+    head.norm.running_mean.normal_()
+    head.norm.running_var.uniform_(0.5, 2)
+    normed = (tokens - head.norm.running_mean) / (head.norm.running_var + 1e-6).sqrt()
+    read, _ = F.multi_head_attention_forward(
+        head.query.expand(1, 7, width), normed.transpose(0, 1), normed.transpose(0, 1), width, heads,
+        in_proj_weight=None, in_proj_bias=None, bias_k=None, bias_v=None, add_zero_attn=False, dropout_p=0.0,
+        out_proj_weight=torch.eye(width), out_proj_bias=None, training=False, use_separate_proj_weight=True,
+        q_proj_weight=torch.eye(width), k_proj_weight=head.key.weight, v_proj_weight=head.value.weight,
+    )  # fmt: skip
+    torch.testing.assert_close(head(tokens), read[0] @ head.classifier.weight.T, atol=1e-5, rtol=1e-4)
+
+
+def test_batch_norm_is_over_all_tokens_of_a_batch():
+    head, tokens = AttentiveHead(8, 2).train(), 3 * torch.randn(6, 10, 8) + 1
+    head(tokens)
+    torch.testing.assert_close(head.norm.running_mean, 0.1 * tokens.mean((0, 1)))
+
+
+def test_it_has_no_bias_anywhere():
+    assert {name for name, _ in AttentiveHead(8, 2).named_parameters()} == {
+        "query",
+        "key.weight",
+        "value.weight",
+        "classifier.weight",
+    }
+
+
+def test_tokens_are_those_of_the_block_in_16_bits(make_exam, subject, encoder):
+    exam = make_exam(protocol="attentive")
+    tokens, labels = tokens_of(exam, subject, 1, "test")
+    images = torch.cat([exam.data.normalize(batch["images"]) for batch in exam.data.eval_dataloader("test")])
+    with torch.no_grad():
+        (expected,) = encoder.layer_tokens(images, [1])
+    assert tokens.dtype == torch.float16
+    torch.testing.assert_close(tokens.float(), expected, atol=2e-3, rtol=1e-3)  # eleven bits
+    assert torch.equal(labels, exam.test_labels)
+
+
+def test_it_finds_the_one_patch_that_tells_the_class(make_exam, monkeypatch):
+    """Every picture has the same mean over patches, so no pooled feature can tell."""
+    exam = make_exam(protocol="attentive", epochs=60, base_lr=0.1)
+    pixels = RawPixels((16, 16), 3, 4)
+
+    def tokens(exam, subject, block, split):
+        labels = exam.train_labels if split == "train" else exam.test_labels
+        noise = torch.randn(len(labels), 6, 6)
+        values = torch.cat([noise, torch.full((len(labels), 6, 1), -1.0)], dim=2)
+        values[:, 3] = torch.cat([5 * F.one_hot(labels, 6).float(), torch.ones(len(labels), 1)], dim=1)
+        values[:, 5, :6] -= values[:, :, :6].sum(1)
+        return values.half(), labels
+
+    monkeypatch.setattr("ssl_vit.evaluate.attentive.tokens_of", tokens)
+    verdict = judge_attentive(exam, pixels)
+    assert float((verdict.probabilities.argmax(1) == exam.test_labels).float().mean()) >= 0.9
+
+
+def test_the_same_seed_gives_the_same_figures(make_exam, subject):
+    settings = {"protocol": "attentive", "epochs": 2, "layer": 2}
+    one, two = (judge_attentive(make_exam(**settings), subject) for _ in range(2))
+    assert torch.equal(one.probabilities, two.probabilities)
+    assert one.head["blocks"] == [2]

@@ -1,0 +1,173 @@
+"""Frozen features: every pooling from one pass, in memory or in a file, alone or shared over processes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_vit.evaluate.features import (
+    Place,
+    Table,
+    best_feature,
+    cover,
+    describer,
+    extract,
+    feature_std,
+    held_out_parts,
+    rankme,
+    tracked,
+)
+from ssl_vit.evaluate.subjects import Feature, RawPixels
+
+ROOT = Path(__file__).resolve().parents[2]
+FEATURES = [Feature(blocks, pool) for blocks in ((2,), (0, 1, 2), (1,)) for pool in ("cls", "mean", "both")]
+
+
+def test_every_feature_is_read_in_one_pass(make_exam, subject, encoder):
+    exam = make_exam()
+    table = exam.table(subject, FEATURES, "test")
+    images = torch.cat([exam.data.normalize(batch["images"]) for batch in exam.data.eval_dataloader("test")])
+    for feature in FEATURES:
+        with torch.no_grad():
+            expected = encoder.features(images, feature.blocks, feature.pool)
+        torch.testing.assert_close(table.part(feature), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(table.part(feature, torch.tensor([3, 1])), expected[[3, 1]], atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_before_the_final_norm(make_exam, subject, encoder):
+    images = torch.randn(2, 3, 16, 16)
+    for block, tokens in enumerate(subject.tokens(images, [0, 1, 2], normed=False)):
+        (normed,) = subject.tokens(images, [block])
+        torch.testing.assert_close(encoder.norm(tokens), normed)
+    expected = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
+    torch.testing.assert_close(subject.features(images, [2], "both", normed=False), expected)
+
+
+def test_a_cover_holds_what_it_must():
+    assert cover([Feature((2,), "cls"), Feature((0, 2), "cls")]) == Feature((0, 2), "cls")
+    assert cover([Feature((2,), "cls"), Feature((1,), "mean")]) == Feature((1, 2), "both")
+
+
+def test_a_table_without_the_feature_says_so():
+    table = Table(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), Feature((0,), "mean"))
+    with pytest.raises(ValueError, match="has no Feature"):
+        table.part(Feature((0,), "cls"))
+
+
+def test_what_memory_does_not_hold_lies_in_a_file_that_leaves_nothing_behind(make_exam, subject, tmp_path):
+    exam, describe = make_exam(), describer(subject, FEATURES[0])
+    inside, _ = extract(describe, exam.data, "train")
+    outside, labels = extract(describe, exam.data, "train", place=Place(memory_gb=1e-7, folder=tmp_path / "made"))
+    assert torch.equal(inside, outside)
+    assert torch.equal(labels, exam.train_labels)
+    assert ".features-" in Path("/proc/self/maps").read_text()
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_raw_pixels_are_the_picture_and_its_patches():
+    images, pixels = torch.randn(2, 3, 16, 16), RawPixels((16, 16), 3, 4)
+    assert torch.equal(pixels.features(images, [0], "whole"), images.flatten(1))
+    assert pixels.tokens(images, [0])[0].shape == (2, 16, 48)
+    assert pixels.feature("mean", "last", 4) == Feature((0,), "whole")
+
+
+def test_a_block_or_pooling_that_is_not_there_is_named(subject):
+    assert subject.feature("cls", "last", 4) == Feature((0, 1, 2), "cls")
+    assert subject.feature("cls", 2, 1) == Feature((1,), "cls")
+    with pytest.raises(ValueError, match="layer=4 must be at most 3, the encoder's blocks"):
+        subject.feature("cls", 4, 1)
+    subject.pools = ("mean",)
+    with pytest.raises(ValueError, match="pool=cls must be one of mean: this encoder has no class token"):
+        subject.feature("cls", "last", 1)
+
+
+def test_held_out_parts_keep_shares_and_grow_in_number_as_sets_shrink():
+    labels = torch.arange(100) % 4
+    parts = list(held_out_parts(labels))
+    assert len(parts) == 5
+    assert len(list(held_out_parts(torch.arange(5000) % 4))) == 1
+    for part in parts:
+        assert torch.bincount(labels[part]).tolist() == [5] * 4
+    assert not torch.equal(parts[0], parts[1])
+
+
+def test_the_best_feature_is_the_one_that_tells_held_out_pictures():
+    labels = torch.arange(60) % 3
+    values = torch.cat([torch.randn(60, 3), torch.nn.functional.one_hot(labels, 3).float()], dim=1)
+    table = Table(values, labels, Feature((0, 1), "mean"))
+    asked = []
+
+    def scores_of(train, train_labels, held_out):
+        asked.append((len(train), len(held_out)))
+        return [torch.zeros(len(held_out), 3), held_out]
+
+    best = best_feature(scores_of, table, [Feature((0,), "mean"), Feature((1,), "mean")])
+    assert best == (Feature((1,), "mean"), 1)
+    assert set(asked) == {(48, 12)}
+
+
+SHARED = """
+import sys, torch
+from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.module import ImageDataModule
+from ssl_vit.distributed import joined
+from ssl_vit.encoder import VisionTransformer
+from ssl_vit.evaluate.features import Place, describer, extract
+from ssl_vit.evaluate.subjects import OwnEncoder
+torch.manual_seed(3)
+subject = OwnEncoder(VisionTransformer(width=24, depth=3, heads=2, patch_size=4, image_size=16).eval())
+config = DataConfig(source="folder", path=sys.argv[1], batch_size=4, workers=0)
+with joined() as share:
+    data = ImageDataModule(None, config, image_size=16)
+    describe = describer(subject, subject.feature("both", "last", 1))
+    found = [extract(describe, data, split, limit, place=Place(share=share)) for split, limit in
+             (("train", 0), ("train", 29), ("test", 11))]
+if share[0] == 0:
+    torch.save(found, sys.argv[2])
+"""
+
+
+def test_two_processes_find_what_one_does(data_config, tmp_path, free_port):
+    """29 and 11 pictures do not divide by two, and 15 are no whole number of batches of 4."""
+    found = {}
+    for processes in (1, 2):
+        out, running = tmp_path / f"{processes}.pt", []
+        for rank in range(processes):
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "RANK": str(rank)}
+            environment = {**os.environ, **shared, "WORLD_SIZE": str(processes), "PYTHONPATH": str(ROOT)}
+            words = [sys.executable, "-c", SHARED, data_config.path, str(out)]
+            running.append(subprocess.Popen(words, env=environment))
+        assert [process.wait(timeout=120) for process in running] == [0] * processes
+        found[processes] = torch.load(out, weights_only=True)
+    for (one, labels), (two, other_labels) in zip(found[1], found[2], strict=True):
+        torch.testing.assert_close(one, two)  # batches differ in size, so the last bits of a product may
+        assert torch.equal(labels, other_labels)
+
+
+def test_feature_std_is_one_for_noise_and_zero_for_a_collapse():
+    assert float(feature_std(torch.randn(2000, 64))) == pytest.approx(1, abs=0.02)
+    assert float(feature_std(torch.ones(2000, 64))) == pytest.approx(0, abs=1e-5)
+
+
+def test_rankme_counts_directions():
+    basis = torch.linalg.qr(torch.randn(32, 32))[0]
+    rotated = torch.linalg.qr(torch.randn(500, 32))[0]
+    assert rankme(rotated @ basis) == pytest.approx(32, rel=1e-3)
+    assert rankme(rotated[:, :5] @ basis[:5]) == pytest.approx(5, rel=1e-2)
+
+
+def test_a_bar_is_shown_on_a_terminal_alone_and_leaves_no_line(make_exam, monkeypatch, capsys):
+    loader = make_exam().data.eval_dataloader("test")
+    assert len(list(tracked(loader, "test features"))) == 2
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    assert len(list(tracked(loader, "test features"))) == 2
+    shown = capsys.readouterr().err
+    assert "test features" in shown
+    assert shown.endswith("\x1b[2K")  # the line is erased
+    assert len(list(tracked(loader, ""))) == 2
+    assert capsys.readouterr().err == ""
