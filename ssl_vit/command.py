@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ssl_vit.config.load import ConfigError, Resolved, read, read_run
-from ssl_vit.config.schema import RunConfig, TrainingRun
+from ssl_vit.config.finetune import FinetuneRun
+from ssl_vit.config.load import ConfigError, Resolved, read, read_finetune, read_run
+from ssl_vit.config.recipes import FINETUNE, TOKENIZER, recipes
+from ssl_vit.config.schema import TrainingRun
+from ssl_vit.config.tokenizers import TokenizerRun
 from ssl_vit.config.tools import ProbeConfig
 from ssl_vit.runs import CONFIG, facts_of, newest_run, run_prefix
 
@@ -36,7 +39,7 @@ def read_run_words(words: list[str], read_words: Callable[[list[str]], Resolved[
     """A run's settings; with resume= they are those of the run it continues, and run_dir is its directory.
 
     Args:
-        read_words: read_run for a pretraining, read_tokenizer for a tokenizer's training.
+        read_words: read_run for a pretraining, read_tokenizer for a tokenizer's training, and so on.
 
     Raises:
         ConfigError, FileNotFoundError: a setting is wrong; the run to continue is not there.
@@ -68,10 +71,58 @@ def resumed_run(resolved: Resolved[Run]) -> Path | None:
     if config.run_dir:
         return Path(config.run_dir) if (Path(config.run_dir) / CONFIG).exists() else None
     try:
-        name = resolved.method if isinstance(config, RunConfig) else "tokenizer"
+        name = TOKENIZER if isinstance(config, TokenizerRun) else resolved.method
         return newest_run(run_prefix(name, config.recipe), CONFIG)
     except FileNotFoundError:
         return None
+
+
+def read_finetune_words(words: list[str]) -> Resolved[FinetuneRun]:
+    """A fine-tuning's settings: its data is by default what the encoder was trained on, its recipe the one so named.
+
+    Raises:
+        ConfigError, FileNotFoundError: a setting is wrong; there is no such encoder, or no such run to continue.
+    """
+    return read_run_words(words, _read_on_encoder)
+
+
+def _read_on_encoder(words: list[str]) -> Resolved[FinetuneRun]:
+    given = {word.partition("=")[0] for word in words}
+    resolved = read_finetune(words)
+    if "recipe" not in given and resolved.config.resume not in ("", "auto"):
+        return resolved  # the run to continue has it all
+    encoder = Path(resolved.config.encoder) if resolved.config.encoder else newest_run()
+    if not encoder.exists():
+        raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
+    facts = facts_of(encoder)
+    if "recipe" not in given:
+        words = [*words, f"recipe={_recipe_for(encoder, facts)}"]
+        resolved = read_finetune(words)
+    set_above = {key for key, origin in resolved.origin.items() if origin != "default"}
+    resolved = read_finetune(words, {"data": _pictures_of(facts, resolved.config, set_above)})
+    resolved.config.encoder = str(encoder)
+    if "recipe" not in given:
+        resolved.origin["recipe"] = "encoder"
+    return resolved
+
+
+def _recipe_for(encoder: Path, facts: dict[str, Any]) -> str:
+    """The recipe named as that of the encoder's pretraining."""
+    legal, name = recipes(FINETUNE), facts.get("recipe", "")
+    if name not in legal:
+        said = f"its recipe={name} has no counterpart" if name else "it does not say by which recipe it was trained"
+        raise ConfigError(f"recipe= is missing for encoder={encoder}: {said}; give one of {', '.join(legal)}")
+    return name
+
+
+def _pictures_of(facts: dict[str, Any], config: FinetuneRun, set_above: set[str]) -> dict[str, Any]:
+    """An encoder's data settings, without its place where another source or path is given."""
+    data: dict[str, Any] = dict(facts.get("data", {}))
+    if data.get("source") == "digits" and "data.path" in set_above:
+        del data["source"]  # which has no path: then it is a folder's
+    if "data.path" in set_above or ("data.source" in set_above and config.data.source != data.get("source")):
+        data |= {"path": "", "test_path": ""}
+    return data
 
 
 def read_probe_words(words: list[str]) -> Resolved[ProbeConfig]:

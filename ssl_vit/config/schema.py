@@ -117,7 +117,8 @@ class EncoderConfig(PatchGrid):
     mlp_ratio: float = 4.0
     """Hidden width of a block's MLP, in widths."""
     positions: str = "learned"
-    """learned, sincos (fixed 2-D sine-cosine), or relative (BEiT's bias of the attention scores, shared by blocks)."""
+    """learned, sincos (fixed 2-D sine-cosine), relative (BEiT's bias of the attention scores, shared by blocks), or
+    relative_per_block (one for each, as in BEiT's fine-tuning)."""
     registers: int = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
     layer_scale: float | None = None
@@ -139,12 +140,17 @@ class EncoderConfig(PatchGrid):
         require(width % 4 == 0, "encoder.width", width, "a multiple of 4")
         require(self.mlp_ratio > 0, "encoder.mlp_ratio", self.mlp_ratio, "positive")
         self.check("encoder")
-        one_of("encoder.positions", self.positions, ("learned", "sincos", "relative"))
+        one_of("encoder.positions", self.positions, ("learned", "sincos", "relative", "relative_per_block"))
         require(self.registers >= 0, "encoder.registers", self.registers, "0 or more")
-        rule = "0 with encoder.positions=relative: a register has no place"
-        require(self.registers == 0 or self.positions != "relative", "encoder.registers", self.registers, rule)
+        rule = f"0 with encoder.positions={self.positions}: a register has no place"
+        require(self.registers == 0 or not self.relative, "encoder.registers", self.registers, rule)
         require(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
         one_of("encoder.init", self.init, ("trunc_normal", "xavier", "beit"))
+
+    @property
+    def relative(self) -> bool:
+        """Whether positions are a bias of the attention scores."""
+        return self.positions in ("relative", "relative_per_block")
 
     @property
     def shape(self) -> tuple[int, int, int]:
