@@ -20,7 +20,7 @@ from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Encod
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.data.sources import open_source
 from ssl_vit.encoder import VisionTransformer
-from ssl_vit.evaluate.classifier import Classifier, encoder_to_tune
+from ssl_vit.evaluate.classifier import Classifier, start_of
 from ssl_vit.evaluate.features import extract
 from ssl_vit.evaluate.finetune import FineTune
 from ssl_vit.evaluate.scores import confusion_picture, figures
@@ -40,14 +40,14 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]]:
     started = time.time()
     pl.seed_everything(config.seed, verbose=False)
     config = replace(config, encoder=config.encoder or str(newest_run()))
-    encoder = encoder_to_tune(config)
+    encoder, architecture = start_of(config)
     config = replace(config, data=with_statistics(config.data, encoder))
-    data = labelled_data(config, encoder.config)
-    objective = objective_of(config, encoder, data)  # what does not fit shows before anything is written
+    data = labelled_data(config, architecture)
+    objective = objective_of(config, encoder, architecture, data)  # what does not fit shows before anything is written
     data.view = objective.views()
     run_dir, checkpoint = open_run(config, FINETUNE, FINETUNE)
     result: dict[str, Any] = {}
-    if fit(config, objective, data, run_dir, checkpoint, Exam(config.monitor, run_dir), encoder.config):
+    if fit(config, objective, data, run_dir, checkpoint, Exam(config.monitor, run_dir), architecture):
         result = judge(config, objective, data, run_dir) | {"seconds": round(time.time() - started, 1)}
         print(f"saved {objective.export(run_dir, **facts_of_run(config, objective))}")
         write_json(run_dir / "finetune.json", result)
@@ -106,15 +106,25 @@ def require_channels(config: FinetuneRun, channels: int) -> None:
             )
 
 
-def objective_of(config: FinetuneRun, encoder: VisionTransformer, data: ImageDataModule) -> FineTune:
-    """The classifier and what trains it, teacher included."""
-    method, distill = config.method, config.distill
-    distilled = bool(distill.teacher)
-    model = Classifier(encoder, data.classes, method.pool, distilled, method.head_std)
+def objective_of(
+    config: FinetuneRun, encoder: VisionTransformer, architecture: EncoderConfig, data: ImageDataModule
+) -> FineTune:
+    """What trains the run's classifier, teacher included."""
     counts = torch.bincount(torch.from_numpy(data.labels("train")), minlength=len(data.classes))
-    statistics = (config.data.mean, config.data.std)
-    teacher = load_teacher(distill.teacher, data.classes, encoder.config, statistics) if distilled else None
-    return FineTune(model, config.optim, config.seed, counts=counts, teacher=teacher, distill=distill, **vars(method))
+    teacher, statistics = None, (config.data.mean, config.data.std)
+    if config.distill.teacher:
+        teacher = load_teacher(config.distill.teacher, data.classes, architecture, statistics)
+    return FineTune(
+        encoder,
+        data.classes,
+        config.optim,
+        config.seed,
+        image_size=config.image_size,
+        counts=counts,
+        teacher=teacher,
+        distill=config.distill,
+        **vars(config.method),
+    )
 
 
 class Exam(Look):

@@ -14,11 +14,11 @@ def main(words: list[str]) -> None:
         return
     resolved = read_finetune_words([word for word in words if word != "--dry-run"])
     if "--dry-run" in words:
-        from ssl_vit.evaluate.classifier import encoder_to_tune
+        from ssl_vit.evaluate.classifier import start_of
         from ssl_vit.plan import make_plan
 
-        encoder = encoder_to_tune(resolved.config)
-        print(resolved_table(resolved), *make_plan(resolved.config, encoder.config).lines(), sep="\n")
+        _, architecture = start_of(resolved.config)
+        print(resolved_table(resolved), *make_plan(resolved.config, architecture).lines(), sep="\n")
         return
     from ssl_vit.finetune import finetune
 

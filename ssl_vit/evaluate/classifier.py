@@ -100,10 +100,10 @@ def _head(width: int, classes: int, std: float) -> nn.Linear:
     return head
 
 
-def tunable(
-    start: VisionTransformer, image_size: Any = None, drop_path: float = 0.0, block_positions: bool = True
-) -> VisionTransformer:
-    """A copy of an encoder to be fine-tuned: its weights on another picture size, with drop path.
+def tuned_config(
+    config: EncoderConfig, image_size: Any = None, drop_path: float = 0.0, block_positions: bool = True
+) -> EncoderConfig:
+    """The architecture of an encoder to be fine-tuned: on another picture size, with drop path.
 
     Sine-cosine positions become a learned parameter that starts from them, as in MAE's authors' fine-tuning. Relative
     positions shared by the blocks become a table for each block, as in BEiT's.
@@ -115,25 +115,33 @@ def tunable(
         ValueError: image_size is no multiple of the patch.
     """
     kinds = {"sincos": "learned", "relative": "relative_per_block" if block_positions else "relative"}
-    positions = kinds.get(start.config.positions, start.config.positions)
-    size, patch = start.config.image_size if image_size is None else image_size, start.patch_size
+    positions = kinds.get(config.positions, config.positions)
+    size, patch = config.image_size if image_size is None else image_size, config.patch_size
     whole = all(side % patch == 0 for side in (size if isinstance(size, list | tuple) else [size]))
     require(whole, "image_size", size, f"a multiple of {patch}, the encoder's patch")
-    config: EncoderConfig = replace(start.config, image_size=size, drop_path=drop_path, positions=positions)
-    encoder = VisionTransformer(config)
+    return replace(config, image_size=size, drop_path=drop_path, positions=positions)
+
+
+def tunable(start: VisionTransformer, *changes: Any, **more: Any) -> VisionTransformer:
+    """A copy of an encoder with the architecture that tuned_config makes of its own, and all of its weights."""
+    encoder = VisionTransformer(tuned_config(start.config, *changes, **more))
     transfer(start, encoder, "the encoder to fine-tune")
     encoder.facts = start.facts
     return encoder
 
 
-def encoder_to_tune(config: FinetuneRun) -> VisionTransformer:
-    """A run's encoder, pretrained or from fresh weights, on its picture size and with its drop path."""
+def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
+    """Where a run starts, the pretrained encoder or one like it with fresh weights; the architecture it is tuned with.
+
+    Raises:
+        FileNotFoundError, ValueError: as load_encoder and tuned_config.
+    """
     start = load_encoder(config.encoder)
     if config.init == "scratch":
         fresh = VisionTransformer(start.config)
         fresh.facts, start = start.facts, fresh
     method = config.method
-    return tunable(start, config.image_size, method.drop_path, method.block_positions)
+    return start, tuned_config(start.config, config.image_size, method.drop_path, method.block_positions)
 
 
 def save_classifier(model: Classifier, folder: Path, **facts: Any) -> Path:

@@ -24,7 +24,8 @@ from ssl_vit.data.mixing import draw_boxes, draw_mix, erase, mix_pictures, mix_t
 from ssl_vit.data.photometry import Photometry
 from ssl_vit.data.views import RandomCrop
 from ssl_vit.ema import follow, frozen_copy
-from ssl_vit.evaluate.classifier import Classifier, save_classifier
+from ssl_vit.encoder import VisionTransformer
+from ssl_vit.evaluate.classifier import Classifier, save_classifier, tunable
 from ssl_vit.objective import Objective
 from ssl_vit.optim import layer_groups
 
@@ -82,16 +83,19 @@ class FineTune(Objective):
     """A classifier trained on labels, and on a teacher's answers where there is one.
 
     Args:
-        model: what is trained; see ssl_vit.evaluate.classifier.
+        encoder: where to start; it is copied.
+        classes: names, in the order of the labels.
         optim: an OptimConfig, or a dict of the fields that differ from MAE's.
         seed: every draw of a step is a function of (seed, epoch, batch, rank).
+        image_size: picture in pixels, a side or [height, width]; None is the encoder's.
         counts: training pictures of each class, for class_weights.
-        teacher: normalised pictures [B, C, H, W] -> class scores [B, K]; for a model with a distillation token.
+        teacher: normalised pictures [B, C, H, W] -> class scores [B, K]; adds a distillation token.
         distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
         options: fields of FinetuneConfig, such as mixup.
 
     Raises:
-        ValueError: class_weights without counts, or augmentation that the encoder's channels do not allow.
+        ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, a picture size
+            that is no multiple of its patch, a teacher for one with relative positions.
     """
 
     Config = FinetuneRun
@@ -100,10 +104,12 @@ class FineTune(Objective):
 
     def __init__(
         self,
-        model: Classifier,
+        encoder: VisionTransformer,
+        classes: list[str],
         optim: OptimConfig | dict[str, Any] | None = None,
         seed: int = 0,
         *,
+        image_size: Any = None,
         counts: Int64[Tensor, " K"] | None = None,
         teacher: nn.Module | None = None,
         distill: DistillConfig | dict[str, Any] | None = None,
@@ -111,18 +117,17 @@ class FineTune(Objective):
     ) -> None:
         super().__init__(optim, seed, **options)
         self.distill: DistillConfig = override(DistillConfig(), distill, "distill")
-        self.model = model
-        cfg, channels = self.options, model.encoder.config.channels
+        cfg, channels = self.options, encoder.config.channels
         for name in ("randaugment", "jitter"):
             if getattr(cfg, name) and channels not in (1, 3):
                 raise ValueError(
                     f"method.{name}={getattr(cfg, name):g} must be 0 for pictures of {channels} channels: colours are "
                     "defined for 1 or 3"
                 )
-        if (teacher is not None) != model.distilled:
-            raise ValueError("a teacher needs Classifier(distilled=True), and a distillation token needs a teacher=")
+        tuned = tunable(encoder, image_size, cfg.drop_path, cfg.block_positions)
+        self.model = Classifier(tuned, classes, cfg.pool, teacher is not None, cfg.head_std)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
-        self.averaged = frozen_copy(model) if cfg.ema else None
+        self.averaged = frozen_copy(self.model) if cfg.ema else None
         if cfg.class_weights and counts is None:
             raise ValueError("method.class_weights=true needs counts=, the training pictures of each class")
         weights = balancing_weights(counts) if cfg.class_weights and counts is not None else None
