@@ -80,7 +80,8 @@ def labelled_data(config: FinetuneRun, architecture: EncoderConfig) -> ImageData
     if len(learned) < 2:
         name = data.classes[learned[0]]
         raise ValueError(f"data.path={path} has pictures of one class alone, {name}: a classifier needs two at least")
-    unknown = [data.classes[label] for label in asked if label not in learned]
+    untaught = [data.classes[label] for label in asked if label not in learned]
+    unknown = list(dict.fromkeys([*data.foreign_classes, *untaught]))
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         names = ", ".join(unknown[:3]) + more

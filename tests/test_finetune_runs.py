@@ -210,6 +210,9 @@ def test_labels_that_cannot_be_learnt_are_one_line():
     message = r"data.test_path=test: the test pictures have the class cow, dog, of which there is no training picture"
     with pytest.raises(ValueError, match=message):
         tune("data.path=train", "data.test_path=test")
+    folder_of("other", ["elk", "fox"])
+    with pytest.raises(ValueError, match=r"data.test_path=other: the test pictures have the class elk, fox, of which"):
+        tune("data.path=train", "data.test_path=other")
     assert not list(Path("runs").glob("finetune-*"))
 
 

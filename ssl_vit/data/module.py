@@ -45,8 +45,8 @@ class ImageDataModule(pl.LightningDataModule):
     its fields as keywords. image_size: pixels of an evaluation picture, a side or (height, width). channels: of a
     picture. seed: of order, views and held-out part. labelled: train on pictures with a label that are not held out.
 
-    After setup() there are has_labels, num_classes, classes (names, in the order of the labels) and split_note (how the
-    test part came about).
+    After setup() there are has_labels, num_classes, classes (names, in the order of the labels), foreign_classes (those
+    that the test part alone has) and split_note (how the test part came about).
 
     A labelled source without a test part: 20 % of its pictures, drawn by seed, stand in for one. They are left out of
     `eval_dataloader("train")` and of labelled training; pretraining sees every picture, without its label.
@@ -95,6 +95,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Choose the pictures of each evaluation split, and note how the test part came about."""
         self.classes = list(train.classes)
         self.has_labels = bool((train.labels >= 0).any())
+        self.foreign_classes = [name for name in test.classes if name not in self.classes] if test is not None else []
         usable = np.flatnonzero(train.labels >= 0) if self.has_labels else np.arange(len(train))
         self.split_note = "its own test part"
         test_labels = np.full(0, -1) if test is None else self._renumbered(test)
