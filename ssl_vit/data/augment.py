@@ -75,7 +75,7 @@ def operate(name: str, picture: Picture, magnitude: float, sign: int, fill: Sequ
 
     Args:
         magnitude: in 0 .. 10, in timm's units: 10 turns by 30 degrees, shears by .3, shifts by .45 of a side, changes
-            colour, contrast, brightness and sharpness by .9, keeps no bit, inverts all, adds 110.
+            colour, contrast, brightness and sharpness by .9, keeps one bit, inverts all, adds 110.
         sign: 1 or -1, the direction of what has two.
         fill: value of each channel where a moved picture leaves a gap, in 0 .. 255.
     """
@@ -87,7 +87,7 @@ def operate(name: str, picture: Picture, magnitude: float, sign: int, fill: Sequ
     if name == "invert":
         return 255 - picture
     if name == "posterize":
-        return F.posterize(picture, 4 - int(share * 4))
+        return F.posterize(picture, max(1, 4 - int(share * 4)))
     if name == "solarize":
         threshold = 256 - int(share * 256)
         return picture if threshold > 255 else torch.where(picture >= threshold, 255 - picture, picture)

@@ -71,7 +71,7 @@ def test_one_kind_alone_is_always_that_kind(mixup, cutmix, boxed):
     random = np.random.default_rng(0)
     mixes = [draw_mix(32, 32, mixup, cutmix, 1.0, 0.5, random) for _ in range(50)]
     assert {mix.box is not None for mix in mixes if mix.share < 1} == {boxed}
-    assert len({mix.share for mix in mixes}) > 40
+    assert len({mix.share for mix in mixes}) > 30
 
 
 def test_nothing_asked_for_is_nothing_done():

@@ -166,7 +166,7 @@ def test_overfits_eight_pictures(tmp_path):
     images, labels = pictures()
     before = float(objective.losses((images, labels))["classification"].detach())
     assert before == pytest.approx(math.log(4), abs=1e-3)  # a head of 2e-5 says nothing at first
-    fit(objective, tmp_path, batches=1, max_epochs=60)
+    fit(objective, tmp_path, batches=1, max_epochs=150)
     assert float(objective.losses((images, labels))["classification"].detach()) < 0.05
     assert bool((objective.judged().eval()(images).argmax(1) == labels).all())
 
@@ -234,7 +234,7 @@ def test_the_teacher_is_frozen_and_sees_what_the_student_sees(kind):
     assert not teacher.seen[0][1]
     assert all(parameter.grad is None for parameter in teacher.parameters())
     assert float(model.head_dist.weight.grad.norm()) > 0
-    assert float(losses["classification"]) == pytest.approx(0.75 * math.log(4), abs=0.01)
+    assert float(losses["classification"].detach()) == pytest.approx(0.75 * math.log(4), abs=0.01)
 
 
 def test_two_heads_learn_from_labels_and_from_the_teacher_and_answer_together():
