@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from ssl_vit.checkpoint import load_encoder, save_encoder
     from ssl_vit.data.module import ImageDataModule
     from ssl_vit.encoder import VisionTransformer
+    from ssl_vit.evaluate.classifier import Classifier, load_classifier
+    from ssl_vit.evaluate.finetune import FineTune
     from ssl_vit.methods.beit import BEiT
     from ssl_vit.methods.dino import DINO
     from ssl_vit.methods.mae import MAE
@@ -20,8 +22,11 @@ __all__ = [
     "DINO",
     "MAE",
     "BEiT",
+    "Classifier",
+    "FineTune",
     "ImageDataModule",
     "VisionTransformer",
+    "load_classifier",
     "load_encoder",
     "load_tokenizer",
     "save_encoder",
@@ -31,8 +36,11 @@ _HOME = {
     "BEiT": "ssl_vit.methods.beit",
     "DINO": "ssl_vit.methods.dino",
     "MAE": "ssl_vit.methods.mae",
+    "Classifier": "ssl_vit.evaluate.classifier",
+    "FineTune": "ssl_vit.evaluate.finetune",
     "ImageDataModule": "ssl_vit.data.module",
     "VisionTransformer": "ssl_vit.encoder",
+    "load_classifier": "ssl_vit.evaluate.classifier",
     "load_encoder": "ssl_vit.checkpoint",
     "load_tokenizer": "ssl_vit.tokenizers.base",
     "save_encoder": "ssl_vit.checkpoint",

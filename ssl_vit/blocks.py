@@ -43,11 +43,16 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one matrix for queries, keys and values."""
+    """Multi-head self-attention with one matrix for queries, keys and values.
 
-    def __init__(self, width: int, heads: int) -> None:
+    relations: rows of a table of relative positions of its own, zero at first; 0: it has none.
+    """
+
+    def __init__(self, width: int, heads: int, relations: int = 0) -> None:
         super().__init__()
         self.heads = heads
+        if relations:
+            self.relative_position_bias_table = nn.Parameter(torch.zeros(relations, heads))
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -112,10 +117,11 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         drop_path: float = 0.0,
+        relations: int = 0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, heads, relations)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio))
@@ -130,7 +136,7 @@ class Block(nn.Module):
 def run_blocks(
     blocks: Iterable[nn.Module],
     sequences: Sequence[Float[Tensor, "_ _ D"]],
-    biases: Biases | None = None,
+    biases: Sequence[Biases] | None = None,
     checkpointed: bool = False,
 ) -> list[Float[Tensor, "_ _ D"]]:
     """Batches of sequences, each [B, S, D] with its own B and S, through blocks.
@@ -138,15 +144,15 @@ def run_blocks(
     Every linear map runs once over all tokens; only attention is split by batch. Nothing is padded.
 
     Args:
-        biases: of the attention scores, the same ones in every block.
+        biases: of the attention scores, in block after block.
         checkpointed: recompute each block in the backward pass.
     """
     layout = [(len(tokens), tokens.shape[1]) for tokens in sequences]
     flat = [tokens.flatten(0, 1) for tokens in sequences]
     x = flat[0] if len(flat) == 1 else torch.cat(flat)
-    biases = biases or [None] * len(layout)
-    for block in blocks:
-        x = checkpoint(block, x, layout, biases, use_reentrant=False) if checkpointed else block(x, layout, biases)
+    blocks = list(blocks)
+    for block, own in zip(blocks, biases or [[None] * len(layout)] * len(blocks), strict=True):
+        x = checkpoint(block, x, layout, own, use_reentrant=False) if checkpointed else block(x, layout, own)
     return [part.unflatten(0, shape) for part, shape in zip(x.split(lengths(layout)), layout, strict=True)]
 
 

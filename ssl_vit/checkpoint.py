@@ -42,7 +42,8 @@ def save_encoder(encoder: VisionTransformer, folder: Path, **facts: Any) -> Path
 def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
     """An encoder in eval mode from a run, encoder.safetensors, a Lightning .ckpt, or an official .pth.
 
-    Official ones are MAE's, DINO's, BEiT's (pretraining), and plain Vision Transformers in timm's names.
+    Official ones are MAE's, DINO's, BEiT's, and plain Vision Transformers in timm's names; of fine-tuned ones without
+    the head, and with the norm of their mean as the encoder's.
 
     `encoder.facts` holds what is known of it: mean and std of its pictures, and for our own its method and data.
     A DINO checkpoint holds two: the teacher, which is what its authors release and what is loaded by default, and the
@@ -74,7 +75,7 @@ def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
     return encoder.eval()
 
 
-def load_strictly(encoder: VisionTransformer, state: State, where: Path) -> None:
+def load_strictly(encoder: VisionTransformer, state: State, where: Path | str) -> None:
     """Load every weight of an encoder; ValueError as require_fit."""
     require_fit(encoder.state_dict(), state, where)
     encoder.load_state_dict(state)
@@ -96,25 +97,38 @@ def require_fit(own: State, state: State, where: Path | str) -> None:
 
 
 def initialise(encoder: VisionTransformer, source: str | Path) -> None:
+    """As transfer, from anything that load_encoder reads."""
+    transfer(load_encoder(source), encoder, f"init_from={source}")
+
+
+def transfer(start: VisionTransformer, encoder: VisionTransformer, where: str) -> None:
     """Copy the weights of another encoder of the same shape; positions are resampled where the grid differs.
 
-    A fixed sine-cosine table stays the encoder's own.
+    A fixed sine-cosine table stays the encoder's own; where the encoder learns its positions, it starts from one.
+
+    Args:
+        where: what to call the start in an error.
     """
-    start = load_encoder(source)
-    state = start.state_dict()
-    rows, kinds = encoder.class_rows, (encoder.config.positions, start.config.positions)
-    if kinds == ("relative", "relative"):
-        state[RELATIONS] = resample_relations(state[RELATIONS], start.grid, encoder.grid)
-    elif "relative" in kinds:
-        raise ValueError(
-            f"init_from={source} was made with encoder.positions={kinds[1]}, this run has {kinds[0]}: make them alike"
-        )
-    elif encoder.config.positions == "sincos":
+    state, rows = start.state_dict(), encoder.class_rows
+    ours, theirs = encoder.config.positions, start.config.positions
+    if ours == theirs and encoder.config.relative:
+        state |= {name: resample_relations(state[name], start.grid, encoder.grid) for name in _tables(state)}
+    elif (theirs, ours) == ("relative", "relative_per_block"):
+        shared = resample_relations(state.pop(RELATIONS), start.grid, encoder.grid)
+        state |= {name: shared.clone() for name in _tables(encoder.state_dict())}
+    elif encoder.config.relative or start.config.relative:
+        raise ValueError(f"{where} was made with encoder.positions={theirs}, this run has {ours}: make them alike")
+    elif ours == "sincos":
         state["pos_embed"] = encoder.pos_embed
     elif start.class_rows == rows:
         patches = resample(state["pos_embed"][:, rows:], start.grid, encoder.grid)
         state["pos_embed"] = torch.cat([state["pos_embed"][:, :rows], patches], dim=1)
-    load_strictly(encoder, state, Path(source))
+    load_strictly(encoder, state, where)
+
+
+def _tables(state: State) -> list[str]:
+    """Names of the relative tables, the shared one or those of the blocks."""
+    return [name for name in state if name.endswith("relative_position_bias_table")]
 
 
 def _read_safetensors(path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]:
@@ -147,7 +161,8 @@ def _read_pickle(path: Path, which: str) -> tuple[EncoderConfig, State, dict[str
     names = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in content.items()}
     beside = ("decoder", "mask_token", "head", "lm_head")  # what the authors' methods have around the encoder
     state = {name: tensor for name, tensor in names.items() if not name.startswith(beside)}
-    if RELATIONS in state:  # BEiT's with relative positions normalise by .5, its other one as ImageNet
+    state = {name.replace("fc_norm.", "norm."): tensor for name, tensor in state.items()}  # a fine-tuned one's
+    if _tables(state):  # BEiT's with relative positions normalise by .5, its other one as ImageNet
         return (*_official(_from_beit(state), path), {"mean": [0.5] * 3, "std": [0.5] * 3})
     return (*_official(_from_beit(state), path), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
 
@@ -171,8 +186,9 @@ def _official(state: State, path: Path) -> tuple[EncoderConfig, State]:
     """The architecture of weights in timm's names, from their shapes."""
     try:
         width, channels, patch_size, _ = state["patch_embed.proj.weight"].shape
-        relative = RELATIONS in state
-        rows = state[RELATIONS if relative else "pos_embed"].shape[-2]
+        tables = _tables(state)
+        relative = bool(tables)
+        rows = state[tables[0] if relative else "pos_embed"].shape[-2]
         depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
         hidden = state["blocks.0.mlp.fc1.weight"].shape[0]
     except (KeyError, ValueError) as error:
@@ -196,6 +212,6 @@ def _official(state: State, path: Path) -> tuple[EncoderConfig, State]:
         channels=channels,
         registers=registers,
         layer_scale=1.0 if "blocks.0.ls1.gamma" in state else None,
-        positions="relative" if relative else "learned",
+        positions="relative" if RELATIONS in state else "relative_per_block" if relative else "learned",
     )
     return config, state

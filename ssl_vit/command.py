@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from ssl_vit.config.evaluation import TIMM, EvaluationConfig
-from ssl_vit.config.load import ConfigError, Resolved, read, read_run
-from ssl_vit.config.schema import RunConfig, TrainingRun
+from ssl_vit.config.evaluation import TIMM, EvaluationConfig, LinearProbeConfig
+from ssl_vit.config.finetune import FinetuneRun
+from ssl_vit.config.load import ConfigError, Resolved, read, read_finetune, read_run
+from ssl_vit.config.recipes import FINETUNE, TOKENIZER, recipes
+from ssl_vit.config.schema import TrainingRun
+from ssl_vit.config.tokenizers import TokenizerRun
 from ssl_vit.runs import CONFIG, facts_of, newest_run, run_prefix
 
 Run = TypeVar("Run", bound=TrainingRun)
@@ -53,7 +56,7 @@ def read_run_words(words: list[str], read_words: Callable[[list[str]], Resolved[
     """A run's settings; with resume= they are those of the run it continues, and run_dir is its directory.
 
     Args:
-        read_words: read_run for a pretraining, read_tokenizer for a tokenizer's training.
+        read_words: read_run for a pretraining, read_tokenizer for a tokenizer's training, and so on.
 
     Raises:
         ConfigError, FileNotFoundError: a setting is wrong; the run to continue is not there.
@@ -85,25 +88,88 @@ def resumed_run(resolved: Resolved[Run]) -> Path | None:
     if config.run_dir:
         return Path(config.run_dir) if (Path(config.run_dir) / CONFIG).exists() else None
     try:
-        name = resolved.method if isinstance(config, RunConfig) else "tokenizer"
+        name = TOKENIZER if isinstance(config, TokenizerRun) else resolved.method
         return newest_run(run_prefix(name, config.recipe), CONFIG)
     except FileNotFoundError:
         return None
 
 
+def read_finetune_words(words: list[str]) -> Resolved[FinetuneRun]:
+    """A fine-tuning's settings: its data is by default what the encoder was trained on, its recipe the one so named.
+
+    Raises:
+        ConfigError, FileNotFoundError: a setting is wrong; there is no such encoder, or no such run to continue.
+    """
+    return read_run_words(words, _read_on_encoder)
+
+
+def _read_on_encoder(words: list[str]) -> Resolved[FinetuneRun]:
+    given = {word.partition("=")[0] for word in words}
+    resolved = read_finetune(words)
+    if "recipe" not in given and resolved.config.resume not in ("", "auto"):
+        return resolved  # the run to continue has it all
+    encoder = Path(resolved.config.encoder) if resolved.config.encoder else newest_run()
+    if not encoder.exists():
+        raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
+    facts = facts_of(encoder)
+    if "recipe" not in given:
+        words = [*words, f"recipe={_recipe_for(encoder, facts)}"]
+        resolved = read_finetune(words)
+    set_above = {key for key, origin in resolved.origin.items() if origin != "default"}
+    resolved = read_finetune(words, {"data": _pictures_of(facts, resolved.config, set_above)})
+    resolved.config.encoder = str(encoder)
+    if "recipe" not in given:
+        resolved.origin["recipe"] = "encoder"
+    return resolved
+
+
+def _recipe_for(encoder: Path, facts: dict[str, Any]) -> str:
+    """The recipe named as that of the encoder's pretraining."""
+    legal, name = recipes(FINETUNE), facts.get("recipe", "")
+    if name not in legal:
+        said = f"its recipe={name} has no counterpart" if name else "it does not say by which recipe it was trained"
+        raise ConfigError(f"recipe= is missing for encoder={encoder}: {said}; give one of {', '.join(legal)}")
+    return name
+
+
+def _pictures_of(facts: dict[str, Any], config: FinetuneRun, set_above: set[str]) -> dict[str, Any]:
+    """An encoder's data settings, without its place where another source or path is given."""
+    data: dict[str, Any] = dict(facts.get("data", {}))
+    if data.get("source") == "digits" and "data.path" in set_above:
+        del data["source"]  # which has no path: then it is a folder's
+    if "data.path" in set_above or ("data.source" in set_above and config.data.source != data.get("source")):
+        data |= {"path": "", "test_path": ""}
+    return data
+
+
 def read_probe_words(words: list[str], config_class: type[Evaluation]) -> Resolved[Evaluation]:
     """An evaluation's settings; the data is by default what the encoder was trained on."""
-    config = read(config_class, words).config
-    encoder = config.encoder or str(newest_run())
+    encoder = _encoder_of(words, config_class)
     known: dict[str, Any] = {}
     if not encoder.startswith(TIMM):
         if not Path(encoder).exists():
             raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
         known = facts_of(Path(encoder))
     lower = {"data": known["data"]} if "data" in known else {}
-    lower |= known.get("readout", {}) if config.as_trained else {}
+    readout = dict(known.get("readout", {}))
+    protocol = readout.pop("protocol", None)
+    if protocol and config_class is LinearProbeConfig:
+        lower["protocol"] = protocol
+    lower |= readout if read(config_class, words, lower).config.as_trained else {}
     resolved = read(config_class, words, lower)
     if "data" not in lower and not any(word.startswith("data.") for word in words):
         raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
     resolved.config.encoder = encoder
     return resolved
+
+
+def _encoder_of(words: list[str], config_class: type[Evaluation]) -> str:
+    """What is to be judged, by default the newest run; a mistake in the words is reported before its absence."""
+    given = next((word.partition("=")[2] for word in words if word.startswith("encoder=")), "")
+    if given:
+        return given
+    try:
+        return str(newest_run())
+    except FileNotFoundError:
+        read(config_class, words)
+        raise

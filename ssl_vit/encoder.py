@@ -6,7 +6,7 @@ Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N =
 reach the blocks, R registers, D width, S = 1 + n tokens (class token first), F = C * P * P pixel values of a patch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ssl_vit.blocks import SCHEMES, Biases, Block, init_blocks, run_blocks, trunc_normal
 from ssl_vit.config.schema import POOLS, EncoderConfig, one_of
-from ssl_vit.positions import RelativePositionBias, resample, sincos_2d
+from ssl_vit.positions import RelativeIndex, RelativePositionBias, relations, resample, sincos_2d
 
 
 def pixels_per_patch(
@@ -67,7 +67,8 @@ class VisionTransformer(nn.Module):
     pos_embed: Tensor
     """Positions [1, 1 + N, D], class token first; with registers [1, N, D]. A parameter if learned, else a buffer.
 
-    Absent with relative positions, which are a bias of the attention scores, shared by all blocks (rel_pos_bias).
+    Absent with relative positions, which are a bias of the attention scores: one table shared by all blocks
+    (rel_pos_bias), or one in each (attn.relative_position_bias_table).
     """
 
     def __init__(self, config: EncoderConfig | None = None, **options: Any) -> None:
@@ -84,8 +85,9 @@ class VisionTransformer(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, config.registers, self.width))
         self._make_positions()
         rates = [config.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
+        rows = relations(self.grid) if config.positions == "relative_per_block" else 0
         self.blocks = nn.ModuleList(
-            Block(self.width, self.heads, config.mlp_ratio, config.layer_scale, rate) for rate in rates
+            Block(self.width, self.heads, config.mlp_ratio, config.layer_scale, rate, rows) for rate in rates
         )
         self.norm = nn.LayerNorm(self.width, eps=1e-6)
         if not self.cls_token.is_meta:  # shapes alone: nothing to draw, and drawing would import torch._dynamo
@@ -94,10 +96,11 @@ class VisionTransformer(nn.Module):
     def _make_positions(self) -> None:
         # As in timm's models: without registers row 0 is the class token's, with them the table is the patches' alone.
         h, w = self.grid
-        relative = self.config.positions == "relative"
-        self.class_rows = 0 if self.config.registers or relative else 1
-        if relative:
+        self.class_rows = 0 if self.config.registers or self.config.relative else 1
+        if self.config.positions == "relative":
             self.rel_pos_bias = RelativePositionBias(self.grid, self.heads)
+        elif self.config.positions == "relative_per_block":
+            self.rel_pos_index = RelativeIndex(self.grid)
         elif self.config.positions == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, self.class_rows + h * w, self.width))
         else:  # a buffer: a frozen parameter would stop plain DDP
@@ -142,7 +145,7 @@ class VisionTransformer(nn.Module):
 
         Relative positions add nothing here: encode takes the grid.
         """
-        if self.config.positions == "relative":
+        if self.config.relative:
             return patches
         table = resample(self.pos_embed[:, self.class_rows :], self.grid, (h, w))
         return patches + (table if index is None else table[0][index])
@@ -160,7 +163,7 @@ class VisionTransformer(nn.Module):
     ) -> list[Float[Tensor, "_ _ D"]]:
         """As encode, for batches that differ in length and number; linear maps run once over all of them."""
         biases = self._biases(groups, grids or [self.grid] * len(groups))
-        sequences = self._run(self.blocks, [self.with_class_token(patches) for patches in groups], biases)
+        sequences = self._run([self.with_class_token(patches) for patches in groups], biases, 0, self.depth)
         return [self.norm(self.without_registers(x)) for x in sequences]
 
     def hidden_states(
@@ -171,23 +174,29 @@ class VisionTransformer(nn.Module):
         biases = self._biases([patches], [grid or self.grid])
         x, outputs, done = self.with_class_token(patches), dict[int, Tensor](), 0
         for layer in sorted(set(wanted)):
-            (x,) = self._run(self.blocks[done : layer + 1], [x], biases)
+            (x,) = self._run([x], biases, done, layer + 1)
             outputs[layer], done = self.without_registers(x), layer + 1
         return [outputs[layer] for layer in wanted]
 
-    def biases(self, grids: Sequence[tuple[int, int]]) -> Biases | None:
-        """Relative positions of batches of whole grids, computed once for all blocks; None with other positions."""
-        if self.config.positions != "relative":
-            return None
-        made = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
-        return [made[grid] for grid in grids]
+    def biases(self, grids: Sequence[tuple[int, int]]) -> Sequence[Biases] | None:
+        """Relative positions of batches of whole grids, for each block; None with other positions.
 
-    def _biases(self, groups: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Biases | None:
+        Where the blocks share a table they are computed once.
+        """
+        if not self.config.relative:
+            return None
+        if self.config.positions == "relative":
+            made = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
+            return [[made[grid] for grid in grids]] * self.depth
+        tables = [block.attn.relative_position_bias_table for block in self.blocks]  # pyright: ignore
+        return [[self.rel_pos_index.look_up(table, grid) for grid in grids] for table in tables]  # pyright: ignore
+
+    def _biases(self, groups: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Sequence[Biases] | None:
         for patches, (h, w) in zip(groups, grids, strict=True):
-            if self.config.positions == "relative" and patches.shape[1] != h * w:
+            if self.config.relative and patches.shape[1] != h * w:
                 raise ValueError(
-                    f"encoder.positions=relative needs all {h} x {w} patches of a grid, not {patches.shape[1]}: give "
-                    "encode(patches, grid=(h, w)), or choose encoder.positions=learned or sincos"
+                    f"encoder.positions={self.config.positions} needs all {h} x {w} patches of a grid, not "
+                    f"{patches.shape[1]}: give encode(patches, grid=(h, w)), or choose learned or sincos positions"
                 )
         return self.biases(grids)
 
@@ -207,9 +216,10 @@ class VisionTransformer(nn.Module):
         R = self.config.registers
         return torch.cat([x[:, :1], x[:, 1 + R :]], dim=1) if R else x
 
-    def _run(self, blocks: Iterable[nn.Module], sequences: list[Tensor], biases: Biases | None) -> list[Tensor]:
+    def _run(self, sequences: list[Tensor], biases: Sequence[Biases] | None, first: int, end: int) -> list[Tensor]:
+        """Sequences through the blocks from `first` up to `end`."""
         checkpointed = self.config.checkpoint_blocks and self.training and torch.is_grad_enabled()
-        return run_blocks(blocks, sequences, biases, checkpointed)
+        return run_blocks(self.blocks[first:end], sequences, biases and biases[first:end], checkpointed)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
         """Tokens after the final norm [B, 1 + N, D], class token first; registers are left out."""
@@ -249,13 +259,14 @@ class VisionTransformer(nn.Module):
         wanted = range(self.depth)[layer]
         patches = self.embed(images)
         biases = self._biases([patches], [self.grid_of(images)])
-        (x,) = self._run(self.blocks[:wanted], [self.with_class_token(patches)], biases)
+        (x,) = self._run([self.with_class_token(patches)], biases, 0, wanted)
         block = self.blocks[wanted]
         assert isinstance(block, Block)
         q, k, _ = block.attn.split_heads(block.attn.qkv(block.norm1(x)))
         scores = q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, heads, 1, S + R]
-        if biases and biases[0] is not None:
-            scores = scores + biases[0][:, :1]
+        bias = biases[wanted][0] if biases else None
+        if bias is not None:
+            scores = scores + bias[:, :1]
         return scores.softmax(-1)[:, :, 0, 1 + self.config.registers :]
 
     def extra_repr(self) -> str:

@@ -59,6 +59,10 @@ class Objective(pl.LightningModule, ABC):
     def losses(self, images: Any, /) -> dict[str, Tensor]:
         """Normalised pictures -> scalar terms by name; their sum is minimised."""
 
+    def inputs(self, batch: Any) -> Any:
+        """What losses() takes of a batch: by default its pictures alone."""
+        return pictures_of(batch)
+
     @abstractmethod
     def export(self, folder: Path, **facts: Any) -> Path:
         """Write what the training was for, with what is known of it; returns its file."""
@@ -85,11 +89,11 @@ class Objective(pl.LightningModule, ABC):
         return parameter.ndim > 1 and not name.endswith(".bias")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        images = pictures_of(batch)
         if not self.global_batch:
-            self.global_batch = batch_length(images) * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            pictures = batch_length(pictures_of(batch))
+            self.global_batch = pictures * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
-        losses = self.losses(images)
+        losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()
         if is_logged(self.trainer):
             figures = {"loss": total} | losses | self.measures
@@ -113,7 +117,7 @@ class Objective(pl.LightningModule, ABC):
         self._finite.check(self.global_step)
         rate = self.learning_rate()
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("scale", 1.0)
         if is_logged(self.trainer):
             self.log("train/lr", rate)
 

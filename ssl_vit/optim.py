@@ -24,6 +24,32 @@ def decay_groups(
     ]
 
 
+def layer_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    decays: Callable[[str, Tensor], bool],
+    layer_of: Callable[[str], int],
+    layers: int,
+    decay: float,
+) -> list[dict[str, Any]]:
+    """Groups for AdamW by layer and by what decays, lowest layer first; frozen parameters in none.
+
+    `scale` of a group is what its learning rate is multiplied by: decay ** (layers - layer), so 1 for the top layer
+    (ELECTRA, arXiv:2003.10555; as MAE's and BEiT's authors have it).
+
+    Args:
+        layer_of: name of a parameter -> its layer, in 0 .. layers.
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            groups.setdefault((layer_of(name), decays(name, parameter)), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay * decayed, "scale": decay ** (layers - layer)}
+        for (layer, decayed), parameters in sorted(groups.items())
+    ]
+
+
 def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     """Scale each parameter's own gradient down to the norm `largest`, if it is above (as DINO's authors clip)."""
     grads = [p.grad for p in parameters if p.grad is not None]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ssl_vit.config.schema import RunConfig, TrainingRun
+from ssl_vit.config.schema import EncoderConfig, PatchGrid, TrainingRun
 from ssl_vit.data.sources import count
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.optim import scaled_lr
@@ -15,6 +15,8 @@ class Plan:
     """The figures that follow from a config."""
 
     config: TrainingRun
+    patches: PatchGrid
+    """The training picture and its patches; an EncoderConfig where there is an encoder."""
     parameters: int | None
     """Of the encoder, where there is one."""
     pictures: int | None
@@ -42,8 +44,8 @@ class Plan:
 
     def lines(self) -> list[str]:
         """The plan for people."""
-        config, (h, w) = self.config, self.config.patches.grid
-        height, width = config.patches.height_width
+        config, (h, w) = self.config, self.patches.grid
+        height, width = self.patches.height_width
         per = f"{self.processes} x " if self.processes > 1 else ""
         batch = f"{per}{config.data.batch_size}" + (
             f" x {config.trainer.accumulate}" if config.trainer.accumulate > 1 else ""
@@ -51,8 +53,8 @@ class Plan:
         limit = f", at most {config.trainer.max_minutes:g} minutes" if config.trainer.max_minutes else ""
         rate = scaled_lr(config.optim.base_lr, self.global_batch)
         encoder = []
-        if isinstance(config, RunConfig):
-            wide, deep, heads = config.encoder.shape
+        if isinstance(self.patches, EncoderConfig):
+            wide, deep, heads = self.patches.shape
             encoder = [f"encoder       ViT {wide} wide, {deep} deep, {heads} heads: {self.parameters:,} parameters"]
         return [
             *encoder,
@@ -68,15 +70,19 @@ def _known(number: int | None) -> str:
     return "not counted before loading" if number is None else f"{number:,}"
 
 
-def make_plan(config: TrainingRun) -> Plan:
-    """Count parameters (on the meta device), pictures and steps. ValueError where the data cannot be found."""
-    parameters = None
-    if isinstance(config, RunConfig):
+def make_plan(config: TrainingRun, patches: PatchGrid | None = None) -> Plan:
+    """Count parameters (on the meta device), pictures and steps. ValueError where the data cannot be found.
+
+    Args:
+        patches: of a run whose settings do not have them, because its encoder does.
+    """
+    patches, parameters = patches or config.patches, None
+    if isinstance(patches, EncoderConfig):
         with torch.device("meta"):
-            parameters = sum(p.numel() for p in VisionTransformer(config.encoder).parameters())
+            parameters = sum(p.numel() for p in VisionTransformer(patches).parameters())
     trainer = config.trainer
     devices = max(1, torch.cuda.device_count()) if trainer.devices == "auto" else trainer.devices
     processes = devices * trainer.num_nodes
     pictures = count(config.data)
     batch = config.data.batch_size if pictures is None else min(config.data.batch_size, max(1, pictures // processes))
-    return Plan(config, parameters, pictures, processes, batch * processes * trainer.accumulate)
+    return Plan(config, patches, parameters, pictures, processes, batch * processes * trainer.accumulate)

@@ -55,27 +55,44 @@ def relation_index(h: int, w: int) -> Int64[Tensor, "S S"]:
     return index
 
 
-class RelativePositionBias(nn.Module):
+def relations(grid: tuple[int, int]) -> int:
+    """Rows of a relative table of an h x w grid."""
+    h, w = grid
+    return (2 * h - 1) * (2 * w - 1) + 3
+
+
+class RelativeIndex(nn.Module):
+    """Looks a bias of the attention scores up in tables of one grid (arXiv:2106.08254)."""
+
+    def __init__(self, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.grid = grid
+        with torch.device("cpu"):  # on the meta device this arithmetic would import torch._dynamo, four seconds
+            index = relation_index(*grid)
+        self.relative_position_index: Tensor
+        self.register_buffer("relative_position_index", index.to(torch.get_default_device()), persistent=False)
+
+    def look_up(self, table: Float[Tensor, "_ heads"], grid: tuple[int, int]) -> Float[Tensor, "heads S S"]:
+        """What is added to the scores; for a grid other than the table's own it is resampled."""
+        index = self.relative_position_index
+        if grid != self.grid:
+            table, index = resample_relations(table, self.grid, grid), relation_index(*grid).to(table.device)
+        return F.embedding(index, table).permute(2, 0, 1)
+
+
+class RelativePositionBias(RelativeIndex):
     """A learned bias of the attention scores for each offset between two patches and each head (arXiv:2106.08254).
 
     Named as timm's shared one. Zero at first.
     """
 
     def __init__(self, grid: tuple[int, int], heads: int) -> None:
-        super().__init__()
-        h, w = self.grid = grid
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * h - 1) * (2 * w - 1) + 3, heads))
-        with torch.device("cpu"):  # on the meta device this arithmetic would import torch._dynamo, four seconds
-            index = relation_index(h, w)
-        self.relative_position_index: Tensor
-        self.register_buffer("relative_position_index", index.to(torch.get_default_device()), persistent=False)
+        super().__init__(grid)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(relations(grid), heads))
 
     def forward(self, grid: tuple[int, int]) -> Float[Tensor, "heads S S"]:
         """What is added to the scores; for a grid other than the training one the table is resampled."""
-        table, index = self.relative_position_bias_table, self.relative_position_index
-        if grid != self.grid:
-            table, index = resample_relations(table, self.grid, grid), relation_index(*grid).to(table.device)
-        return F.embedding(index, table).permute(2, 0, 1)
+        return self.look_up(self.relative_position_bias_table, grid)
 
 
 def resample_relations(

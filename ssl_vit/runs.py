@@ -3,6 +3,7 @@
 runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  metrics.jsonl
                                 encoder.safetensors  encoder.json
                                 linear_probe.json  linear_probe-confusion.png  linear_probe/  knn.json  ...
+runs/finetune-<recipe>-<time>/  the same, model.safetensors  finetune.json  confusion.png
 """
 
 import json
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 RUNS = Path("runs")
-ENCODER, FACTS, CONFIG, METRICS, CHECKPOINTS = (
+MODEL, ENCODER, FACTS, CONFIG, METRICS, CHECKPOINTS = (
+    "model.safetensors",
     "encoder.safetensors",
     "encoder.json",
     "config.yaml",
@@ -70,14 +72,17 @@ def new_run_dir(method: str, recipe: str) -> Path:
 def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
     """The run whose `holding` (a file, or a folder with files) is newest.
 
+    An encoder is that of a pretraining; a fine-tuned one, which lies beside its model, has to be named.
+
     Raises:
         FileNotFoundError: no run has one; says how to make it.
     """
     found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
+    if holding == ENCODER:
+        found = [path for path in found if not (path.parent / MODEL).exists()]
     if not found:
-        raise FileNotFoundError(
-            f"no {RUNS}/{prefix}* has {holding}: make one with `python tools/pretrain.py method=mae`, or name it"
-        )
+        tool = "finetune.py" if holding == MODEL else "pretrain.py method=mae"
+        raise FileNotFoundError(f"no {RUNS}/{prefix}* has {holding}: make one with `python tools/{tool}`, or name it")
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 
 from ssl_vit.blocks import compile_blocks
 from ssl_vit.config.load import to_yaml
-from ssl_vit.config.schema import TrainerConfig, TrainingRun
+from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.monitor.console import Console
 from ssl_vit.monitor.health import Health
@@ -36,16 +36,25 @@ def data_of(config: TrainingRun, objective: Objective) -> ImageDataModule:
 
 
 def fit(
-    config: TrainingRun, objective: Objective, data: ImageDataModule, run_dir: Path, checkpoint: Path | None, look: Look
+    config: TrainingRun,
+    objective: Objective,
+    data: ImageDataModule,
+    run_dir: Path,
+    checkpoint: Path | None,
+    look: Look,
+    patches: PatchGrid | None = None,
 ) -> bool:
     """Train to the end, leaving a last checkpoint; whether this is the process that writes the result.
+
+    Args:
+        patches: of a run whose settings do not have them, because its encoder does.
 
     Raises:
         what stops the training; error.txt then has its traceback, and the log says how to go on.
     """
     trainer = make_trainer(config, run_dir, look)
     if trainer.is_global_zero:
-        announce(config, run_dir, checkpoint)
+        announce(config, run_dir, checkpoint, patches)
     if config.trainer.compile:
         compile_blocks(objective)
     try:
@@ -125,14 +134,14 @@ def precision_of(trainer: TrainerConfig) -> str:
     return "bf16-mixed" if has_bf16 else "32-true"
 
 
-def announce(config: TrainingRun, run_dir: Path, checkpoint: Path | None) -> None:
+def announce(config: TrainingRun, run_dir: Path, checkpoint: Path | None, patches: PatchGrid | None = None) -> None:
     """Print where the run writes and what it will do."""
     print(f"run           {run_dir}")
     if checkpoint:
         print(f"resuming      {checkpoint}")
     elif config.resume:
         print("resuming      nothing to resume yet: a new run")
-    print("\n".join(make_plan(config).lines()), flush=True)
+    print("\n".join(make_plan(config, patches).lines()), flush=True)
 
 
 def quiet_lightning() -> None:

@@ -107,6 +107,24 @@ def test_from_the_authors_beit_checkpoint(tmp_path, relative):
     assert encoder.facts["mean"] == ([0.5] * 3 if relative else [0.485, 0.456, 0.406])
 
 
+def test_from_the_authors_fine_tuned_beit_with_a_table_in_each_block(tmp_path):
+    torch.manual_seed(1)
+    positions = {"use_shared_rel_pos_bias": False, "use_rel_pos_bias": True, "use_abs_pos_emb": False}
+    beit = Beit(embed_dim=192, depth=12, num_heads=3, num_classes=5, img_size=64, init_values=0.1, **positions)
+    for parameter in beit.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    weights = beit.state_dict()
+    weights |= {f"blocks.{i}.attn.relative_position_index": torch.zeros(17, 17, dtype=torch.long) for i in range(12)}
+    torch.save({"model": weights}, tmp_path / "beit.pth")
+    encoder, images = load_encoder(tmp_path / "beit.pth"), torch.randn(1, 3, 64, 64)
+    assert encoder.config.positions == "relative_per_block"
+    with torch.no_grad():
+        (x,) = encoder.hidden_states(encoder.embed(images), [-1])
+        ours = encoder.norm(x[:, 1:].mean(1))  # the norm of a fine-tuned model is that of the mean
+        theirs = beit.eval().forward_head(beit.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
 class Malicious:
     def __reduce__(self):
         return (print, ("unpickled",))

@@ -54,7 +54,9 @@ def test_every_tool_has_help_that_names_its_settings(tool):
     done = command(tool, "--help")
     assert done.returncode == 0, done.stderr
     assert f"python tools/{tool}" in done.stdout
-    assert {"benchmark.py": "suite=", "visualize.py": "images="}.get(tool, "data.path") in done.stdout
+    assert {"benchmark.py": "suite=", "visualize.py": "images=", "predict.py": "images="}.get(
+        tool, "data.path"
+    ) in done.stdout
 
 
 def test_a_dry_run_says_what_follows_from_the_settings():

@@ -19,7 +19,7 @@ LAYERS = [
     {"tokenizers"},
     {"methods", "evaluate"},
     {"monitor"},
-    {"training", "pretrain", "train_tokenizer", "benchmark"},
+    {"training", "pretrain", "train_tokenizer", "finetune", "benchmark"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import ssl_vit
-from ssl_vit.command import read_run_words
+from ssl_vit.command import read_finetune_words, read_run_words
 from ssl_vit.config.evaluation import KNNConfig, LinearProbeConfig
+from ssl_vit.config.finetune import PredictConfig
 from ssl_vit.config.load import read, read_tokenizer
 from ssl_vit.config.tokenizers import TOKENIZERS
 from ssl_vit.methods import HOMES, method_named
@@ -40,8 +41,20 @@ def test_every_command_is_legal(command, monkeypatch, tmp_path):
     if tool.endswith(("linear_probe.py", "knn.py")):
         config_class = KNNConfig if tool.endswith("knn.py") else LinearProbeConfig
         assert read(config_class, words[words.index(tool) + 1 :]).config
+    if tool.endswith("finetune.py"):
+        monkeypatch.chdir(_with_an_encoder(tmp_path))
+        settings = [word for word in words[words.index(tool) + 1 :] if not word.startswith("encoder=")]
+        assert read_finetune_words(settings).method == "finetune"
+    if tool.endswith("predict.py"):
+        assert read(PredictConfig, words[words.index(tool) + 1 :]).config.images
     if tool.endswith("train_tokenizer.py"):
         assert read_tokenizer(words[words.index(tool) + 1 :]).method in TOKENIZERS
+
+
+def _with_an_encoder(folder: Path) -> Path:
+    encoder = ssl_vit.VisionTransformer(width=32, depth=1, heads=2, image_size=32, patch_size=8)
+    ssl_vit.save_encoder(encoder, folder / "runs/mae-digits-1", recipe="digits", data={"source": "digits"})
+    return folder
 
 
 def test_the_encoder_block_runs(tmp_path):

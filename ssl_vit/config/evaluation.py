@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-from ssl_vit.config.schema import POOLS, DataConfig, one_of, require, require_layer
+from ssl_vit.config.schema import LINEAR_PROTOCOLS, POOLS, DataConfig, one_of, require, require_layer
 
 TIMM = "timm:"
 """Prefix of an encoder that timm builds, such as timm:vit_small_patch16_224."""
@@ -94,7 +94,7 @@ class LinearProbeConfig(EvaluationConfig):
     task: ClassVar[str] = "linear_probe"
 
     protocol: str = "grid"
-    """grid, logreg, mae, dino, beit or attentive: docs/evaluation.md says what each does."""
+    """grid, logreg, mae, dino, beit or attentive (docs/evaluation.md); by default as the encoder's run had it."""
     epochs: int | None = None
     """Passes over the training pictures; null: the protocol's own."""
     batch_size: int | None = None
@@ -104,7 +104,7 @@ class LinearProbeConfig(EvaluationConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("protocol", self.protocol, PROTOCOLS)
+        one_of("protocol", self.protocol, LINEAR_PROTOCOLS)
         protocol = PROTOCOLS[self.protocol]
         for name in ("epochs", "batch_size", "base_lr"):
             value = getattr(self, name)

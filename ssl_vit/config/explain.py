@@ -12,9 +12,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from ssl_vit.config.finetune import FinetuneRun
 from ssl_vit.config.load import Resolved, Setting, kind, read_tokenizer, settings_of, shown
 from ssl_vit.config.methods import METHODS
-from ssl_vit.config.recipes import TOKENIZER, method_class, recipes
+from ssl_vit.config.recipes import FINETUNE, TOKENIZER, method_class, recipes
 from ssl_vit.config.schema import RunConfig
 
 # What most runs set; the rest is on the method's own page.
@@ -54,6 +55,12 @@ def tokenizer_help(arguments: Iterable[str], usage: str) -> str:
     config = read_tokenizer(words).config
     lines = [_wrap(_headline(path), f"  recipe={name}") for name, path in recipes(TOKENIZER).items()]
     return help_text(type(config), "\n".join([usage, "", "recipes", *lines]))
+
+
+def finetune_help(usage: str) -> str:
+    """Every setting of a fine-tuning, after the recipes there are."""
+    lines = [_wrap(_headline(path), f"  recipe={name}") for name, path in recipes(FINETUNE).items()]
+    return help_text(FinetuneRun, "\n".join([usage, "", "recipes", *lines]))
 
 
 def overview(usage: str) -> str:

@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from ssl_vit.config.recipes import LEGAL_METHODS, TOKENIZER, method_class, recipe_path
+from ssl_vit.config.finetune import FinetuneRun
+from ssl_vit.config.recipes import FINETUNE, LEGAL_METHODS, TOKENIZER, method_class, recipe_path
 from ssl_vit.config.schema import ConfigError, RunConfig, TrainingRun, one_of
 from ssl_vit.config.tokenizers import TOKENIZERS, TokenizerRun
 
@@ -38,9 +39,9 @@ class Resolved(Generic[T]):
 
     config: T
     origin: dict[str, str]
-    """Dotted key -> default, run, recipe or command line."""
+    """Dotted key -> default, encoder, run, recipe or command line."""
     method: str = ""
-    """Name of a pretraining method as typed; empty for other commands."""
+    """Name of a pretraining method as typed, of a tokenizer, or finetune; empty for other commands."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,24 @@ def read_tokenizer(arguments: Iterable[str]) -> Resolved[TokenizerRun]:
     return _resolve(_defaults(TOKENIZERS[str(kind)]), words, str(kind), TOKENIZER)
 
 
-def _resolve(base: T, words: Mapping[str, str], method: str, folder: str) -> Resolved[T]:
-    """Defaults in base <- the recipe that the words name <- the words."""
+def read_finetune(arguments: Iterable[str], lower: Mapping[str, Any] | None = None) -> Resolved[FinetuneRun]:
+    """A fine-tuning from `key=value` words: defaults <- lower, which is from its encoder <- recipe <- the words.
+
+    `recipe=` names a file of configs/finetune/ or is a path that ends in .yaml. Raises ConfigError.
+    """
+    return _resolve(_defaults(FinetuneRun), _split(arguments), FINETUNE, FINETUNE, lower or {})
+
+
+def _resolve(
+    base: T, words: Mapping[str, str], method: str, folder: str, lower: Mapping[str, Any] | None = None
+) -> Resolved[T]:
+    """Defaults in base <- lower, from an encoder <- the recipe that the words name <- the words."""
     settings = settings_of(base)
     command = _typed_words(words, settings)
     path = recipe_path(folder, command.get("recipe", settings["recipe"].default))
     recipe = _typed_tree(_recipe_tree(path, method), settings, f"{path}: ")
-    config, origin = _merge(base, settings, ("recipe", f"{path}: ", recipe), ("command line", "", command))
+    below = ("encoder", "encoder: ", _typed_tree(lower or {}, settings, "encoder: "))
+    config, origin = _merge(base, settings, below, ("recipe", f"{path}: ", recipe), ("command line", "", command))
     return Resolved(config, origin, method)
 
 

@@ -156,7 +156,7 @@ class MAERun(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = "learned or sincos: the encoder sees single patches, not their offsets"
-        require(self.encoder.positions != "relative", "encoder.positions", self.encoder.positions, rule)
+        require(not self.encoder.relative, "encoder.positions", self.encoder.positions, rule)
         h, w = self.encoder.grid
         kept = int(h * w * (1 - self.method.mask_ratio))
         rule = f"low enough that one of the {h * w} patches stays visible"

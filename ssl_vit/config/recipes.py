@@ -9,6 +9,8 @@ from ssl_vit.config.schema import ConfigError, RunConfig, nearest
 LEGAL_METHODS = f"one of {', '.join(METHODS)}, or package.module:Class"
 TOKENIZER = "tokenizer"
 """Folder of the tokenizers' recipes, each of which names its method."""
+FINETUNE = "finetune"
+"""Folder of the fine-tunings' recipes, and the name that their runs begin with."""
 
 
 def method_class(method: str) -> type[RunConfig]:
@@ -33,7 +35,7 @@ def method_class(method: str) -> type[RunConfig]:
 
 
 def recipes(folder: str) -> dict[str, Path]:
-    """Recipes that a method, or TOKENIZER, brings along: name -> file."""
+    """Recipes that a method, TOKENIZER or FINETUNE brings along: name -> file."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "configs"
     root = installed if installed.is_dir() else package.parent / "configs"
@@ -47,11 +49,11 @@ def recipe_path(folder: str, recipe: str) -> Path:
         if not path.is_file():
             raise ConfigError(f"recipe={recipe} is not a file")
         return path
-    if folder not in (*METHODS, TOKENIZER):
+    if folder not in (*METHODS, TOKENIZER, FINETUNE):
         raise ConfigError(f"recipe={recipe} must be a path for method={folder}, such as recipe=path/to.yaml")
     legal = recipes(folder)
     if recipe not in legal:
-        owner = "there" if folder == TOKENIZER else f"method={folder}"
+        owner = "there" if folder in (TOKENIZER, FINETUNE) else f"method={folder}"
         rule = f"{owner} has {', '.join(legal) or 'none'}, or give a path that ends in .yaml"
         raise ConfigError(f"recipe={recipe} is not a recipe: {rule}{nearest(recipe, legal)}")
     return legal[recipe]

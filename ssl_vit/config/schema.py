@@ -20,6 +20,7 @@ SIZES = {
     "huge": (1280, 32, 16),
 }
 POOLS = ("cls", "mean", "both")
+LINEAR_PROTOCOLS = ("grid", "logreg", "mae", "dino", "beit", "attentive")
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -117,7 +118,8 @@ class EncoderConfig(PatchGrid):
     mlp_ratio: float = 4.0
     """Hidden width of a block's MLP, in widths."""
     positions: str = "learned"
-    """learned, sincos (fixed 2-D sine-cosine), or relative (BEiT's bias of the attention scores, shared by blocks)."""
+    """learned, sincos (fixed 2-D sine-cosine), relative (BEiT's bias of the attention scores, shared by blocks), or
+    relative_per_block (one for each, as in BEiT's fine-tuning)."""
     registers: int = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
     layer_scale: float | None = None
@@ -139,12 +141,17 @@ class EncoderConfig(PatchGrid):
         require(width % 4 == 0, "encoder.width", width, "a multiple of 4")
         require(self.mlp_ratio > 0, "encoder.mlp_ratio", self.mlp_ratio, "positive")
         self.check("encoder")
-        one_of("encoder.positions", self.positions, ("learned", "sincos", "relative"))
+        one_of("encoder.positions", self.positions, ("learned", "sincos", "relative", "relative_per_block"))
         require(self.registers >= 0, "encoder.registers", self.registers, "0 or more")
-        rule = "0 with encoder.positions=relative: a register has no place"
-        require(self.registers == 0 or self.positions != "relative", "encoder.registers", self.registers, rule)
+        rule = f"0 with encoder.positions={self.positions}: a register has no place"
+        require(self.registers == 0 or not self.relative, "encoder.registers", self.registers, rule)
         require(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
         one_of("encoder.init", self.init, ("trunc_normal", "xavier", "beit"))
+
+    @property
+    def relative(self) -> bool:
+        """Whether positions are a bias of the attention scores."""
+        return self.positions in ("relative", "relative_per_block")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -286,9 +293,12 @@ class ReadoutConfig:
     """Block that is read: last, its number from 1, or best (chosen on held-out training pictures by the evaluation)."""
     blocks: int = 1
     """Blocks up to that one whose features are put side by side."""
+    protocol: str = "grid"
+    """Linear probe where the command names none: grid, or logreg for small sets; docs/evaluation.md has them all."""
 
     def __post_init__(self) -> None:
         one_of("readout.pool", self.pool, POOLS)
+        one_of("readout.protocol", self.protocol, LINEAR_PROTOCOLS)
         require_layer("readout.layer", self.layer)
         require(self.blocks > 0, "readout.blocks", self.blocks, "a positive integer")
         rule = "1 with readout.layer=best, which tries single blocks"

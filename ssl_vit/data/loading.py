@@ -61,15 +61,19 @@ class EpochSampler(DistributedSampler):
 
     Lightning calls set_epoch, and leaves a DistributedSampler alone. Pictures that do not divide by the ranks are left
     out of this epoch; with fewer pictures than ranks they are repeated.
+
+    pictures: how many there are, or the indices of those that are used.
     """
 
-    def __init__(self, count: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(range(count), num_replicas=world_size, rank=rank, seed=seed)  # pyright: ignore
-        self.num_samples = max(1, count // world_size)
+    def __init__(self, pictures: int | np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        chosen = np.arange(pictures) if isinstance(pictures, int) else pictures
+        super().__init__(chosen, num_replicas=world_size, rank=rank, seed=seed)  # pyright: ignore
+        self.num_samples = max(1, len(chosen) // world_size)
         self.skip = 0
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = permutation(self.seed, self.epoch, len(self.dataset))  # pyright: ignore
+        chosen: np.ndarray = self.dataset  # pyright: ignore
+        order = chosen[permutation(self.seed, self.epoch, len(chosen))]
         mine = np.resize(order, self.num_samples * self.num_replicas)[self.rank :: self.num_replicas]
         epoch, skip, self.skip = self.epoch, self.skip, 0
         return ((epoch, int(index)) for index in mine[skip:])
@@ -137,6 +141,15 @@ def pictures_of(batch: Any) -> Any:
                 "normalise them in your dataset, or use ssl_vit.ImageDataModule"
             )
     return images
+
+
+def labels_of(batch: Any) -> Tensor:
+    """The labels of a batch: int64 [B], of ImageDataModule's dict or of (pictures, labels)."""
+    if isinstance(batch, dict):
+        return batch["label"]
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[1]
+    raise ValueError("a batch has no labels: give (pictures, labels), or use ssl_vit.ImageDataModule(labelled=True)")
 
 
 def batch_length(images: Any) -> int:

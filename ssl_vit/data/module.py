@@ -43,13 +43,13 @@ class ImageDataModule(pl.LightningDataModule):
 
     view: what training sees of a picture (`ssl_vit.data.views`); None for evaluation alone. data: a DataConfig, or give
     its fields as keywords. image_size: pixels of an evaluation picture, a side or (height, width). channels: of a
-    picture. seed: of order, views and held-out part.
+    picture. seed: of order, views and held-out part. labelled: train on pictures with a label that are not held out.
 
-    After setup() there are has_labels, num_classes, classes (names, in the order of the labels) and split_note (how the
-    test part came about).
+    After setup() there are has_labels, num_classes, classes (names, in the order of the labels), foreign_classes (those
+    that the test part alone has) and split_note (how the test part came about).
 
     A labelled source without a test part: 20 % of its pictures, drawn by seed, stand in for one. They are left out of
-    `eval_dataloader("train")`; pretraining sees every picture, without its label.
+    `eval_dataloader("train")` and of labelled training; pretraining sees every picture, without its label.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class ImageDataModule(pl.LightningDataModule):
         image_size: int | tuple[int, int],
         channels: int = 3,
         seed: int = 0,
+        labelled: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class ImageDataModule(pl.LightningDataModule):
             raise ValueError(f"data= and {', '.join(options)}= were given; put these fields into the DataConfig")
         self.data = data or DataConfig(**options)
         require(len(self.data.mean) == channels, "data.mean", self.data.mean, f"one number a channel: {channels}")
-        self.view, self.channels, self.seed = view, channels, seed
+        self.view, self.channels, self.seed, self.labelled = view, channels, seed, labelled
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
         self._train: Source | None = None
         self._parts: dict[str, Part] = {}
@@ -94,6 +95,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Choose the pictures of each evaluation split, and note how the test part came about."""
         self.classes = list(train.classes)
         self.has_labels = bool((train.labels >= 0).any())
+        self.foreign_classes = [name for name in test.classes if name not in self.classes] if test is not None else []
         usable = np.flatnonzero(train.labels >= 0) if self.has_labels else np.arange(len(train))
         self.split_note = "its own test part"
         test_labels = np.full(0, -1) if test is None else self._renumbered(test)
@@ -124,6 +126,12 @@ class ImageDataModule(pl.LightningDataModule):
         numbers = np.array([*(self.classes.index(name) for name in test.classes), -1])
         return numbers[test.labels]  # -1 takes the last one, -1
 
+    def labels(self, split: Split) -> Int64[np.ndarray, " n"]:
+        """Labels of an evaluation split, in the order of its pictures; -1 without any."""
+        self.setup()
+        part = self._parts[split]
+        return part.labels[part.index]
+
     @property
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
@@ -138,7 +146,7 @@ class ImageDataModule(pl.LightningDataModule):
         return min(max(cores() - 1, 1), 16)
 
     def train_dataloader(self) -> TrainLoader:
-        """Every training picture once an epoch, this rank's share: dicts of images, label and index.
+        """Every training picture, or every labelled one, once an epoch, this rank's share: images, label and index.
 
         images: uint8 [B, C, H, W], or a list of such for views of several crops. A last, smaller batch is left out.
         """
@@ -147,7 +155,8 @@ class ImageDataModule(pl.LightningDataModule):
         self.setup()
         source = cast(Source, self._train)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        sampler = EpochSampler(len(source), self.seed, rank, world_size)
+        pictures = self._parts["train"].index if self.labelled else len(source)
+        sampler = EpochSampler(pictures, self.seed, rank, world_size)
         enough = len(sampler) >= self.data.batch_size
         if not enough:
             given, own = self.data.batch_size, len(sampler)

@@ -156,7 +156,8 @@ class BEiT(Method):
             return {"token": self._words(encoder.encode(patches, grid), hidden_index)}
         early, last = encoder.hidden_states(patches, [self.early_block - 1, -1], grid)
         x = torch.cat([last[:, :1], early[:, 1:]], dim=1)
-        (x,) = run_blocks(self.branch, [x], encoder.biases([grid]))
+        biases = encoder.biases([grid])
+        (x,) = run_blocks(self.branch, [x], biases and [biases[-1]] * len(self.branch))
         return {name: self._words(encoder.norm(y), hidden_index) for name, y in (("token", last), ("class_token", x))}
 
     def _words(self, tokens: Float[Tensor, "B S D"], hidden_index: Int64[Tensor, " M"]) -> Float[Tensor, "M K"]:

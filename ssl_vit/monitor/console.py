@@ -17,6 +17,7 @@ FIGURES = {
     "throughput/data_wait": "data wait {:.0%}",
     "monitor/linear_top1": "probe {:.3f}",
     "monitor/knn_top1": "k-NN {:.3f}",
+    "monitor/top1": "top-1 {:.3f}",
 }
 
 

@@ -9,6 +9,7 @@ import pytest
 from ssl_vit.config import evaluation, explain, methods, schema, tokenizers, tools
 from ssl_vit.config.evaluation import KNNConfig, LinearProbeConfig
 from ssl_vit.config.explain import COMMON, field_doc, help_text, overview, resolved_table, run_help
+from ssl_vit.config.finetune import FinetuneRun, PredictConfig
 from ssl_vit.config.load import ConfigError, read, settings_of
 from ssl_vit.config.methods import METHODS, MAERun
 from ssl_vit.config.schema import DataConfig, RunConfig
@@ -74,7 +75,7 @@ def test_a_class_without_docstring_has_no_made_up_summary():
     ]
 
 
-@pytest.mark.parametrize("config_class", [*METHODS.values(), LinearProbeConfig, KNNConfig])
+@pytest.mark.parametrize("config_class", [*METHODS.values(), LinearProbeConfig, KNNConfig, FinetuneRun, PredictConfig])
 def test_a_page_has_every_setting_with_its_default_and_its_docstring(config_class):
     page = " ".join(help_text(config_class, "usage").split())
     for key, setting in settings_of(config_class()).items():

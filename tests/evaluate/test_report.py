@@ -17,6 +17,7 @@ from ssl_vit.checkpoint import save_encoder
 from ssl_vit.command import read_probe_words
 from ssl_vit.config.evaluation import PROTOCOLS, KNNConfig, LinearProbeConfig
 from ssl_vit.config.load import ConfigError
+from ssl_vit.config.schema import LINEAR_PROTOCOLS
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.evaluate.report import LINEAR, evaluate
 
@@ -43,7 +44,24 @@ def knn(run_dir: Path, *words: str):
 
 
 def test_every_protocol_has_settings_and_a_judge():
-    assert LINEAR.keys() == PROTOCOLS.keys()
+    assert LINEAR.keys() == PROTOCOLS.keys() == set(LINEAR_PROTOCOLS)
+
+
+def test_a_run_says_which_protocol_judges_it_unless_the_command_does(tmp_path, encoder):
+    data, readout = {"source": "digits"}, {"pool": "cls", "layer": "best", "blocks": 1, "protocol": "logreg"}
+    save_encoder(encoder, tmp_path / "run", data=data, readout=readout)
+    save_encoder(encoder, tmp_path / "silent", data=data)
+
+    def resolved(run: str, config_class: type, *words: str):
+        return read_probe_words([f"encoder={tmp_path / run}", *words], config_class).config
+
+    as_trained = resolved("run", LinearProbeConfig)
+    assert (as_trained.protocol, as_trained.pool, as_trained.layer) == ("logreg", "cls", "best")
+    typed = resolved("run", LinearProbeConfig, "protocol=grid")
+    assert (typed.protocol, typed.pool, typed.layer) == ("grid", None, None)
+    assert resolved("run", LinearProbeConfig, "layer=2").layer == 2
+    assert resolved("run", KNNConfig).layer == "best"
+    assert resolved("silent", LinearProbeConfig).protocol == "grid"
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

@@ -1,0 +1,31 @@
+"""Fine-tune an encoder on labelled pictures: python tools/finetune.py [encoder=RUN_OR_FILE] [key=value ...]."""
+
+import json
+
+from ssl_vit.command import guarded, read_finetune_words
+from ssl_vit.config.explain import finetune_help, resolved_table
+
+USAGE = "python tools/finetune.py [encoder=RUN_OR_FILE] [recipe=digits] [key=value ...] [--dry-run]"
+
+
+def main(words: list[str]) -> None:
+    if "--help" in words:
+        print(finetune_help(USAGE))
+        return
+    resolved = read_finetune_words([word for word in words if word != "--dry-run"])
+    if "--dry-run" in words:
+        from ssl_vit.evaluate.classifier import start_of
+        from ssl_vit.plan import make_plan
+
+        _, architecture = start_of(resolved.config)
+        print(resolved_table(resolved), *make_plan(resolved.config, architecture).lines(), sep="\n")
+        return
+    from ssl_vit.finetune import finetune
+
+    run_dir, result = finetune(resolved.config)
+    print(f"next: python tools/predict.py model={run_dir} images=FOLDER")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    guarded(main)

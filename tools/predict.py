@@ -1,0 +1,24 @@
+"""Classify pictures: python tools/predict.py images=FILE_OR_FOLDER [model=RUN_OR_FILE] [out=predictions.csv]."""
+
+from ssl_vit.command import guarded
+from ssl_vit.config.explain import help_text
+from ssl_vit.config.finetune import PredictConfig
+from ssl_vit.config.load import read
+
+USAGE = "python tools/predict.py images=FILE_OR_FOLDER [model=RUN_OR_FILE] [out=predictions.csv] [top=5]"
+
+
+def main(words: list[str]) -> None:
+    if "--help" in words:
+        print(help_text(PredictConfig, USAGE))
+        return
+    config = read(PredictConfig, words).config
+    from ssl_vit.evaluate.predict import predict
+
+    out, table = predict(config)
+    unread = [row for row in table if row["error"]]
+    print(f"{len(table) - len(unread)} pictures classified, {len(unread)} could not be read: {out}")
+
+
+if __name__ == "__main__":
+    guarded(main)
