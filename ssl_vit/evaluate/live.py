@@ -8,7 +8,7 @@ Letters: B pictures of a batch, n training pictures, D feature channels, K class
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class Head:
 
     feature: Feature
     module: nn.Module
-    unseen: Bool[Tensor, " n"] | None = field(default=None)
+    unseen: Bool[Tensor, " n"] | None = None
     """By number in their source."""
 
 
