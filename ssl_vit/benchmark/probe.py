@@ -46,15 +46,18 @@ def run(config: BenchmarkConfig) -> None:
 
 def grid(train: Tensor, labels: Tensor) -> object:
     """The default grid on all that it reads of four blocks: the winner, chosen and trained again."""
+    from ssl_vit.config.evaluation import PROTOCOLS
     from ssl_vit.config.schema import POOLS
+    from ssl_vit.evaluate.exam import enough_epochs
     from ssl_vit.evaluate.features import Table
     from ssl_vit.evaluate.heads import Training
-    from ssl_vit.evaluate.linear import BLOCKS, best_head, grid_epochs
+    from ssl_vit.evaluate.linear import BLOCKS, best_head
     from ssl_vit.evaluate.subjects import Feature
 
     table = Table(train, labels, Feature((0, 1, 2, 3), "both"))
     features = [Feature(tuple(range(4 - count, 4)), pool) for count in BLOCKS for pool in POOLS]
-    return best_head(table, features, Training(CLASSES, grid_epochs(len(train)), batch_size=256))
+    epochs = enough_epochs(len(train), PROTOCOLS["grid"].epochs or 1)
+    return best_head(table, features, Training(CLASSES, epochs, batch_size=256))
 
 
 def ours(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ class Protocol(NamedTuple):
 
     summary: str
     epochs: int | None = None
+    """Over a small set grid and attentive make more."""
     batch_size: int | None = None
     base_lr: float | None = None
     """Per 256 pictures."""
@@ -23,7 +24,7 @@ class Protocol(NamedTuple):
 
 PROTOCOLS = {
     "grid": Protocol(
-        "learning rates x last 1 or 4 blocks x poolings, trained together (DINOv2, arXiv:2304.07193)", batch_size=256
+        "learning rates x last 1 or 4 blocks x poolings, trained together (DINOv2, arXiv:2304.07193)", 10, 256
     ),
     "logreg": Protocol("logistic regression to its optimum (scikit-learn, C = 1), for small sets"),
     "mae": Protocol("MAE's: non-affine BatchNorm, LARS, live crops (arXiv:2111.06377, A.1)", 90, 16384, 0.1),
@@ -109,7 +110,7 @@ class LinearProbeConfig(EvaluationConfig):
         for name in ("epochs", "batch_size", "base_lr"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "positive, or null")
-            own = getattr(protocol, name) is not None or (self.protocol, name) == ("grid", "epochs")
+            own = getattr(protocol, name) is not None
             require(value is None or own, name, value, f"null with protocol={self.protocol}, which has none")
         if self.few:
             return

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_vit.config.evaluation import LinearProbeConfig
 from ssl_vit.data.draws import permutation
 from ssl_vit.data.sources import Split
-from ssl_vit.evaluate.exam import Exam, Verdict, require_finite
+from ssl_vit.evaluate.exam import Exam, Verdict, enough_epochs, require_finite
 from ssl_vit.evaluate.features import extract
 from ssl_vit.evaluate.subjects import Subject
 from ssl_vit.optim import scaled_lr
@@ -50,7 +50,8 @@ def judge_attentive(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
     block = subject.feature(subject.pools[-1], config.layer or "last", 1).blocks[0]
     train, labels = tokens_of(exam, subject, block, "train")
     test, _ = tokens_of(exam, subject, block, "test")
-    epochs, batch_size, base_lr = config.schedule
+    least, batch_size, base_lr = config.schedule
+    epochs = config.epochs or enough_epochs(len(train), least)
     batch_size = min(batch_size, len(train))
     lr, steps = scaled_lr(base_lr, batch_size), epochs * -(-len(train) // batch_size)
     with torch.random.fork_rng():

@@ -3,6 +3,7 @@
 Letters: n training pictures, m test pictures, K classes, D feature channels.
 """
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,8 @@ from ssl_vit.data.sources import Split
 from ssl_vit.evaluate.features import Place, Table, cover, describer, extract
 from ssl_vit.evaluate.subjects import Feature, Subject
 
+SEEN = 100_000
+"""Pictures that a head is trained on at least, where its protocol says no more."""
 Asked = TypeVar("Asked", bound=EvaluationConfig)
 
 
@@ -96,6 +99,11 @@ class Exam(Generic[Asked]):
     def as_classes(self, scores: Float[Tensor, "m _"]) -> Float[Tensor, "m K"]:
         """Scores with a column for every class; those of classes after the last trained one are 0."""
         return F.pad(scores, (0, self.classes - scores.shape[1]))
+
+
+def enough_epochs(count: int, least: int) -> int:
+    """Passes over so many training pictures: `least`, over a small set as many as show SEEN pictures."""
+    return max(least, math.ceil(SEEN / count))
 
 
 def require_finite(features: Tensor) -> None:

@@ -6,7 +6,6 @@ pictures are judged once.
 Letters: n training pictures, m test pictures, D feature channels, K classes.
 """
 
-import math
 import warnings
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ssl_vit.config.evaluation import LinearProbeConfig
-from ssl_vit.evaluate.exam import Exam, Verdict, require_finite
+from ssl_vit.evaluate.exam import Exam, Verdict, enough_epochs, require_finite
 from ssl_vit.evaluate.features import Table, best_feature, held_out_parts
 from ssl_vit.evaluate.heads import Heads, Training, train_heads
 from ssl_vit.evaluate.subjects import Feature, Subject
@@ -27,8 +26,6 @@ RATES = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.
 """Per 256 pictures: DINOv2's thirteen learning rates (dinov2/eval/linear.py) times ten, for standardised features."""
 BLOCKS = (1, 4)
 """Last blocks that the grid reads, as DINOv2's."""
-SEEN, PASSES = 100_000, 10
-"""Pictures that the grid trains on at least, and passes: DINOv2 makes ten over ImageNet, a small set needs more."""
 
 
 def judge_grid(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
@@ -36,19 +33,15 @@ def judge_grid(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
     config = exam.config
     features = grid_features(config, subject)
     train, test = (exam.table(subject, features, split) for split in ("train", "test"))
-    epochs, batch_size, _ = config.schedule
-    training = Training(exam.classes, epochs or grid_epochs(len(train)), min(batch_size, len(train)), config.seed)
+    least, batch_size, _ = config.schedule
+    epochs = config.epochs or enough_epochs(len(train), least)
+    training = Training(exam.classes, epochs, min(batch_size, len(train)), config.seed)
     training = replace(training, device=exam.place.device)
     winner, rate = best_head(train, features, training)
     probabilities = winner.logits(test, torch.arange(len(test)))[:, 0].softmax(1).cpu()
     heads, passes = len(features) * len(RATES), f"{training.epochs} epochs of batch {training.batch_size}"
     how = f"best on held-out parts of {heads} linear heads, SGD, {passes}"
     return Verdict(probabilities, how, winner.feature.facts | {"lr": rate})
-
-
-def grid_epochs(count: int) -> int:
-    """Passes over so many training pictures."""
-    return max(PASSES, math.ceil(SEEN / count))
 
 
 def best_head(table: Table, features: list[Feature], training: Training) -> tuple[Heads, float]:

@@ -5,9 +5,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from ssl_vit.config.evaluation import LinearProbeConfig
+from ssl_vit.evaluate.exam import enough_epochs
 from ssl_vit.evaluate.features import Table
 from ssl_vit.evaluate.heads import Training
-from ssl_vit.evaluate.linear import best_head, grid_epochs, grid_features, judge_grid, judge_logreg
+from ssl_vit.evaluate.linear import best_head, grid_features, judge_grid, judge_logreg
 from ssl_vit.evaluate.subjects import Feature, RawPixels
 
 WHOLE = Feature((0,), "mean")
@@ -27,7 +28,7 @@ def blobs(count: int, seed: int, conditioned: bool) -> Table:
 @pytest.mark.parametrize("conditioned", [True, False])
 def test_the_grid_is_as_good_as_logistic_regression_whatever_the_scale_of_channels(conditioned):
     train, test = blobs(1200, 1, conditioned), blobs(2000, 2, conditioned)
-    winner, _ = best_head(train, [WHOLE], Training(4, grid_epochs(1200), 256))
+    winner, _ = best_head(train, [WHOLE], Training(4, enough_epochs(1200, 10), 256))
     hits = winner.logits(test, torch.arange(2000))[:, 0].argmax(1) == test.labels
     model = LogisticRegression(max_iter=1000).fit(train.values.numpy(), train.labels.numpy())
     reference = model.score(test.values.numpy(), test.labels.numpy())
@@ -54,8 +55,8 @@ def test_the_grid_reads_one_and_four_blocks_by_every_pooling(subject):
 
 
 def test_a_small_set_has_more_epochs():
-    assert grid_epochs(1_281_167) == 10
-    assert grid_epochs(1000) == 100
+    assert enough_epochs(1_281_167, 10) == 10
+    assert enough_epochs(1000, 10) == 100
 
 
 def test_logreg_is_scikit_learns_on_the_named_feature(make_exam, subject):
