@@ -88,7 +88,7 @@ def help_text(config_class: type, usage: str) -> str:
 
 def resolved_table(resolved: Resolved) -> str:
     """Every value and where it came from: `*` marks what is not a default; on a terminal it is bold as well."""
-    rows = [("method", "command line", resolved.method)] if resolved.method else []
+    rows = [("method", resolved.origin.get("method", "command line"), resolved.method)] if resolved.method else []
     for key, setting in settings_of(resolved.config).items():
         rows.append((key, resolved.origin[key], shown(setting.default)))
     key_width, origin_width = (max(len(row[column]) for row in rows) for column in (0, 1))

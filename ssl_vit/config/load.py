@@ -92,7 +92,9 @@ def read_finetune(arguments: Iterable[str], lower: Mapping[str, Any] | None = No
 
     `recipe=` names a file of configs/finetune/ or is a path that ends in .yaml. Raises ConfigError.
     """
-    return _resolve(_defaults(FinetuneRun), _split(arguments), FINETUNE, FINETUNE, lower or {})
+    resolved = _resolve(_defaults(FinetuneRun), _split(arguments), FINETUNE, FINETUNE, lower or {})
+    resolved.origin["method"] = "default"  # it is this command's one
+    return resolved
 
 
 def _resolve(
