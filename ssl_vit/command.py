@@ -155,7 +155,10 @@ def read_probe_words(words: list[str], config_class: type[Evaluation]) -> Resolv
     protocol = readout.pop("protocol", None)
     if protocol and config_class is LinearProbeConfig:
         lower["protocol"] = protocol
-    lower |= readout if read(config_class, words, lower).config.as_trained else {}
+    config = read(config_class, words, lower).config
+    if config.few and readout.get("layer") == "best":
+        readout["layer"] = "last"  # few pictures leave none to choose it on
+    lower |= readout if config.as_trained else {}
     resolved = read(config_class, words, lower)
     if "data" not in lower and not any(word.startswith("data.") for word in words):
         raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")

@@ -61,6 +61,9 @@ def test_a_run_says_which_protocol_judges_it_unless_the_command_does(tmp_path, e
     assert (typed.protocol, typed.pool, typed.layer) == ("grid", None, None)
     assert resolved("run", LinearProbeConfig, "layer=2").layer == 2
     assert resolved("run", KNNConfig).layer == "best"
+    assert (
+        resolved("run", KNNConfig, "shots=1,5").layer == resolved("run", LinearProbeConfig, "shots=5").layer == "last"
+    )
     assert resolved("silent", LinearProbeConfig).protocol == "grid"
 
 
