@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import ssl_vit
 from ssl_vit.checkpoint import load_encoder, save_encoder
 from ssl_vit.command import read_finetune_words, read_probe_words
+from ssl_vit.config.evaluation import KNNConfig
 from ssl_vit.config.finetune import FinetuneRun, PredictConfig
 from ssl_vit.config.load import ConfigError, read
 from ssl_vit.config.recipes import FINETUNE, recipes
@@ -83,7 +84,7 @@ def test_a_run_leaves_a_model_its_encoder_and_its_verdict():
     assert {"test/top1", "monitor/top1", "train/classification"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["confusion"]
     assert newest_run() == source  # an evaluation without encoder= is of what was pretrained
-    assert read_probe_words([f"encoder={run_dir}"]).config.pool == "mean"
+    assert read_probe_words([f"encoder={run_dir}"], KNNConfig).config.pool == "mean"
 
 
 def test_what_is_reported_is_what_the_saved_model_scores():
