@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig, one_of
+from ssl_vit.config.checks import one_of
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.positions import resample, resample_relations
 from ssl_vit.runs import ENCODER, FACTS, newest_checkpoint, write_atomic, write_json

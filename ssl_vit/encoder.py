@@ -16,7 +16,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ssl_vit.blocks import SCHEMES, Biases, Block, init_blocks, run_blocks, trunc_normal
-from ssl_vit.config.schema import POOLS, EncoderConfig, one_of
+from ssl_vit.config.checks import one_of
+from ssl_vit.config.schema import POOLS, EncoderConfig
 from ssl_vit.positions import RelativeIndex, RelativePositionBias, relations, resample, sincos_2d
 
 

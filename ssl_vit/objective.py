@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ssl_vit.checkpoint import require_fit
-from ssl_vit.config.schema import OptimConfig, TrainingRun, override
+from ssl_vit.config.checks import override
+from ssl_vit.config.schema import OptimConfig, TrainingRun
 from ssl_vit.data.draws import seeded_generator
 from ssl_vit.data.loading import batch_length, pictures_of
 from ssl_vit.data.views import View

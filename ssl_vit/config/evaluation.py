@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
-from ssl_vit.config.schema import LINEAR_PROTOCOLS, POOLS, DataConfig, one_of, require, require_layer
+from ssl_vit.config.checks import one_of, require, require_layer
+from ssl_vit.config.schema import LINEAR_PROTOCOLS, POOLS, DataConfig
 
 TIMM = "timm:"
 """Prefix of an encoder that timm builds, such as timm:vit_small_patch16_224."""

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_vit.config.schema import OptimConfig, TrainerConfig, TrainingRun, interval, one_of, require
+from ssl_vit.config.checks import interval, one_of, require
+from ssl_vit.config.schema import OptimConfig, TrainerConfig, TrainingRun
 
 
 @dataclass(kw_only=True)

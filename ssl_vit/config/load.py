@@ -17,9 +17,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from ssl_vit.config.checks import ConfigError, one_of
 from ssl_vit.config.finetune import FinetuneRun
 from ssl_vit.config.recipes import FINETUNE, LEGAL_METHODS, TOKENIZER, method_class, recipe_path
-from ssl_vit.config.schema import ConfigError, RunConfig, TrainingRun, one_of
+from ssl_vit.config.schema import RunConfig, TrainingRun
 from ssl_vit.config.tokenizers import TOKENIZERS, TokenizerRun
 
 T = TypeVar("T")

@@ -2,16 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from ssl_vit.config.schema import (
-    EncoderConfig,
-    OptimConfig,
-    ReadoutConfig,
-    RunConfig,
-    TrainerConfig,
-    interval,
-    one_of,
-    require,
-)
+from ssl_vit.config.checks import interval, one_of, require
+from ssl_vit.config.schema import EncoderConfig, OptimConfig, ReadoutConfig, RunConfig, TrainerConfig
 
 
 @dataclass(kw_only=True)

@@ -3,13 +3,13 @@
 A run is one RunConfig, written on the command line as `part.field=value`. Defaults are the papers'; each method has
 its own RunConfig, because the papers disagree (MAE: fixed sine-cosine positions, betas .9 .95; others otherwise).
 The string under a field is its documentation: `--help` prints it. Values are checked on construction, so a dataclass
-that exists is legal. Only the standard library is imported here.
+that exists is legal.
 """
 
-import difflib
-from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from ssl_vit.config.checks import one_of, require, require_layer
 
 # name: (width, depth, heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
 SIZES = {
@@ -23,49 +23,6 @@ POOLS = ("cls", "mean", "both")
 LINEAR_PROTOCOLS = ("grid", "logreg", "mae", "dino", "beit", "attentive")
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
-
-
-class ConfigError(ValueError):
-    """A setting that is not legal. One line: the key as typed, what is legal, the nearest legal key."""
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """` (did you mean X?)` for the legal word closest to a mistyped one, or nothing when none is close."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-def require(legal: bool, key: str, value: Any, rule: str) -> None:
-    """Raise ValueError `key=value must be <rule>` unless legal."""
-    if not legal:
-        raise ValueError(f"{key}={value} must be {rule}")
-
-
-def one_of(key: str, value: str, choices: Iterable[str]) -> None:
-    """Raise ValueError unless value is one of choices; names the nearest."""
-    require(value in choices, key, value, f"one of {', '.join(choices)}{nearest(value, choices)}")
-
-
-def interval(key: str, value: tuple[float, float], low: float, high: float) -> None:
-    """Raise ValueError unless value is an ordered pair inside [low, high]."""
-    require(low <= value[0] <= value[1] <= high, key, list(value), f"[low, high] with {low} <= low <= high <= {high}")
-
-
-def require_layer(key: str, value: Any) -> None:
-    """Raise ValueError unless value says which block is read: last, best, or a number from 1."""
-    legal = value in ("last", "best") or (type(value) is int and value > 0)
-    require(legal, key, value, "last, best, or a number from 1")
-
-
-def override(default: Any, given: Any, key: str) -> Any:
-    """`default` with the fields of a dict replaced; a dataclass is taken as it is, None changes nothing."""
-    if is_dataclass(given):
-        return given
-    legal = [field.name for field in fields(default)]
-    for name in given or {}:
-        if name not in legal:
-            raise ValueError(f"{key}.{name} is no setting{nearest(name, legal)}; {key} has {', '.join(legal)}")
-    return replace(default, **(given or {}))
 
 
 @dataclass(kw_only=True)

@@ -3,15 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_vit.config.schema import (
-    DataConfig,
-    OptimConfig,
-    PatchGrid,
-    TrainerConfig,
-    TrainingRun,
-    interval,
-    require,
-)
+from ssl_vit.config.checks import interval, require
+from ssl_vit.config.schema import DataConfig, OptimConfig, PatchGrid, TrainerConfig, TrainingRun
 
 
 @dataclass(kw_only=True)

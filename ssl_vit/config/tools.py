@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from ssl_vit.config.schema import one_of, require
+from ssl_vit.config.checks import one_of, require
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,8 @@ from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssl_vit.config.schema import DataConfig, require
+from ssl_vit.config.checks import require
+from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.draws import permutation, stratified
 from ssl_vit.data.loading import Batch, EpochSampler, ShuffledShare, TrainLoader, Views, loader_options

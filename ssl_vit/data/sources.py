@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from ssl_vit.config.schema import DataConfig, nearest
+from ssl_vit.config.checks import nearest
+from ssl_vit.config.schema import DataConfig
 from ssl_vit.data import folder, parquet
 from ssl_vit.data.draws import stratified, uniforms
 from ssl_vit.data.pictures import Source

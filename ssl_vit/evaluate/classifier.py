@@ -15,8 +15,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ssl_vit.checkpoint import load_encoder, load_strictly, require_fit, save_encoder, transfer
+from ssl_vit.config.checks import one_of, require
 from ssl_vit.config.finetune import FinetuneRun
-from ssl_vit.config.schema import EncoderConfig, one_of, require
+from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.runs import MODEL, write_atomic
 

@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from ssl_vit.config.checks import override
 from ssl_vit.config.finetune import DistillConfig, FinetuneConfig, FinetuneRun
-from ssl_vit.config.schema import OptimConfig, override
+from ssl_vit.config.schema import OptimConfig
 from ssl_vit.data.augment import Augmented, Jittered
 from ssl_vit.data.loading import labels_of, pictures_of
 from ssl_vit.data.mixing import draw_boxes, draw_mix, erase, mix_pictures, mix_targets

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vit.config.schema import POOLS, require
+from ssl_vit.config.checks import require
+from ssl_vit.config.schema import POOLS
 from ssl_vit.encoder import VisionTransformer, pixels_per_patch
 
 WHOLE = "whole"

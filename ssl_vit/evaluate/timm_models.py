@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_vit.config.checks import nearest
 from ssl_vit.config.evaluation import TIMM
-from ssl_vit.config.schema import POOLS, nearest
+from ssl_vit.config.schema import POOLS
 from ssl_vit.evaluate.subjects import WHOLE, Subject
 
 
