@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_vit.distributed import local_parts, norms
+
 
 def scaled_lr(base_lr: float, global_batch: int) -> float:
     """Learning rate for a global batch, linear in it: base_lr is per 256 pictures (arXiv:1706.02677)."""
@@ -53,8 +55,8 @@ def layer_groups(
 def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     """Scale each parameter's own gradient down to the norm `largest`, if it is above (as DINO's authors clip)."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
-    torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp_max(1.0) for norm in norms])  # pyright: ignore[reportPrivateImportUsage]
+    scales = (largest / (norms(grads) + 1e-6)).clamp_max(1.0)
+    torch._foreach_mul_(local_parts(grads), list(scales.unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
 
 class Finite:
