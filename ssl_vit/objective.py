@@ -20,9 +20,11 @@ from ssl_vit.config.schema import OptimConfig, TrainingRun
 from ssl_vit.data.draws import seeded_generator
 from ssl_vit.data.loading import batch_length, pictures_of
 from ssl_vit.data.views import View
+from ssl_vit.distributed import mean_over_ranks, whole_tensor
 from ssl_vit.optim import Finite, decay_groups, scaled_lr
 from ssl_vit.progress import is_logged, share_done, share_of_epochs
 from ssl_vit.schedules import warmup_cosine
+from ssl_vit.sharding import gather, mesh_of, plain_copy, shard
 
 log = logging.getLogger("ssl_vit")
 
@@ -46,6 +48,8 @@ class Objective(pl.LightningModule, ABC):
         self.seed, self.global_batch, self._position = seed, 0, (0, 0)
         self.measures: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
         self._finite = Finite()
+        self._sharded = False
+        self._plain: list[Any] = []  # of a sharded objective on the first process; in a list, so that it is no part
 
     @classmethod
     def from_run(cls, run: Any) -> Any:
@@ -66,7 +70,10 @@ class Objective(pl.LightningModule, ABC):
 
     @abstractmethod
     def export(self, folder: Path, **facts: Any) -> Path:
-        """Write what the training was for, with what is known of it; returns its file."""
+        """Write what the training was for, with what is known of it; returns its file.
+
+        After training on several processes it is whole() that is exported.
+        """
 
     def after_step(self) -> None:
         """Called once after each optimiser step."""
@@ -82,8 +89,32 @@ class Objective(pl.LightningModule, ABC):
         """
         return {}
 
+    def configure_model(self) -> None:
+        """Spread the weights over the processes where the trainer's strategy is ModelParallelStrategy."""
+        mesh = mesh_of(self.trainer)
+        if mesh is None or self._sharded:
+            return
+        if self.trainer.is_global_zero:
+            self._plain = [plain_copy(self)]
+        shard(self, mesh)
+        self._sharded = True
+
+    def whole(self) -> Any:
+        """What can be judged and exported: itself, of a sharded objective a copy with all weights.
+
+        Called on every process of a trainer; None on all but the first.
+        """
+        if not self._sharded:
+            return self if self._trainer is None or self._trainer.is_global_zero else None
+        copied = gather(self, self._plain[0] if self._plain else None)
+        if copied is not None:
+            copied.trainer = self.trainer
+            copied.to(self.device)
+        return copied
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint to resume")
+        if not self._sharded:  # else the strategy has loaded them, name by name
+            require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint to resume")
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Whether weight decay acts on a parameter: not on vectors and biases (timm's rule, which MAE uses)."""
@@ -94,13 +125,20 @@ class Objective(pl.LightningModule, ABC):
             pictures = batch_length(pictures_of(batch))
             self.global_batch = pictures * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
+        own = seeded_generator(torch.device("cpu"), self.seed, *self._position, self.global_rank)
+        torch.manual_seed(own.initial_seed() + 1)  # drop path draws from PyTorch's own generators
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()
         if is_logged(self.trainer):
-            figures = {"loss": total} | losses | self.measures
-            self.log_dict({f"train/{name}": torch.as_tensor(value).detach() for name, value in figures.items()})
+            self.log_means({"loss": total} | losses | self.measures)
         self._finite.watch(total)
         return total
+
+    def log_means(self, figures: dict[str, Any]) -> None:
+        """Log scalars as train/<name>, each the mean over all processes."""
+        values = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in figures.values()]
+        means = mean_over_ranks(torch.stack(values).detach())
+        self.log_dict({f"train/{name}": mean for name, mean in zip(figures, means, strict=True)})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optim = self.optim_config
@@ -130,7 +168,7 @@ class Objective(pl.LightningModule, ABC):
         # Lightning's own refuses fused optimizers, whose step would undo a loss scale after the clipping.
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim_config.clip_grad)
         if is_logged(self.trainer):
-            self.log("train/grad_norm", norm)
+            self.log("train/grad_norm", whole_tensor(norm))
 
     def require_unscaled(self) -> None:
         """ValueError where the loss is scaled: gradients cannot be clipped then."""
