@@ -1,5 +1,6 @@
 """The one place that speaks to other processes."""
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
+
+_agreements = itertools.count()
 
 
 @contextmanager
@@ -82,9 +85,10 @@ def norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
 def agreed(word: str) -> str:
     """The first process's word, on all of those that torchrun started."""
     store, rank, _ = next(rendezvous("env://"))  # torchrun's own, which stands before any process group
+    key = f"ssl_vit/{next(_agreements)}"
     if rank == 0:
-        store.set("ssl_vit/word", word)
-    return store.get("ssl_vit/word").decode()
+        store.set(key, word)
+    return store.get(key).decode()
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:

@@ -112,8 +112,17 @@ class Objective(pl.LightningModule, ABC):
             copied.to(self.device)
         return copied
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sharded"] = self._sharded
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if not self._sharded:  # else the strategy has loaded them, name by name
+        sharded = checkpoint.get("sharded", False)  # older ones do not say
+        if sharded != self._sharded:  # Lightning numbers the optimizer's state otherwise
+            raise ValueError(
+                f"the checkpoint to resume was made {'with' if sharded else 'without'} trainer.strategy=fsdp: go on "
+                "with the strategy that it had, or begin a run from its weights with init_from="
+            )
+        if not sharded:  # else the strategy has loaded them, name by name
             require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint to resume")
 
     def decays(self, name: str, parameter: Tensor) -> bool:

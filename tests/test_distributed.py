@@ -84,6 +84,12 @@ def test_a_sharded_run_resumes_to_the_bit(together):
     assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
+def test_a_sharded_run_is_not_resumed_by_another_strategy(together, tmp_path):
+    path = Path(together[0]["folder"]) / "half.ckpt"
+    with pytest.raises(ValueError, match=r"was made with trainer.strategy=fsdp: go on with the strategy that it had"):
+        train("dino", tmp_path, resume=path, max_epochs=2)
+
+
 def test_a_sharded_checkpoint_is_one_file_with_the_whole_encoder(together):
     path = Path(together[0]["folder"]) / "half.ckpt"
     state = torch.load(path, weights_only=True)["state_dict"]
