@@ -12,7 +12,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Float
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -29,7 +28,7 @@ from ssl_vit.runs import CONFIG, RUNS, newest_checkpoint
 from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.kmeans import fit_kmeans
 from ssl_vit.tokenizers.training import training_named
-from ssl_vit.training import data_of, fit, open_run, quiet_lightning
+from ssl_vit.training import data_of, fit, is_first_process, open_run, quiet_lightning
 
 JUDGED = 5000
 """Most pictures that a tokenizer's use of its vocabulary, and its reconstructions, are measured on."""
@@ -142,9 +141,10 @@ def tokenizer_for(run: TokenizedRun) -> Path:
     run_dir = RUNS / name
     if (run_dir / WEIGHTS).exists():
         load_tokenizer(run_dir)  # says so now if it is broken
-        print(f"tokenizer     {run_dir}, kept from an earlier run")
+        if is_first_process():
+            print(f"tokenizer     {run_dir}, kept from an earlier run")
         return run_dir
-    if getattr(rank_zero_only, "rank", 0):  # another process of this machine or job trains it
+    if not is_first_process():  # which trains it
         while not (run_dir / WEIGHTS).exists():
             time.sleep(1)
         return run_dir
