@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 RUNS = Path("runs")
-MODEL, ENCODER, FACTS, CONFIG, METRICS, CHECKPOINTS = (
+MODEL, ENCODER, FACTS, CONFIG, METRICS, BAD_STEPS, CHECKPOINTS = (
     "model.safetensors",
     "encoder.safetensors",
     "encoder.json",
     "config.yaml",
     "metrics.jsonl",
+    "bad_steps.jsonl",
     "checkpoints",
 )
 

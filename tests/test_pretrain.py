@@ -135,7 +135,7 @@ def test_a_plain_folder_without_labels_or_test_part(capsys):
     logged = set().union(*rows)
     assert "monitor/rankme" in logged
     assert "monitor/linear_top1" not in logged
-    with pytest.raises(ValueError, match=r"data.path=pictures has no labels to judge by"):
+    with pytest.raises(ValueError, match=r"data.path=pictures has no labels: give data.path="):
         evaluate(read_probe_words([f"encoder={run_dir}"], LinearProbeConfig).config)
 
 
