@@ -99,7 +99,7 @@ def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = No
             f"data.path={path} has no labels: give data.path= with a folder for each class, or a parquet file with a "
             "label column"
         )
-    taught, asked = (set(data.eval_labels(*part).tolist()) for part in (("train", limit, seed), ("test",)))
+    taught, asked = set(data.eval_labels("train", limit, seed).tolist()), set(data.eval_labels("test").tolist())
     if len(taught) < 2:
         only = data.classes[taught.pop()]
         raise ValueError(f"data.path={path} has training pictures of one class alone, {only}: two are needed at least")
