@@ -18,7 +18,7 @@ from ssl_vit.checkpoint import require_fit
 from ssl_vit.config.checks import override
 from ssl_vit.config.schema import OptimConfig, TrainingRun
 from ssl_vit.data.draws import seeded_generator
-from ssl_vit.data.loading import batch_length, pictures_of
+from ssl_vit.data.loading import full_length, pictures_of
 from ssl_vit.data.views import View
 from ssl_vit.optim import Finite, decay_groups, scaled_lr
 from ssl_vit.progress import is_logged, share_done, share_of_epochs
@@ -91,8 +91,7 @@ class Objective(pl.LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if not self.global_batch:
-            pictures = batch_length(pictures_of(batch))
-            self.global_batch = pictures * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()

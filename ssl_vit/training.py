@@ -16,6 +16,7 @@ from ssl_vit.blocks import compile_blocks
 from ssl_vit.config.load import to_yaml
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.module import ImageDataModule
+from ssl_vit.monitor.bad_pictures import BadPictures
 from ssl_vit.monitor.console import Console
 from ssl_vit.monitor.health import Health
 from ssl_vit.monitor.look import Look
@@ -23,7 +24,7 @@ from ssl_vit.monitor.records import AtomicCheckpoints, JsonLines
 from ssl_vit.monitor.throughput import Throughput
 from ssl_vit.objective import Objective
 from ssl_vit.plan import make_plan
-from ssl_vit.runs import CHECKPOINTS, CONFIG, METRICS, new_run_dir, newest_checkpoint, write_atomic
+from ssl_vit.runs import CHECKPOINTS, CONFIG, METRICS, QUARANTINE, new_run_dir, newest_checkpoint, write_atomic
 
 log = logging.getLogger("ssl_vit")
 
@@ -57,6 +58,7 @@ def fit(
         announce(config, run_dir, checkpoint, patches)
     if config.trainer.compile:
         compile_blocks(objective)
+    data.faults.list_in(run_dir / QUARANTINE)
     try:
         trainer.fit(objective, data, ckpt_path=checkpoint, weights_only=True)
     except (Exception, KeyboardInterrupt):
@@ -102,7 +104,7 @@ def make_trainer(config: TrainingRun, run_dir: Path, look: Look) -> pl.Trainer:
         save_on_exception=True,
     )
     health = Health()
-    callbacks = [checkpoints, Throughput(), health, Console(health)]
+    callbacks = [checkpoints, Throughput(), BadPictures(), health, Console(health)]
     if config.monitor.every_epochs:
         callbacks.insert(1, look)
     return pl.Trainer(
