@@ -220,7 +220,7 @@ def test_an_unknown_key_is_answered_with_the_legal_ones_and_the_nearest(run, wor
         ("trainer.devices=half", "auto, or a positive integer"),
         ("data.workers=[0", "auto, or 0 or more"),
         ("data.on_error=skp", "one of replace, skip, raise (did you mean skip?)"),
-        ("data.max_bad=2", "in [0, 1]"),
+        ("data.max_bad=1.5", "in [0, 1]"),
         ("data.max_bad=%", "a number"),
         ("data.max_bad=1e0%", "a number"),
         ("seed=-1", "0 or more"),
