@@ -19,7 +19,7 @@ from ssl_vit.checkpoint import require_fit
 from ssl_vit.config.checks import override
 from ssl_vit.config.schema import OptimConfig, TrainingRun
 from ssl_vit.data.draws import seeded_generator
-from ssl_vit.data.loading import batch_length, pictures_of
+from ssl_vit.data.loading import full_length, pictures_of
 from ssl_vit.data.views import View
 from ssl_vit.guard import DivergenceError, Guard
 from ssl_vit.optim import decay_groups, scaled_lr
@@ -101,8 +101,7 @@ class Objective(pl.LightningModule, ABC):
         if self.guard.in_a_row >= self.max_bad_steps:
             raise DivergenceError(self.global_step, self.guard.in_a_row)
         if not self.global_batch:
-            pictures = batch_length(pictures_of(batch))
-            self.global_batch = pictures * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()

@@ -16,6 +16,7 @@ from ssl_vit.config.load import to_yaml
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.guard import DivergenceError, Guard
+from ssl_vit.monitor.bad_pictures import BadPictures
 from ssl_vit.monitor.bad_steps import BadSteps
 from ssl_vit.monitor.console import Console
 from ssl_vit.monitor.health import Health
@@ -24,7 +25,16 @@ from ssl_vit.monitor.records import AtomicCheckpoints, Checkpoints, JsonLines
 from ssl_vit.monitor.throughput import Throughput
 from ssl_vit.objective import Objective
 from ssl_vit.plan import make_plan
-from ssl_vit.runs import BAD_STEPS, CHECKPOINTS, CONFIG, METRICS, new_run_dir, newest_checkpoint, write_atomic
+from ssl_vit.runs import (
+    BAD_STEPS,
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    QUARANTINE,
+    new_run_dir,
+    newest_checkpoint,
+    write_atomic,
+)
 
 log = logging.getLogger("ssl_vit")
 
@@ -59,6 +69,7 @@ def fit(
     if config.trainer.compile:
         compile_blocks(objective)
     objective.max_bad_steps = config.trainer.max_bad_steps
+    data.faults.list_in(run_dir / QUARANTINE)
     try:
         try:
             trainer.fit(objective, data, ckpt_path=checkpoint, weights_only=True)
@@ -117,7 +128,7 @@ def make_trainer(config: TrainingRun, run_dir: Path, look: Look) -> pl.Trainer:
         save_on_exception=True,
     )
     health = Health()
-    callbacks = [checkpoints, Throughput(), BadSteps(run_dir / BAD_STEPS), health, Console(health)]
+    callbacks = [checkpoints, Throughput(), BadSteps(run_dir / BAD_STEPS), BadPictures(), health, Console(health)]
     if config.monitor.every_epochs:
         callbacks.insert(1, look)
     return pl.Trainer(

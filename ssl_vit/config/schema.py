@@ -165,6 +165,11 @@ class DataConfig:
     """Value of a 16-bit picture that becomes white; 4095 for 12-bit scans."""
     cache_gb: float = 2.0
     """Decoded pictures are kept in memory where all of them fit in this many GB; 0 never."""
+    on_error: str = "replace"
+    """A picture that cannot be read: replace (by the next one of its label), skip (training goes on with a smaller
+    batch, evaluation replaces), or raise (the run stops)."""
+    max_bad: float = 0.01
+    """The run stops where more than this share of all pictures, training and test, cannot be read; 1% means 0.01."""
 
     def __post_init__(self) -> None:
         one_of("data.source", self.source, ("digits", "folder", "parquet", "torchvision"))
@@ -176,6 +181,8 @@ class DataConfig:
         require(0 < self.eval_crop <= 1, "data.eval_crop", self.eval_crop, "in (0, 1]")
         require(0 < self.white_16bit <= 65535, "data.white_16bit", self.white_16bit, "in [1, 65535]")
         require(self.cache_gb >= 0, "data.cache_gb", self.cache_gb, "0 or more")
+        one_of("data.on_error", self.on_error, ("replace", "skip", "raise"))
+        require(0 <= self.max_bad <= 1, "data.max_bad", self.max_bad, "in [0, 1]")
 
 
 @dataclass(kw_only=True)

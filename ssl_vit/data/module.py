@@ -17,7 +17,8 @@ from ssl_vit.config.checks import require
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.draws import permutation, stratified
-from ssl_vit.data.loading import Batch, EpochSampler, ShuffledShare, TrainLoader, Views, loader_options
+from ssl_vit.data.faults import Faults, StandIns
+from ssl_vit.data.loading import Batch, EpochSampler, Loader, ShuffledShare, TrainLoader, Views, loader_options
 from ssl_vit.data.photometry import normalize
 from ssl_vit.data.pictures import Source
 from ssl_vit.data.sources import Split, open_source
@@ -47,7 +48,8 @@ class ImageDataModule(pl.LightningDataModule):
     picture. seed: of order, views and held-out part. labelled: train on pictures with a label that are not held out.
 
     After setup() there are has_labels, num_classes, classes (names, in the order of the labels), foreign_classes (those
-    that the test part alone has) and split_note (how the test part came about).
+    that the test part alone has) and split_note (how the test part came about). faults is the record of pictures that
+    cannot be read: faults.found (name -> reason), and faults.list_in(path) to have them listed in a file.
 
     A labelled source without a test part: 20 % of its pictures, drawn by seed, stand in for one. They are left out of
     `eval_dataloader("train")` and of labelled training; pretraining sees every picture, without its label.
@@ -71,6 +73,7 @@ class ImageDataModule(pl.LightningDataModule):
         require(len(self.data.mean) == channels, "data.mean", self.data.mean, f"one number a channel: {channels}")
         self.view, self.channels, self.seed, self.labelled = view, channels, seed, labelled
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        self.faults = Faults(self.data.max_bad)
         self._train: Source | None = None
         self._parts: dict[str, Part] = {}
 
@@ -86,9 +89,14 @@ class ImageDataModule(pl.LightningDataModule):
         train = open_source(self.data, self.channels, "train")
         assert train is not None  # only a test part can be missing
         test = open_source(self.data, self.channels, "test")
-        train = cached(train, self.data.cache_gb)
+        stops = self.data.on_error == "raise"
+        train = cached(train, self.data.cache_gb, stops)
         if test is not None:
-            test = cached(test, self.data.cache_gb - memory_gb(train))
+            test = cached(test, self.data.cache_gb - memory_gb(train), stops)
+        self.faults.pictures = len(train) + (0 if test is None else len(test))
+        for source in (train, test):
+            if isinstance(source, Cached):
+                self.faults.note((source.name(index), error.reason) for index, error in sorted(source.broken.items()))
         self._split(train, test)
         self._train = train
 
@@ -156,14 +164,15 @@ class ImageDataModule(pl.LightningDataModule):
         self.setup()
         source = cast(Source, self._train)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        pictures = self._parts["train"].index if self.labelled else len(source)
+        pictures = self._parts["train"].index if self.labelled else np.arange(len(source))
         sampler = EpochSampler(pictures, self.seed, rank, world_size)
         enough = len(sampler) >= self.data.batch_size
         if not enough:
             given, own = self.data.batch_size, len(sampler)
             log.warning(f"data.batch_size={given} is more than a process's {own} training pictures: a step takes {own}")
+        stand_ins = self._stand_ins(source, source.labels, pictures, skips=self.data.on_error == "skip")
         loader = TrainLoader(
-            Views(source, self.view, self.seed, source.labels),
+            Views(source, self.view, self.seed, source.labels, stand_ins),
             batch_size=self.data.batch_size,
             sampler=sampler,
             drop_last=enough,
@@ -187,8 +196,8 @@ class ImageDataModule(pl.LightningDataModule):
         index = np.resize(index, -(-len(index) // processes) * processes)[rank::processes]
         part = self._parts[split]
         view = CenterCrop(self.image_size, self.data.eval_crop)
-        return DataLoader(
-            Views(part.source, view, self.seed, part.labels),
+        return Loader(
+            Views(part.source, view, self.seed, part.labels, self._stand_ins(part.source, part.labels, part.index)),
             batch_size=self.data.batch_size,
             sampler=[(0, i) for i in index.tolist()],  # pyright: ignore[reportArgumentType]
             **loader_options(self.workers(part.source)),
@@ -217,12 +226,18 @@ class ImageDataModule(pl.LightningDataModule):
         """
         index, (rank, processes) = self.eval_index("train", limit, seed), share
         part = self._parts["train"]
-        return DataLoader(
-            Views(part.source, view, self.seed, part.labels),
+        return Loader(
+            Views(part.source, view, self.seed, part.labels, self._stand_ins(part.source, part.labels, part.index)),
             batch_size=batch_size,
             sampler=ShuffledShare(index, self.seed, rank, processes),  # pyright: ignore[reportArgumentType]
             **loader_options(self.workers(part.source)),
         )
+
+    def _stand_ins(
+        self, source: Source, labels: np.ndarray, members: np.ndarray, skips: bool = False
+    ) -> StandIns | None:
+        """Those of data.on_error; evaluation, whose labels are read in order, has pictures replaced, never left out."""
+        return None if self.data.on_error == "raise" else StandIns(source, labels, members, self.faults, skips)
 
     def _subset(self, part: Part, limit: int, seed: int) -> Int64[np.ndarray, " limit"]:
         if self.has_labels:
