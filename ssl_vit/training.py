@@ -155,9 +155,12 @@ def precision_of(trainer: TrainerConfig) -> str:
     """trainer.precision, with auto resolved: bf16-mixed where the GPU or the CPU multiplies matrices in it."""
     if trainer.precision != "auto":
         return trainer.precision
-    cuda = torch.cuda.is_available()
-    has_bf16 = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16-mixed" if has_bf16() else "32-true"
+
+
+def has_bf16() -> bool:
+    """Whether the GPU, or without one the CPU, multiplies matrices in bf16."""
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
 
 
 def announce(config: TrainingRun, run_dir: Path, checkpoint: Path | None, patches: PatchGrid | None = None) -> None:
