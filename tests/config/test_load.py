@@ -218,6 +218,7 @@ def test_an_unknown_key_is_answered_with_the_legal_ones_and_the_nearest(run, wor
         ("optim.betas=[1, 2, 3]", "a list of 2 numbers, such as [0.9, 0.95]"),
         ("encoder.image_size=225", "a multiple of encoder.patch_size=16"),
         ("trainer.devices=half", "auto, or a positive integer"),
+        ("trainer.strategy=fdsp", "one of auto, ddp, fsdp, deepspeed (did you mean fsdp?)"),
         ("data.workers=[0", "auto, or 0 or more"),
         ("data.on_error=skp", "one of replace, skip, raise (did you mean skip?)"),
         ("data.max_bad=1.5", "in [0, 1]"),
@@ -234,6 +235,17 @@ def test_a_wrong_value_is_answered_with_what_is_legal(run, word, rule):
 def test_a_rule_between_settings_is_passed_on(run):
     answer = "resume= continues a run, init_from= starts a new one from its weights: give one of them"
     assert message(run, "resume=auto", "init_from=a.pth") == answer
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [
+        ("trainer.precision=16-mixed", "auto, 32-true, bf16-mixed or bf16-true"),
+        ("trainer.compile=true", "false"),
+    ],
+)
+def test_sharded_weights_go_with_some_settings_alone(run, word, rule):
+    assert message(run, "trainer.strategy=fsdp", word).lower() == f"{word} must be {rule} with trainer.strategy=fsdp"
 
 
 @pytest.mark.parametrize("word", ["seed", "", "=3", "--verbose"])
