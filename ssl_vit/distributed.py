@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,30 @@ def from_first_rank(tensor: Tensor) -> Tensor:
     shared = tensor.clone()
     dist.broadcast(shared, 0)
     return shared
+
+
+class Agreement:
+    """Tells every process of a run the largest number that any of them asked for, one call later and without waiting.
+
+    Each process calls `ask` equally often. Alone it answers at once. The numbers travel between the CPUs (gloo), so no
+    device is waited for; a process waits only for one that is a whole call behind.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if _several() else None
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def ask(self, number: int) -> int:
+        """The largest number of the call before, the same on all processes; 0 at the first. Alone: the number."""
+        if self._group is None:
+            return number
+        before, largest = self._asked, torch.tensor(number)
+        self._asked = (largest, dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True))
+        if before is None:
+            return 0
+        agreed, work = before
+        work.wait()
+        return int(agreed)
 
 
 def _several() -> bool:

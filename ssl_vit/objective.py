@@ -94,6 +94,8 @@ class Objective(pl.LightningModule, ABC):
             pictures = batch_length(pictures_of(batch))
             self.global_batch = pictures * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
+        own = seeded_generator(torch.device("cpu"), self.seed, *self._position, self.global_rank)
+        torch.manual_seed(own.initial_seed() + 1)  # drop path draws from PyTorch's own generators
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()
         if is_logged(self.trainer):

@@ -12,7 +12,7 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 # Lower never imports higher. A package is named by its folder.
 LAYERS = [
     {"config"},
-    {"runs", "distributed"},
+    {"runs", "distributed", "lock", "stop"},
     {"blocks", "encoder", "heads", "positions", "masking", "schedules", "ema", "maps"},
     {"optim", "checkpoint", "data", "progress"},
     {"plan", "command", "objective"},

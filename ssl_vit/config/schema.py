@@ -193,6 +193,8 @@ class TrainerConfig:
     """Minutes of training; null: no limit."""
     checkpoint_every_steps: int | None = None
     """Optimiser steps between checkpoints; null: every ten minutes. The end always has one."""
+    keep_checkpoints: int = 2
+    """How many checkpoints are kept, the newest: where one is damaged, the one before it is resumed."""
     devices: Any = "auto"
     """Number of GPUs or processes on a node; auto: every GPU, or one CPU process."""
     num_nodes: int = 1
@@ -209,7 +211,7 @@ class TrainerConfig:
     """Optimiser steps between logged values."""
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "num_nodes", "accumulate", "log_every_steps"):
+        for name in ("max_epochs", "keep_checkpoints", "num_nodes", "accumulate", "log_every_steps"):
             value = getattr(self, name)
             require(value > 0, f"trainer.{name}", value, "a positive integer")
         for name in ("max_steps", "max_minutes", "checkpoint_every_steps"):
