@@ -74,8 +74,9 @@ class Agreement:
         """The largest number of the call before, the same on all processes; 0 at the first. Alone: the number."""
         if self._group is None:
             return number
-        before, largest = self._asked, torch.tensor(number)
-        self._asked = (largest, dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True))
+        largest = torch.tensor(number)
+        work = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True)  # pyright: ignore
+        before, self._asked = self._asked, (largest, work)
         if before is None:
             return 0
         agreed, work = before

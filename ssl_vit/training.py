@@ -12,7 +12,6 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
 
 from ssl_vit.blocks import compile_blocks
 from ssl_vit.config.load import to_yaml
@@ -136,9 +135,13 @@ def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
 
 
 def is_first_process() -> bool:
-    """Whether this process of the run writes and speaks; known before the processes have met."""
-    machine = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
-    return getattr(rank_zero_only, "rank", 0) == 0 and machine == 0
+    """Whether this process of the run writes and speaks; known before the processes have met.
+
+    torchrun gives each its RANK, SLURM its SLURM_PROCID, and Lightning's launcher its LOCAL_RANK on its machine.
+    """
+    given = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return int(given[0] if given else 0) == int(machine) == 0
 
 
 def make_trainer(config: TrainingRun, run_dir: Path, look: Look, checkpoints: Checkpoints, step: int) -> pl.Trainer:

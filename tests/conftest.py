@@ -85,9 +85,12 @@ class Nursery:
 
     def signal_when(self, happened: Callable[[], bool], number: int, *processes: int) -> list[int]:
         """Send a signal as soon as something has happened; the exit statuses."""
-        give_up = time.monotonic() + 100
+        give_up = time.monotonic() + 40
         while not happened():
-            assert time.monotonic() < give_up, "it has not happened"
+            if time.monotonic() > give_up:
+                for process in processes:
+                    os.kill(process, signal.SIGKILL)
+                raise AssertionError("it has not happened")
             time.sleep(0.002)
         for process in processes:
             os.kill(process, number)
