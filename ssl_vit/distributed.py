@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -112,3 +113,28 @@ def world_size() -> int:
 def several() -> bool:
     """Whether a run has more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class Agreement:
+    """Tells every process of a run the largest number that any of them asked for, one call later and without waiting.
+
+    Each process calls `ask` equally often. Alone it answers at once. The numbers travel between the CPUs (gloo), so no
+    device is waited for; a process waits only for one that is a whole call behind.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if several() else None
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def ask(self, number: int) -> int:
+        """The largest number of the call before, the same on all processes; 0 at the first. Alone: the number."""
+        if self._group is None:
+            return number
+        largest = torch.tensor(number)
+        work = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True)  # pyright: ignore
+        before, self._asked = self._asked, (largest, work)
+        if before is None:
+            return 0
+        agreed, work = before
+        work.wait()
+        return int(agreed)

@@ -27,8 +27,9 @@ from ssl_vit.evaluate.finetune import FineTune
 from ssl_vit.evaluate.scores import confusion_picture, figures
 from ssl_vit.evaluate.teacher import load_teacher
 from ssl_vit.monitor.look import Look, keep_picture
+from ssl_vit.run_dir import open_run
 from ssl_vit.runs import newest_run, write_json
-from ssl_vit.training import fit, open_run, quiet_lightning
+from ssl_vit.training import fit, quiet_lightning
 
 
 def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:

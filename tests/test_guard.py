@@ -166,7 +166,7 @@ def test_a_run_that_diverges_once_goes_back_to_its_checkpoint_and_ends(caplog):
     assert "Going back to sick/checkpoints/" in caplog.text
     assert "step 5 is left out: loss not finite (2 in a row); its pictures: sick/bad_steps.jsonl" in caplog.text
     told = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["train/loss"] for row in told if "train/loss" in row].count(None) == 3
+    assert None not in [row.get("train/loss", 0) for row in told]  # those of the first attempt are cut off
 
 
 @pytest.mark.usefixtures("_elsewhere")

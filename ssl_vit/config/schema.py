@@ -200,6 +200,8 @@ class TrainerConfig:
     max_bad_steps: int = 10
     """Steps in a row that may be left out because loss or gradient is not finite; after them the run goes back to its
     last checkpoint, and the second time stops."""
+    keep_checkpoints: int = 2
+    """How many checkpoints are kept, the newest: where one is damaged, the one before it is resumed."""
     devices: Any = "auto"
     """Number of GPUs or processes on a node; auto: what torchrun started, else every GPU, or one CPU process."""
     num_nodes: int = 1
@@ -217,7 +219,7 @@ class TrainerConfig:
     """Optimiser steps between logged values."""
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "max_bad_steps", "num_nodes", "accumulate", "log_every_steps"):
+        for name in ("max_epochs", "keep_checkpoints", "max_bad_steps", "num_nodes", "accumulate", "log_every_steps"):
             value = getattr(self, name)
             require(value > 0, f"trainer.{name}", value, "a positive integer")
         for name in ("max_steps", "max_minutes", "checkpoint_every_steps"):

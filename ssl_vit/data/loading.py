@@ -7,6 +7,7 @@ Letters: B pictures of a batch, C channels, H W pixels.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -239,5 +240,11 @@ def loader_options(workers: int) -> dict[str, Any]:
     options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
     if workers:
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        options |= {"persistent_workers": True, "multiprocessing_context": method}
+        options |= {"persistent_workers": True, "multiprocessing_context": method, "worker_init_fn": stand_apart}
     return options
+
+
+def stand_apart(worker: int) -> None:
+    """Keep a data worker out of its run's process group: Ctrl-C is for the run, which needs it to end its step."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

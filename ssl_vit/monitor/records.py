@@ -1,21 +1,15 @@
-"""What a run leaves on disk while it goes: metrics.jsonl, and checkpoints that are whole or absent."""
+"""What a run writes down while it goes: metrics.jsonl."""
 
-import io
+import errno
 import json
 import logging
+import os
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
-import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
-
-from ssl_vit.guard import DivergenceError
-from ssl_vit.runs import write_atomic
 
 log = logging.getLogger("ssl_vit")
 
@@ -47,10 +41,22 @@ class JsonLines(Logger):
         """Append {"step": .., name: word}, such as a verdict."""
         self._append({"step": step, **words})
 
+    def size(self) -> int:
+        """Bytes that are written."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size: int) -> None:
+        """Forget the lines behind so many bytes: those of steps that a run, going on from a checkpoint, takes again."""
+        if self.size() > size:
+            os.truncate(self.path, size)
+
     def _append(self, row: dict[str, Any]) -> None:
+        line, before = (json.dumps(row) + "\n").encode(), self.size()
         try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with self.path.open("ab", buffering=0) as file:
+                if file.write(line) < len(line):  # what a disk does that is almost full
+                    file.truncate(before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if not self.failed:
                 log.warning(f"{self.path} cannot be written: {error}; training goes on without it")
@@ -59,27 +65,3 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
-
-
-class Checkpoints(ModelCheckpoint):
-    """Lightning's, but none while steps are left out or when that ends the run, which goes back to one from before."""
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-        if not pl_module.guard.in_a_row:
-            super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if not isinstance(exception, DivergenceError):
-            super().on_exception(trainer, pl_module, exception)
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; on a full disk keeps the last one, says so and goes on."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        try:
-            write_atomic(Path(path), buffer.getvalue())
-        except OSError as error:
-            log.error(f"checkpoint: {error}; the run goes on")
