@@ -181,7 +181,7 @@ def rows_of(run_dir: Path) -> list[dict]:
 
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
 def test_a_run_goes_on_without_broken_pictures(on_error):
-    """The first batch, from which the learning rate is known, lacks pictures too: all batches have some broken."""
+    """Of the first batch, from which the learning rate is worked out, some pictures are broken too."""
     names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(20)]
     whole, mixed = pictures(Path("whole"), names), pictures(Path("mixed"), names)
     broken = [name for name in names if int(Path(name).stem) % 3 == 0]

@@ -90,8 +90,10 @@ class Faults:
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._end += len(whole)
-        lines = os.fsdecode(whole).split("\n")[:-1]
-        others = dict(line.partition("\t")[::2] for line in lines)
+        others: dict[str, str] = {}
+        for line in os.fsdecode(whole).split("\n")[:-1]:
+            name, _, reason = line.partition("\t")
+            others[name] = reason
         self.found |= others
         return others
 
