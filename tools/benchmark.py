@@ -1,4 +1,4 @@
-"""Time a part beside what the field uses: python tools/benchmark.py suite=views|step|startup|probe [--help]."""
+"""Time a part beside what the field uses: python tools/benchmark.py suite=views|step|startup|probe|memory [--help]."""
 
 import importlib
 
@@ -7,7 +7,7 @@ from ssl_vit.config.explain import help_text
 from ssl_vit.config.load import read
 from ssl_vit.config.tools import SUITES, BenchmarkConfig
 
-USAGE = "python tools/benchmark.py suite=views|step|startup|probe [key=value ...]"
+USAGE = "python tools/benchmark.py suite=views|step|startup|probe|memory [key=value ...]"
 
 
 def main(words: list[str]) -> None:

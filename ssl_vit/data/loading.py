@@ -7,11 +7,12 @@ Letters: B pictures of a batch, C channels, H W pixels.
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -38,15 +39,24 @@ class Views(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         """The batch of (epoch, index) keys, all of one epoch. PictureError for a picture that cannot be read."""
         index = np.array([key[1] for key in keys])
-        draws = uniforms(self.seed, keys[0][0], index, self.view.draws)
-        views = [self.view(self._picture(i), u) for i, u in zip(index.tolist(), draws, strict=True)]
-        label = torch.from_numpy(self.labels[index])
-        batch = {"images": _stack(views), "label": label, "index": torch.from_numpy(index)}
-        return batch | {"draws": draws} if hasattr(self.view, "photometry") else batch
+        pictures = (picture(self.source, i) for i in index.tolist())
+        return views_of(pictures, self.view, uniforms(self.seed, keys[0][0], index, self.view.draws)) | {
+            "label": torch.from_numpy(self.labels[index]),
+            "index": torch.from_numpy(index),
+        }
 
-    def _picture(self, index: int) -> Tensor:
-        pixels = np.require(self.source.read(index), requirements="W")  # PIL's own memory is read-only
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+def picture(source: Source, index: int) -> UInt8[Tensor, "C H W"]:
+    """One decoded picture. PictureError where it cannot be read."""
+    pixels = np.require(source.read(index), requirements="W")  # PIL's own memory is read-only
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def views_of(pictures: Iterable[Tensor], view: View, draws: Float64[np.ndarray, "B draws"]) -> Batch:
+    """images, and draws where the view has photometry: one view of each picture, taken one at a time."""
+    views = [view(pixels, u) for pixels, u in zip(pictures, draws, strict=True)]
+    batch: Batch = {"images": _stack(views)}
+    return batch | {"draws": draws} if hasattr(view, "photometry") else batch
 
 
 def _stack(views: list[Any]) -> Tensor | list[Tensor]:
