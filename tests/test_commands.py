@@ -77,7 +77,7 @@ def test_a_dry_run_says_what_follows_from_the_settings():
 
 
 def test_pictures_are_packed_and_the_shards_counted_without_reading_them(tmp_path):
-    done = command("make_shards.py", "data.source=digits", f"out={tmp_path / 'shards'}", cwd=tmp_path)
+    done = command("make_shards.py", "data.source=digits", f"out={tmp_path / 'shards'}")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["pictures"] == 1797
     for file in (tmp_path / "shards").glob("*.tar"):

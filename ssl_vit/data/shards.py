@@ -129,7 +129,7 @@ def training_files(data: DataConfig) -> list[Path]:
     Raises:
         ValueError: no such path, or no shards for training there.
     """
-    data = replace(data, path=data.path.removeprefix("file://"))
+    data = _local(data)
     if "{" in data.path:
         return [_existing(data, Path(file)) for file in _expanded(data.path)]
     return parts.training_files(data, KIND, _labelled)
@@ -146,7 +146,7 @@ def test_files(data: DataConfig) -> list[Path] | None:
     by_name = is_remote(data.path) or "{" in data.path
     if by_name and not data.test_path:
         return None
-    return parts.test_files(replace(data, path=data.path.removeprefix("file://")), KIND, _labelled)
+    return parts.test_files(_local(data), KIND, _labelled)
 
 
 def remote_shards(data: DataConfig) -> TarShards:
@@ -280,6 +280,12 @@ def _expanded(path: str) -> list[str]:
     return list(braceexpand(path))
 
 
+def _local(data: DataConfig) -> DataConfig:
+    """With paths for file:// URLs."""
+    path, test_path = (given.removeprefix("file://") for given in (data.path, data.test_path))
+    return replace(data, path=path, test_path=test_path)
+
+
 def _existing(data: DataConfig, file: Path) -> Path:
     if not file.is_file():
         raise ValueError(f"data.path={data.path} names {file}, which does not exist")
@@ -288,7 +294,9 @@ def _existing(data: DataConfig, file: Path) -> Path:
 
 def _reason(error: BaseException) -> str:
     """What went wrong, in a line; WebDataset adds the stream to it."""
-    text = (error.strerror if isinstance(error, OSError) else None) or (error.args[0] if error.args else error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = error.args[0] if error.args else error
     return " ".join(str(text).partition(" @ <")[0].split()) or type(error).__name__
 
 

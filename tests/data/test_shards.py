@@ -84,6 +84,7 @@ def test_foreign_shards_are_read_by_number_and_as_a_stream_alike(foreign):
 def test_braces_and_file_urls_name_shards(foreign):
     assert values(opened(f"{foreign}/{{b,a}}.tar")) == [4, 5, 0, 1, 3]
     assert values(opened(f"file://{foreign}")) == [0, 1, 3, 4, 5]
+    assert values(opened(foreign / "a.tar", "test", test_path=f"file://{foreign}/b.tar")) == [4, 5]
     assert values(opened(foreign / "b.tar")) == [4, 5]
     with pytest.raises(ValueError, match=r"\{a,c\}.tar names .*c\.tar, which does not exist$"):
         opened(f"{foreign}/{{a,c}}.tar")
