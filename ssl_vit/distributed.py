@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Shaped
+from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 
@@ -47,6 +47,15 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total
+
+
+def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Whether a flag is set in any process of a run; in a single process the flag itself."""
+    if not _several():
+        return flag
+    known = flag.to(torch.uint8)
+    dist.all_reduce(known, dist.ReduceOp.MAX)
+    return known.bool()
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:

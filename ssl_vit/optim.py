@@ -1,10 +1,9 @@
-"""Parameter groups, the learning-rate rule, clipping, and a guard before each step."""
+"""Parameter groups, the learning-rate rule, clipping."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -55,36 +54,3 @@ def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     grads = [p.grad for p in parameters if p.grad is not None]
     norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
     torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp_max(1.0) for norm in norms])  # pyright: ignore[reportPrivateImportUsage]
-
-
-class Finite:
-    """Stops a run whose loss is no number before it reaches the weights.
-
-    On a GPU the answer travels to the CPU beside the backward pass: nothing waits for the device.
-    """
-
-    def __init__(self) -> None:
-        self._verdicts: list[tuple[Tensor, torch.cuda.Event | None]] = []
-
-    def watch(self, loss: Float[Tensor, ""]) -> None:
-        """Remember whether a batch's loss is finite."""
-        finite = loss.detach().isfinite()
-        if not finite.is_cuda:
-            self._verdicts.append((finite, None))
-            return
-        answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._verdicts.append((answer, event))
-
-    def check(self, step: int) -> None:
-        """Before the optimiser steps. FloatingPointError where a loss since the last check was not finite."""
-        verdicts, self._verdicts = self._verdicts, []
-        for answer, event in verdicts:
-            if event is not None:
-                event.synchronize()
-            if not answer:
-                raise FloatingPointError(
-                    f"the loss is not finite at step {step}; the weights have not moved. Lower optim.base_lr, set "
-                    "optim.clip_grad=1, or train with trainer.precision=32-true"
-                )

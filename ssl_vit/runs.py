@@ -1,7 +1,7 @@
 """A run's directory: its name, what lies in it, writes that are whole or absent. Needs neither torch nor Lightning.
 
 runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  metrics.jsonl
-                                encoder.safetensors  encoder.json
+                                encoder.safetensors  encoder.json  quarantine.txt
                                 linear_probe.json  linear_probe-confusion.png  linear_probe/  knn.json  ...
 runs/finetune-<recipe>-<time>/  the same, model.safetensors  finetune.json  confusion.png
 """
@@ -14,14 +14,9 @@ from pathlib import Path
 from typing import Any
 
 RUNS = Path("runs")
-MODEL, ENCODER, FACTS, CONFIG, METRICS, CHECKPOINTS = (
-    "model.safetensors",
-    "encoder.safetensors",
-    "encoder.json",
-    "config.yaml",
-    "metrics.jsonl",
-    "checkpoints",
-)
+MODEL, ENCODER, FACTS, CONFIG = "model.safetensors", "encoder.safetensors", "encoder.json", "config.yaml"
+METRICS, BAD_STEPS, QUARANTINE = "metrics.jsonl", "bad_steps.jsonl", "quarantine.txt"
+CHECKPOINTS = "checkpoints"
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

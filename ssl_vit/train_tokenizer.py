@@ -25,7 +25,7 @@ from ssl_vit.data.module import ImageDataModule
 from ssl_vit.data.sources import count
 from ssl_vit.data.views import RandomCrop
 from ssl_vit.monitor.look import Look, keep_picture, picture_grid
-from ssl_vit.runs import CONFIG, RUNS, newest_checkpoint
+from ssl_vit.runs import CONFIG, QUARANTINE, RUNS, newest_checkpoint
 from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.kmeans import fit_kmeans
 from ssl_vit.tokenizers.training import training_named
@@ -50,6 +50,7 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
         print(f"run           {run_dir}")
         print(f"k-means       {method.patches:,} patches of {method.patch_size} pixels to {method.vocab_size:,} words")
         data = pictures_of_run(config)
+        data.faults.list_in(run_dir / QUARANTINE)
         tokenizer, writes = fit_kmeans(method, endless(data), config.seed), True
     else:
         training = training_named(kind).from_run(config)  # what does not fit shows before anything is written

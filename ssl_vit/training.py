@@ -9,21 +9,32 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from ssl_vit.blocks import compile_blocks
 from ssl_vit.config.load import to_yaml
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.module import ImageDataModule
+from ssl_vit.guard import DivergenceError, Guard
+from ssl_vit.monitor.bad_pictures import BadPictures
+from ssl_vit.monitor.bad_steps import BadSteps
 from ssl_vit.monitor.console import Console
 from ssl_vit.monitor.health import Health
 from ssl_vit.monitor.look import Look
-from ssl_vit.monitor.records import AtomicCheckpoints, JsonLines
+from ssl_vit.monitor.records import AtomicCheckpoints, Checkpoints, JsonLines
 from ssl_vit.monitor.throughput import Throughput
 from ssl_vit.objective import Objective
 from ssl_vit.plan import make_plan
-from ssl_vit.runs import CHECKPOINTS, CONFIG, METRICS, new_run_dir, newest_checkpoint, write_atomic
+from ssl_vit.runs import (
+    BAD_STEPS,
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    QUARANTINE,
+    new_run_dir,
+    newest_checkpoint,
+    write_atomic,
+)
 
 log = logging.getLogger("ssl_vit")
 
@@ -57,8 +68,14 @@ def fit(
         announce(config, run_dir, checkpoint, patches)
     if config.trainer.compile:
         compile_blocks(objective)
+    objective.max_bad_steps = config.trainer.max_bad_steps
+    data.faults.list_in(run_dir / QUARANTINE)
     try:
-        trainer.fit(objective, data, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(objective, data, ckpt_path=checkpoint, weights_only=True)
+        except DivergenceError as error:
+            objective.guard, trainer = Guard(), make_trainer(config, run_dir, look)
+            trainer.fit(objective, data, ckpt_path=before(error, run_dir), weights_only=True)
     except (Exception, KeyboardInterrupt):
         write_atomic(run_dir / "error.txt", traceback.format_exc())
         if any((run_dir / CHECKPOINTS).glob("*.ckpt")):
@@ -66,6 +83,15 @@ def fit(
         raise
     trainer.save_checkpoint(run_dir / CHECKPOINTS / "last.ckpt")
     return trainer.is_global_zero
+
+
+def before(error: DivergenceError, run_dir: Path) -> Path:
+    """The checkpoint to go back to. Raises the error itself where there is none yet."""
+    if not any((run_dir / CHECKPOINTS).glob("*.ckpt")):
+        raise error
+    checkpoint = newest_checkpoint(run_dir)
+    log.warning(f"{error}. Going back to {checkpoint}; the second time the run stops")
+    return checkpoint
 
 
 def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | None]:
@@ -93,7 +119,7 @@ def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | 
 def make_trainer(config: TrainingRun, run_dir: Path, look: Look) -> pl.Trainer:
     """Lightning's trainer with our limits, loggers and callbacks."""
     trainer = config.trainer
-    checkpoints = ModelCheckpoint(
+    checkpoints = Checkpoints(
         dirpath=run_dir / CHECKPOINTS,
         filename="last",
         enable_version_counter=False,
@@ -102,7 +128,7 @@ def make_trainer(config: TrainingRun, run_dir: Path, look: Look) -> pl.Trainer:
         save_on_exception=True,
     )
     health = Health()
-    callbacks = [checkpoints, Throughput(), health, Console(health)]
+    callbacks = [checkpoints, Throughput(), BadSteps(run_dir / BAD_STEPS), BadPictures(), health, Console(health)]
     if config.monitor.every_epochs:
         callbacks.insert(1, look)
     return pl.Trainer(
@@ -129,9 +155,12 @@ def precision_of(trainer: TrainerConfig) -> str:
     """trainer.precision, with auto resolved: bf16-mixed where the GPU or the CPU multiplies matrices in it."""
     if trainer.precision != "auto":
         return trainer.precision
-    cuda = torch.cuda.is_available()
-    has_bf16 = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16-mixed" if has_bf16() else "32-true"
+
+
+def has_bf16() -> bool:
+    """Whether the GPU, or without one the CPU, multiplies matrices in bf16."""
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
 
 
 def announce(config: TrainingRun, run_dir: Path, checkpoint: Path | None, patches: PatchGrid | None = None) -> None:

@@ -14,7 +14,7 @@ LAYERS = [
     {"config"},
     {"runs", "distributed"},
     {"blocks", "encoder", "heads", "positions", "masking", "schedules", "ema", "maps"},
-    {"optim", "checkpoint", "data", "progress"},
+    {"optim", "checkpoint", "data", "progress", "guard"},
     {"plan", "command", "objective"},
     {"tokenizers"},
     {"methods", "evaluate"},

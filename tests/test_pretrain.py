@@ -135,7 +135,7 @@ def test_a_plain_folder_without_labels_or_test_part(capsys):
     logged = set().union(*rows)
     assert "monitor/rankme" in logged
     assert "monitor/linear_top1" not in logged
-    with pytest.raises(ValueError, match=r"data.path=pictures has no labels to judge by"):
+    with pytest.raises(ValueError, match=r"data.path=pictures has no labels: give data.path="):
         evaluate(read_probe_words([f"encoder={run_dir}"], LinearProbeConfig).config)
 
 
@@ -155,9 +155,52 @@ def test_fewer_pictures_than_a_batch_and_smaller_than_a_crop():
 def test_a_broken_picture_stops_with_its_name_and_keeps_what_is_written():
     folder = pictures(Path("mixed"), [f"{i}.png" for i in range(8)])
     (folder / "5.jpg").write_text("this is no picture")
-    with pytest.raises(ValueError, match=r"5\.jpg"):
-        run(*FOLDER, f"data.path={folder}", "run_dir=broken")
+    with pytest.raises(ValueError, match=r"^mixed/5\.jpg is no picture that can be read: delete or replace it$"):
+        run(*FOLDER, f"data.path={folder}", "run_dir=broken", "data.on_error=raise")
     assert Path("broken/config.yaml").exists()
+
+
+def test_too_many_broken_pictures_stop_with_one_line_and_their_list():
+    folder = pictures(Path("mixed"), [f"{i}.png" for i in range(8)])
+    (folder / "5.jpg").write_text("this is no picture")
+    line = (
+        r"^1 of 9 pictures cannot be read, more than data.max_bad=0.01 of them, such as mixed/5.jpg \(no known picture "
+        r"format\); broken/quarantine.txt lists them: repair them and delete that list, or raise data.max_bad=$"
+    )
+    with pytest.raises(ValueError, match=line):
+        run(*FOLDER, f"data.path={folder}", "run_dir=broken")
+    assert Path("broken/quarantine.txt").read_text() == "mixed/5.jpg\tno known picture format\n"
+
+
+def rows_of(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("on_error", ["replace", "skip"])
+def test_a_run_goes_on_without_broken_pictures(on_error):
+    """The first batch, from which the learning rate is known, lacks pictures too: all batches have some broken."""
+    names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(20)]
+    whole, mixed = pictures(Path("whole"), names), pictures(Path("mixed"), names)
+    broken = [name for name in names if int(Path(name).stem) % 3 == 0]
+    for name in broken:
+        (mixed / name).write_bytes(b"")
+    words = [*FOLDER, "trainer.log_every_steps=1", "data.max_bad=50%", f"data.on_error={on_error}", "data.cache_gb=0"]
+    kept = run(*words, f"data.path={whole}", "run_dir=kept")
+    lost = run(*words, f"data.path={mixed}", "run_dir=lost")
+    rates = [[row["train/lr"] for row in rows_of(run_dir) if "train/lr" in row] for run_dir in (kept, lost)]
+    assert len(rates[0]) == 10
+    assert rates[0] == rates[1]
+    assert rows_of(kept)[-1].get("data/bad_pictures", 0) == 0
+    assert not (kept / "quarantine.txt").exists()
+    counts = [row["data/bad_pictures"] for row in rows_of(lost) if "data/bad_pictures" in row]
+    assert counts[-1] == len(broken)
+    listed = (lost / "quarantine.txt").read_text().splitlines()
+    assert sorted(listed) == sorted(f"mixed/{name}\tno known picture format" for name in broken)
+    resolved = read_run_words(["method=mae", "run_dir=lost", "resume=auto", "trainer.max_epochs=2"])
+    pretrain(resolved.config, resolved.method)
+    assert (lost / "quarantine.txt").read_text().splitlines() == listed
+    result = evaluate(read_probe_words(["encoder=lost"], KNNConfig).config)
+    assert result["test_pictures"] == 8
 
 
 def test_resume_goes_on_where_the_run_stopped():

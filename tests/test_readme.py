@@ -39,6 +39,9 @@ def test_every_command_is_legal(command, monkeypatch, tmp_path):
     if tool.endswith("pretrain.py"):
         settings = [word for word in words[words.index(tool) + 1 :] if word != "--dry-run"]
         assert read_run_words(settings).method in HOMES
+    if tool.endswith("benchmark.py"):
+        assert words[words.index(tool) + 1] == "suite=doctor"
+        assert read_run_words(words[words.index(tool) + 2 :]).method in HOMES
     if tool.endswith(("linear_probe.py", "knn.py")):
         config_class = KNNConfig if tool.endswith("knn.py") else LinearProbeConfig
         assert read(config_class, words[words.index(tool) + 1 :]).config

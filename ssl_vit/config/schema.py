@@ -9,7 +9,7 @@ that exists is legal.
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_vit.config.checks import one_of, require, require_layer
+from ssl_vit.config.checks import one_of, require, require_layer, sides_of
 
 # name: (width, depth, heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
 SIZES = {
@@ -46,10 +46,7 @@ class PatchGrid:
     def check(self, section: str) -> None:
         """ValueError, in the name of a section, unless a grid of whole patches covers the picture."""
         require(self.patch_size > 0, f"{section}.patch_size", self.patch_size, "a positive integer")
-        sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size]
-        legal = len(sides) in (1, 2) and all(type(side) is int and side > 0 for side in sides)
-        require(legal, f"{section}.image_size", self.image_size, "a side in pixels, or [height, width]")
-        for side in sides:
+        for side in sides_of(f"{section}.image_size", self.image_size):
             rule = f"a multiple of {section}.patch_size={self.patch_size}"
             require(side % self.patch_size == 0, f"{section}.image_size", self.image_size, rule)
         require(self.channels > 0, f"{section}.channels", self.channels, "a positive integer")
@@ -182,6 +179,11 @@ class DataConfig:
     """Pictures of an epoch of a stream (webdataset; hf with data.streaming); null: as many as it has, where known."""
     shuffle_buffer: int = 1000
     """Encoded pictures of a stream that each worker holds, to draw the next one from; 1: in the order of the shards."""
+    on_error: str = "replace"
+    """A picture that cannot be read: replace (by the next one of its label, in a stream of its batch), skip (training
+    goes on with a smaller batch, evaluation replaces), or raise (the run stops)."""
+    max_bad: float = 0.01
+    """The run stops where more than this share of all pictures, training and test, cannot be read; 1% means 0.01."""
 
     def __post_init__(self) -> None:
         one_of("data.source", self.source, ("digits", "folder", "parquet", "torchvision", "hf", "webdataset"))
@@ -193,6 +195,8 @@ class DataConfig:
         require(0 < self.eval_crop <= 1, "data.eval_crop", self.eval_crop, "in (0, 1]")
         require(0 < self.white_16bit <= 65535, "data.white_16bit", self.white_16bit, "in [1, 65535]")
         require(self.cache_gb >= 0, "data.cache_gb", self.cache_gb, "0 or more")
+        one_of("data.on_error", self.on_error, ("replace", "skip", "raise"))
+        require(0 <= self.max_bad <= 1, "data.max_bad", self.max_bad, "in [0, 1]")
         rule = f"false with data.source={self.source}: it is for hf"
         require(not self.streaming or self.source == "hf", "data.streaming", "true", rule)
         require(self.epoch_size is None or self.epoch_size > 0, "data.epoch_size", self.epoch_size, "positive, or null")
@@ -223,6 +227,9 @@ class TrainerConfig:
     """Minutes of training; null: no limit."""
     checkpoint_every_steps: int | None = None
     """Optimiser steps between checkpoints; null: every ten minutes. The end always has one."""
+    max_bad_steps: int = 10
+    """Steps in a row that may be left out because loss or gradient is not finite; after them the run goes back to its
+    last checkpoint, and the second time stops."""
     devices: Any = "auto"
     """Number of GPUs or processes on a node; auto: every GPU, or one CPU process."""
     num_nodes: int = 1
@@ -239,7 +246,7 @@ class TrainerConfig:
     """Optimiser steps between logged values."""
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "num_nodes", "accumulate", "log_every_steps"):
+        for name in ("max_epochs", "max_bad_steps", "num_nodes", "accumulate", "log_every_steps"):
             value = getattr(self, name)
             require(value > 0, f"trainer.{name}", value, "a positive integer")
         for name in ("max_steps", "max_minutes", "checkpoint_every_steps"):

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from ssl_vit.config.checks import one_of, require
+from ssl_vit.config.methods import METHODS
 from ssl_vit.config.schema import DataConfig
 
 
@@ -54,6 +55,8 @@ SUITES = {
     "memory": "ssl_vit.benchmark.memory",
 }
 """Benchmarks by name; each module has run(config), which prints one JSON object a line."""
+DOCTOR = "doctor"
+"""The suite that examines a run: its other words are that run's settings, not a BenchmarkConfig's."""
 
 
 @dataclass(kw_only=True)
@@ -61,16 +64,26 @@ class BenchmarkConfig:
     """Time a part beside what the field uses for the same work, in turn in one process; medians."""
 
     suite: str = "step"
-    """views (crops, one core), step (of DINO ViT-S/16), startup (until commands answer), probe (grid and k-NN),
-    memory (over an epoch of 200,000 pictures)."""
+    """views (crops, one core), step (of a method), startup (until commands answer), probe (grid and k-NN), memory (over
+    an epoch of 200,000 pictures), or doctor: where a run's time goes; with it give method=, recipe=, data.path= and all
+    else as to tools/pretrain.py."""
     repeats: int = 7
     """Turns of each side."""
-    batch_size: int = 4
+    method: str = "mae"
+    """Whose step: mae, dino or beit."""
+    size: str = "small"
+    """Encoder of a step: small or base, patches of 16 pixels."""
+    precision: str = "bf16"
+    """Of a step: bf16 (autocast) or fp32."""
+    batch_size: int = 16
     """Pictures of a step."""
     compile: bool = False
-    """torch.compile the blocks of both sides."""
+    """torch.compile the blocks of all sides."""
 
     def __post_init__(self) -> None:
-        one_of("suite", self.suite, SUITES)
+        one_of("suite", self.suite, (*SUITES, DOCTOR))
         require(self.repeats > 0, "repeats", self.repeats, "a positive integer")
+        one_of("method", self.method, METHODS)
+        one_of("size", self.size, ("small", "base"))
+        one_of("precision", self.precision, ("bf16", "fp32"))
         require(self.batch_size > 0, "batch_size", self.batch_size, "a positive integer")

@@ -17,7 +17,8 @@ from ssl_vit.config.checks import require
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.draws import permutation, stratified
-from ssl_vit.data.loading import Batch, EpochSampler, ShuffledShare, TrainLoader, Views, loader_options
+from ssl_vit.data.faults import Faults, StandIns
+from ssl_vit.data.loading import Batch, EpochSampler, Loader, ShuffledShare, TrainLoader, Views, loader_options
 from ssl_vit.data.photometry import normalize
 from ssl_vit.data.pictures import Source
 from ssl_vit.data.shards import Shards
@@ -49,7 +50,8 @@ class ImageDataModule(pl.LightningDataModule):
     picture. seed: of order, views and held-out part. labelled: train on pictures with a label that are not held out.
 
     After setup() there are has_labels, num_classes, classes (names, in the order of the labels), foreign_classes (those
-    that the test part alone has) and split_note (how the test part came about).
+    that the test part alone has) and split_note (how the test part came about). faults is the record of pictures that
+    cannot be read: faults.found (name -> reason), and faults.list_in(path) to have them listed in a file.
 
     A labelled source without a test part: 20 % of its pictures, drawn by seed, stand in for one. They are left out of
     `eval_dataloader("train")` and of labelled training; pretraining sees every picture, without its label. Pictures of
@@ -74,6 +76,7 @@ class ImageDataModule(pl.LightningDataModule):
         require(len(self.data.mean) == channels, "data.mean", self.data.mean, f"one number a channel: {channels}")
         self.view, self.channels, self.seed, self.labelled = view, channels, seed, labelled
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        self.faults = Faults(self.data.max_bad)
         self._train: Source | None = None
         self._shards: Shards | None = None
         self._parts: dict[str, Part] | None = None
@@ -89,12 +92,19 @@ class ImageDataModule(pl.LightningDataModule):
             return
         train = open_source(self.data, self.channels, "train")
         test = open_source(self.data, self.channels, "test")
+        stops = self.data.on_error == "raise"
         if self.data.streams and self.view is not None:
             self._shards = open_shards(self.data, train)
         if not self.data.streams and train is not None:
-            train = cached(train, self.data.cache_gb)
+            train = cached(train, self.data.cache_gb, stops)
         if test is not None:
-            test = cached(test, self.data.cache_gb - (0.0 if train is None else memory_gb(train)))
+            test = cached(test, self.data.cache_gb - (0.0 if train is None else memory_gb(train)), stops)
+        self.faults.pictures = sum(len(source) for source in (train, test) if source is not None)
+        if train is None and self._shards is not None:
+            self.faults.pictures += self._stream_length(self._shards)
+        for source in (train, test):
+            if isinstance(source, Cached):
+                self.faults.note((source.name(index), error.reason) for index, error in sorted(source.broken.items()))
         self._train = train
         if train is not None:
             self._split(train, test)
@@ -197,11 +207,12 @@ class ImageDataModule(pl.LightningDataModule):
             rule = "pictures on this machine to train on labels: a remote stream cannot be held out from"
             raise ValueError(f"data.path={self.data.path} must be {rule}")
         source = self._train
-        pictures = self._part("train").index if self.labelled else len(source)
+        pictures = self._part("train").index if self.labelled else np.arange(len(source))
         sampler = EpochSampler(pictures, self.seed, rank, world_size)
         enough = self._enough(len(sampler))
+        stand_ins = self._stand_ins(source, source.labels, pictures, skips=self.data.on_error == "skip")
         return TrainLoader(
-            Views(source, cast(View, self.view), self.seed, source.labels),
+            Views(source, cast(View, self.view), self.seed, source.labels, stand_ins),
             batch_size=self.data.batch_size,
             sampler=sampler,
             drop_last=enough,
@@ -210,10 +221,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _stream_loader(self, shards: Shards, rank: int, world_size: int) -> TrainLoader:
         """Training pictures shard by shard."""
-        pictures = self.data.epoch_size or (0 if shards.counts is None else int(shards.counts.sum()))
-        if not pictures:
-            raise ValueError(f"data.path={self.data.path} does not say how many pictures it has: give data.epoch_size")
-        own = max(1, pictures // world_size)
+        own = max(1, self._stream_length(shards) // world_size)
         batch_size = self.data.batch_size if self._enough(own) else own
         workers = self.workers(None)
         stream = Stream(
@@ -226,9 +234,17 @@ class ImageDataModule(pl.LightningDataModule):
             batches=own // batch_size,
             lanes=max(1, workers),
             share=(rank, world_size),
+            faults=None if self.data.on_error == "raise" else self.faults,
         )
         sampler = StreamSampler(len(stream), self.seed, rank, world_size)
         return TrainLoader(stream, batch_size=batch_size, sampler=sampler, **loader_options(workers))
+
+    def _stream_length(self, shards: Shards) -> int:
+        """Pictures of an epoch."""
+        pictures = self.data.epoch_size or (0 if shards.counts is None else int(shards.counts.sum()))
+        if not pictures:
+            raise ValueError(f"data.path={self.data.path} does not say how many pictures it has: give data.epoch_size")
+        return pictures
 
     def _enough(self, own: int) -> bool:
         """Whether a process's pictures fill a batch; says so where they do not."""
@@ -250,8 +266,8 @@ class ImageDataModule(pl.LightningDataModule):
         index = np.resize(index, -(-len(index) // processes) * processes)[rank::processes]
         part = self._part(split)
         view = CenterCrop(self.image_size, self.data.eval_crop)
-        return DataLoader(
-            Views(part.source, view, self.seed, part.labels),
+        return Loader(
+            Views(part.source, view, self.seed, part.labels, self._stand_ins(part.source, part.labels, part.index)),
             batch_size=self.data.batch_size,
             sampler=[(0, i) for i in index.tolist()],  # pyright: ignore[reportArgumentType]
             **loader_options(self.workers(part.source)),
@@ -279,12 +295,18 @@ class ImageDataModule(pl.LightningDataModule):
         """
         index, (rank, processes) = self.eval_index("train", limit, seed), share
         part = self._part("train")
-        return DataLoader(
-            Views(part.source, view, self.seed, part.labels),
+        return Loader(
+            Views(part.source, view, self.seed, part.labels, self._stand_ins(part.source, part.labels, part.index)),
             batch_size=batch_size,
             sampler=ShuffledShare(index, self.seed, rank, processes),  # pyright: ignore[reportArgumentType]
             **loader_options(self.workers(part.source)),
         )
+
+    def _stand_ins(
+        self, source: Source, labels: np.ndarray, members: np.ndarray, skips: bool = False
+    ) -> StandIns | None:
+        """Those of data.on_error; evaluation, whose labels are read in order, has pictures replaced, never left out."""
+        return None if self.data.on_error == "raise" else StandIns(source, labels, members, self.faults, skips)
 
     def _subset(self, part: Part, limit: int, seed: int) -> Int64[np.ndarray, " limit"]:
         if self.has_labels:

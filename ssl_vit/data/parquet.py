@@ -40,11 +40,16 @@ class Parquet(Source):
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.files = files
         self.first_rows = np.cumsum([0] + [rows(file) for file in files])
+        if data.on_error == "raise" and not lengths.all():
+            empty = self.name(int(np.argmin(lengths)))
+            raise ValueError(f"data.path={empty} holds no picture bytes: embed them, or drop the row")
         classes = _class_names(files[0]) if (labels >= 0).any() else []
         classes += [str(label) for label in range(len(classes), int(labels.max(initial=-1)) + 1)]
         super().__init__(data, channels, labels, classes)
 
     def open(self, index: int) -> Image.Image:
+        if self.offsets[index] == self.offsets[index + 1]:
+            raise ValueError("it holds no picture bytes, embed them")
         return open_picture(io.BytesIO(self.values[self.offsets[index] : self.offsets[index + 1]].tobytes()))
 
     def name(self, index: int) -> str:
@@ -113,16 +118,11 @@ def _load(files: list[Path], store: Any) -> tuple[Int64[np.ndarray, " n"], Int64
     """Write the encoded pictures of all rows into store; their lengths in bytes, and the labels (-1 = none)."""
     lengths, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for file in files:
-        row = 0
         for batch in _batches(file, ["image", "label"]):
             values, sizes = _encoded(batch.column("image"))
-            if not sizes.all():
-                empty = row + int(np.argmin(sizes))
-                raise ValueError(f"data.path={file} row {empty} holds no picture bytes: embed them, or drop the row")
             store.write(values)
             lengths.append(sizes)
             labels.append(_labels(batch))
-            row += len(sizes)
     return np.concatenate(lengths), np.concatenate(labels)
 
 

@@ -74,10 +74,9 @@ class TarShards(Shards):
         try:
             stream = gopen(url)
             files = tar_file_expander([{"url": url, "stream": stream}], select_files=_looked_at)
-            for sample in group_by_keys(files):
-                found = _picture(sample, url, bytes)
-                if found is not None:
-                    yield Sample(*found, f"{sample['__key__']} of {url}")
+            found = filter(None, (_picture(sample, url, bytes) for sample in group_by_keys(files)))
+            for position, (encoded, label) in enumerate(found):
+                yield Sample(encoded, label, f"{url} picture {position}")
             stream.close()  # a download that broke off says so here
         except PictureError:
             raise

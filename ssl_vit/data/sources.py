@@ -72,9 +72,9 @@ def draw_digit(strokes: np.ndarray, number: int) -> UInt8[np.ndarray, "32 32 3"]
 class Torchvision(Source):
     """A data set of torchvision, by class name; downloaded where it is missing and the network allows."""
 
-    def __init__(self, data: DataConfig, channels: int, dataset: Any) -> None:
+    def __init__(self, data: DataConfig, channels: int, dataset: Any, part: str) -> None:
         labels = _torchvision_labels(dataset)
-        self.dataset = dataset
+        self.dataset, self.part = dataset, part
         named = [str(name) for name in getattr(dataset, "classes", [])]
         classes = named or [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
         super().__init__(data, channels, labels, classes if (labels >= 0).any() else [])
@@ -83,7 +83,7 @@ class Torchvision(Source):
         return self.dataset[index][0]
 
     def name(self, index: int) -> str:
-        return f"{type(self.dataset).__name__} picture {index}"
+        return f"{type(self.dataset).__name__} {self.part} picture {index}"
 
 
 def open_torchvision(data: DataConfig, channels: int, split: Split) -> Torchvision | None:
@@ -108,7 +108,7 @@ def open_torchvision(data: DataConfig, channels: int, split: Split) -> Torchvisi
     options |= {"train": split == "train"} if "train" in parameters else {}
     options |= {"download": True} if "download" in parameters else {}
     try:
-        return Torchvision(data, channels, make(root, **options))
+        return Torchvision(data, channels, make(root, **options), word)
     except Exception as error:  # what a download raises differs by class: URLError, RuntimeError, ModuleNotFoundError
         reason = " ".join(str(error).split())
         line = f"data.path={data.path} could not be opened or downloaded: {reason}: put its files into {root} yourself"

@@ -14,13 +14,13 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Dataset, DistributedSampler
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.draws import permutation, uniforms
-from ssl_vit.data.loading import Batch, picture, views_of
+from ssl_vit.data.faults import Faults, StandIns
+from ssl_vit.data.loading import Batch, Views
 from ssl_vit.data.pictures import PictureError, Source, open_picture
 from ssl_vit.data.shards import Sample, Shards
 from ssl_vit.data.views import View
@@ -76,7 +76,8 @@ class Stream(Dataset):
     """One view of each picture of some shards, a whole batch at a time; what it has open serves the next batch.
 
     batch_size: pictures of a batch. batches: of an epoch, for each process. lanes: stretches that a process reads at
-    once, one for each worker. share: (rank, processes).
+    once, one for each worker. share: (rank, processes). faults: the record of pictures that cannot be read, whose
+    places others of their batch take, or none with data.on_error=skip; without it such a picture raises PictureError.
 
     Raises:
         ValueError: nobody has counted the pictures of the shards, and there are more lanes than shards.
@@ -94,9 +95,10 @@ class Stream(Dataset):
         batches: int,
         lanes: int,
         share: tuple[int, int] = (0, 1),
+        faults: Faults | None = None,
     ) -> None:
         self.shards, self.view, self.data, self.channels, self.seed = shards, view, data, channels, seed
-        self.batch_size, self.batches, self.lanes, self.share = batch_size, batches, lanes, share
+        self.batch_size, self.batches, self.lanes, self.share, self.faults = batch_size, batches, lanes, share, faults
         self._open: tuple[tuple[int, int], Iterator[tuple[int, Sample]]] | None = None
         readers, files = lanes * share[1], len(shards.names)
         self._firsts = None if shards.counts is None else np.cumsum(shards.counts) - shards.counts
@@ -112,19 +114,22 @@ class Stream(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         """The batch of (epoch, place in this process's epoch) keys: whole batches only, as the sampler counts them.
 
-        PictureError for a picture, or a shard, that cannot be read.
+        Where a picture took another's place, the label is -1. PictureError for a shard that cannot be read.
         """
         epoch, batch = keys[0][0], keys[0][1] // self.batch_size
         waiting, self._open = self._open, None
         reader = waiting[1] if waiting and waiting[0] == (epoch, batch) else self._lane(epoch, batch)
         numbers, samples = zip(*(next(reader) for _ in keys), strict=True)
         self._open = (epoch, batch + self.lanes), reader
-        source, index = Samples(self.data, self.channels, list(samples)), np.array(numbers)
-        pictures = (picture(source, place) for place in range(len(source)))
-        return views_of(pictures, self.view, uniforms(self.seed, epoch, index, self.view.draws)) | {
-            "label": torch.from_numpy(source.labels),
-            "index": torch.from_numpy(index),
-        }
+        source, places, stand_ins = Samples(self.data, self.channels, list(samples)), np.arange(len(keys)), None
+        if self.faults is not None:
+            any_other = np.zeros(len(keys), dtype=np.int64)  # of whatever label
+            stand_ins = StandIns(source, any_other, places, self.faults, self.data.on_error == "skip")
+        views = Views(source, self.view, self.seed, source.labels, stand_ins, np.array(numbers))
+        made = views.__getitems__([(epoch, place) for place in places.tolist()])
+        if stand_ins is not None and stand_ins.broken and len(made.get("label", ())) == len(keys):
+            made["label"][sorted(stand_ins.broken)] = -1
+        return made
 
     def _lane(self, epoch: int, batch: int) -> Iterator[tuple[int, Sample]]:
         """(number, sample) of a batch and of those after it in its lane."""

@@ -3,21 +3,28 @@
 import io
 import json
 import logging
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from ssl_vit.guard import DivergenceError
 from ssl_vit.runs import write_atomic
 
 log = logging.getLogger("ssl_vit")
 
 
 class JsonLines(Logger):
-    """One JSON object per logged step: {"step": .., "train/loss": .., ...}, appended and flushed at once."""
+    """One JSON object per logged step: {"step": .., "train/loss": .., ...}, appended and flushed at once.
+
+    What is no finite number is null, as JSON has it.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -33,7 +40,8 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        self._append({"step": step, **{name: float(value) for name, value in metrics.items()}})
+        figures = {name: float(value) for name, value in metrics.items()}
+        self._append({"step": step} | {name: value if isfinite(value) else None for name, value in figures.items()})
 
     def log_words(self, words: dict[str, str], step: int) -> None:
         """Append {"step": .., name: word}, such as a verdict."""
@@ -51,6 +59,18 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
+
+
+class Checkpoints(ModelCheckpoint):
+    """Lightning's, but none while steps are left out or when that ends the run, which goes back to one from before."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        if not pl_module.guard.in_a_row:
+            super().on_train_batch_end(trainer, pl_module, *args, **kwargs)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if not isinstance(exception, DivergenceError):
+            super().on_exception(trainer, pl_module, exception)
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.faults import Faults
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.data.pictures import PictureError
 from ssl_vit.data.shards import Sample, Shards
@@ -37,10 +38,11 @@ class Memory(Shards):
             yield Sample(stored.getvalue(), position % 3, f"{shard}/{position}")
 
 
-def stream(shards, batches: int, batch_size: int = 3, lanes: int = 1, share=(0, 1), buffer: int = 5, seed: int = 0):
-    data = DataConfig(source="webdataset", path="x", shuffle_buffer=buffer)
+def stream(shards, batches: int, lanes: int = 1, share=(0, 1), buffer: int = 5, seed: int = 0, **options):
+    faults = options.pop("faults", None)
+    data = DataConfig(source="webdataset", path="x", shuffle_buffer=buffer, **options)
     return Stream(
-        shards, VIEW, data, 3, seed, batch_size=batch_size, batches=batches, lanes=lanes, share=share
+        shards, VIEW, data, 3, seed, batch_size=3, batches=batches, lanes=lanes, share=share, faults=faults
     )  # fmt: skip
 
 
@@ -185,6 +187,37 @@ def test_a_picture_that_cannot_be_read_is_named():
         batches(stream(shards, 1))
 
 
+class Broken(Memory):
+    """Every fifth picture of a shard cannot be read."""
+
+    def read(self, shard: int):
+        for position, sample in enumerate(Memory.read(self, shard)):
+            yield sample._replace(encoded=b"no picture") if position % 5 == 0 else sample
+
+
+@pytest.mark.parametrize("on_error", ["replace", "skip"])
+def test_a_picture_that_cannot_be_read_changes_no_other(on_error):
+    whole = batches(stream(Memory(7, 12, 5), 8))
+    with_faults = batches(stream(Broken(7, 12, 5), 8, on_error=on_error, faults=Faults(1.0)))
+    broken = {0, 5, 7, 12, 17, 19}
+    named = set()
+    for ours, theirs in zip(with_faults, whole, strict=True):
+        index = ours["index"].tolist()
+        expected = [i for i in theirs["index"].tolist() if on_error == "replace" or i not in broken]
+        assert index == expected
+        for place, number in enumerate(index):
+            assert (ours["label"][place] == -1) == (number in broken)
+            then = theirs["index"].tolist().index(number)
+            assert torch.equal(ours["images"][place], theirs["images"][then]) == (number not in broken)
+        assert (
+            len(ours.get("faults", []))
+            == ours.get("skipped", len(ours.get("faults", [])))
+            == sum(i in broken for i in theirs["index"].tolist())
+        )
+        named |= {name for name, _ in ours.get("faults", [])}
+    assert named == {"0/0", "0/5", "1/0", "1/5", "1/10", "2/0"}
+
+
 def test_the_sampler_is_one_that_lightning_leaves_alone():
     sampler = StreamSampler(6, seed=0, rank=1, processes=2)
     sampler.set_epoch(3)
@@ -212,6 +245,22 @@ def packed(tmp_path, write):
     data = DataConfig(path=str(tmp_path / "pictures"))
     make_shards(ShardsConfig(data=data, out=str(tmp_path / "shards"), shard_mb=0.01))
     return tmp_path / "shards"
+
+
+def test_faults_of_a_stream_are_counted(packed):
+    from ssl_vit.data.shards import scan
+
+    file = min(packed.glob("*.tar"))
+    offset, size, _ = scan(file)[3].tolist()
+    with file.open("r+b") as shard:
+        shard.seek(offset)
+        shard.write(bytes(size))
+    data = module(packed, batch_size=5, workers=1, max_bad=0.1)
+    assert sorted(indices(data.train_dataloader())) == list(range(30))
+    assert list(data.faults.found) == [f"{min(packed.glob('*.tar'))} picture 3"]
+    strict = module(packed, batch_size=5, workers=1)
+    with pytest.raises(ValueError, match=r"^1 of 30 pictures cannot be read, more than data.max_bad=0.01 of them"):
+        list(strict.train_dataloader())
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
