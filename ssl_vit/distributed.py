@@ -1,13 +1,17 @@
 """The one place that speaks to other processes."""
 
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+_agreements = itertools.count()
 
 
 @contextmanager
@@ -28,30 +32,63 @@ def joined() -> Iterator[tuple[int, int]]:
 
 def interleaved(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
     """The rows of all processes, equally many of each: every process's first, then every second; alone the tensor."""
-    if not _several():
+    if not several():
         return rows
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(parts, rows.contiguous())
     return torch.stack(parts, dim=1).flatten(0, 1)
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over all processes of a run; in a single process the tensor itself."""
-    return sum_over_ranks(tensor) / dist.get_world_size() if _several() else tensor
+    """The mean of a tensor over all processes of a run; in a single process the tensor itself.
+
+    Gradients flow back as through sum_over_ranks.
+    """
+    return sum_over_ranks(tensor) / world_size() if several() else tensor
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes of a run; in a single process the tensor itself."""
-    if not _several():
+    """The sum of a tensor over all processes of a run; in a single process the tensor itself.
+
+    The gradient is that of the sum of all processes' losses: each process gets the sum of what the others send back.
+    """
+    if not several():
         return tensor
-    total = tensor.clone()
-    dist.all_reduce(total)
-    return total
+    from torch.distributed.nn.functional import all_reduce  # here, because a single process needs none
+
+    return all_reduce(tensor)
+
+
+def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this process holds of each tensor: its share of one that is spread over processes (a DTensor), else all."""
+    return [tensor.to_local() if is_spread(tensor) else tensor for tensor in tensors]  # pyright: ignore
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor, told without importing them, which takes seconds."""
+    return hasattr(tensor, "full_tensor")
+
+
+def norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
+    """2-norm of each tensor; of tensors that are spread over processes, of all of each."""
+    parts = torch.stack(torch._foreach_norm(local_parts(tensors)))  # pyright: ignore[reportPrivateImportUsage]
+    if not any(is_spread(tensor) for tensor in tensors):
+        return parts
+    return sum_over_ranks(parts.square()).sqrt()
+
+
+def agreed(word: str) -> str:
+    """The first process's word, on all of those that torchrun started."""
+    store, rank, _ = next(rendezvous("env://"))  # torchrun's own, which stands before any process group
+    key = f"ssl_vit/{next(_agreements)}"
+    if rank == 0:
+        store.set(key, word)
+    return store.get(key).decode()
 
 
 def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
     """Whether a flag is set in any process of a run; in a single process the flag itself."""
-    if not _several():
+    if not several():
         return flag
     known = flag.to(torch.uint8)
     dist.all_reduce(known, dist.ReduceOp.MAX)
@@ -60,12 +97,18 @@ def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
 
 def from_first_rank(tensor: Tensor) -> Tensor:
     """The first process's tensor on all of them; in a single process the tensor itself."""
-    if not _several():
+    if not several():
         return tensor
     shared = tensor.clone()
     dist.broadcast(shared, 0)
     return shared
 
 
-def _several() -> bool:
+def world_size() -> int:
+    """How many processes a run has."""
+    return dist.get_world_size() if several() else 1
+
+
+def several() -> bool:
+    """Whether a run has more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -31,8 +31,10 @@ from ssl_vit.runs import newest_run, write_json
 from ssl_vit.training import fit, open_run, quiet_lightning
 
 
-def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]]:
+def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
     """Train to the end and judge the last epoch's weights; the run directory, and what finetune.json says.
+
+    Of several processes the first one writes and has them, the others have None.
 
     Raises:
         ValueError, OSError: bad input or a full disk; what is written stays, and the log says how to go on.
@@ -47,11 +49,12 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]]:
     objective = objective_of(config, encoder, architecture, data)  # what does not fit shows before anything is written
     data.view = objective.views()
     run_dir, checkpoint = open_run(config, FINETUNE, FINETUNE)
-    result: dict[str, Any] = {}
-    if fit(config, objective, data, run_dir, checkpoint, Grader(config.monitor, run_dir), architecture):
-        result = judge(config, objective, data, run_dir) | {"seconds": round(time.time() - started, 1)}
-        print(f"saved {objective.export(run_dir, **facts_of_run(config, objective))}")
-        write_json(run_dir / "finetune.json", result)
+    trained = fit(config, objective, data, run_dir, checkpoint, Grader(config.monitor, run_dir), architecture)
+    if trained is None:
+        return None
+    result = judge(config, trained, data, run_dir) | {"seconds": round(time.time() - started, 1)}
+    print(f"saved {trained.export(run_dir, **facts_of_run(config, trained))}")
+    write_json(run_dir / "finetune.json", result)
     return run_dir, result
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vit.blocks import init_linear
+from ssl_vit.distributed import mean_over_ranks, several, world_size
 
 
 class ScaledProduct(torch.autograd.Function):
@@ -54,6 +55,31 @@ class Prototypes(nn.Module):
             return ScaledProduct.apply(x.to(self.weight_v.dtype), self.weight_g, self.weight_v)  # pyright: ignore
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """BatchNorm over the vectors of all processes, equally many of each; alone PyTorch's own.
+
+    PyTorch's SyncBatchNorm does the same on GPUs alone.
+    """
+
+    def forward(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:  # pyright: ignore
+        if not (self.training and several()):
+            return super().forward(x)
+        mean = mean_over_ranks(x.float().mean(0))
+        centred = x.float() - mean
+        variance = mean_over_ranks(centred.square().mean(0))
+        self._remember(mean.detach(), variance.detach(), len(x) * world_size())
+        normed = centred * (variance + self.eps).rsqrt()
+        return torch.addcmul(self.bias, normed, self.weight).to(x.dtype)
+
+    @torch.no_grad()
+    def _remember(self, mean: Float[Tensor, " D"], variance: Float[Tensor, " D"], count: int) -> None:
+        """Move the running mean and the running unbiased variance, as PyTorch does."""
+        assert self.momentum is not None  # torch's default, .1
+        self.running_mean.lerp_(mean, self.momentum)  # pyright: ignore[reportOptionalMemberAccess]
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)  # pyright: ignore
+        self.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
+
+
 class ProjectionHead(nn.Module):
     """Three linear maps, unit length, prototypes.
 
@@ -68,7 +94,7 @@ class ProjectionHead(nn.Module):
         layers: list[nn.Module] = []
         for inputs in (width, hidden):
             layers.append(nn.Linear(inputs, hidden))
-            layers += [nn.BatchNorm1d(hidden)] if norm else []
+            layers += [BatchNorm(hidden)] if norm else []
             layers.append(nn.GELU())
         self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         init_linear(self.mlp, "trunc_normal")

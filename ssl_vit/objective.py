@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ssl_vit.checkpoint import require_fit
 from ssl_vit.config.checks import override
@@ -21,10 +20,12 @@ from ssl_vit.config.schema import OptimConfig, TrainingRun
 from ssl_vit.data.draws import seeded_generator
 from ssl_vit.data.loading import full_length, pictures_of
 from ssl_vit.data.views import View
+from ssl_vit.distributed import mean_over_ranks
 from ssl_vit.guard import DivergenceError, Guard
-from ssl_vit.optim import decay_groups, scaled_lr
+from ssl_vit.optim import clip_all, decay_groups, scaled_lr, total_norm
 from ssl_vit.progress import is_logged, share_done, share_of_epochs
 from ssl_vit.schedules import warmup_cosine
+from ssl_vit.sharding import gather, mesh_of, plain_copy, shard
 
 log = logging.getLogger("ssl_vit")
 
@@ -51,6 +52,8 @@ class Objective(pl.LightningModule, ABC):
         self.measures: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
         self.guard = Guard()
         self._grad_norm: Tensor | None = None
+        self._sharded = False
+        self._plain: list[Any] = []  # of a sharded objective on the first process; in a list, so that it is no part
 
     @classmethod
     def from_run(cls, run: Any) -> Any:
@@ -71,7 +74,10 @@ class Objective(pl.LightningModule, ABC):
 
     @abstractmethod
     def export(self, folder: Path, **facts: Any) -> Path:
-        """Write what the training was for, with what is known of it; returns its file."""
+        """Write what the training was for, with what is known of it; returns its file.
+
+        After training on several processes it is whole() that is exported.
+        """
 
     def after_step(self) -> None:
         """Called once after each optimiser step."""
@@ -90,8 +96,41 @@ class Objective(pl.LightningModule, ABC):
         """
         return {}
 
+    def configure_model(self) -> None:
+        """Spread the weights over the processes where the trainer's strategy is ModelParallelStrategy."""
+        mesh = mesh_of(self.trainer)
+        if mesh is None or self._sharded:
+            return
+        if self.trainer.is_global_zero:
+            self._plain = [plain_copy(self)]
+        shard(self, mesh)
+        self._sharded = True
+
+    def whole(self) -> Any:
+        """What can be judged and exported: itself, of a sharded objective a copy with all weights.
+
+        Called on every process of a trainer; None on all but the first.
+        """
+        if not self._sharded:
+            return self if self._trainer is None or self._trainer.is_global_zero else None
+        copied = gather(self, self._plain[0] if self._plain else None)
+        if copied is not None:
+            copied.trainer = self.trainer
+            copied.to(self.device)
+        return copied
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["sharded"] = self._sharded
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint to resume")
+        sharded = checkpoint.get("sharded", False)  # older ones do not say
+        if sharded != self._sharded:  # Lightning numbers the optimizer's state otherwise
+            raise ValueError(
+                f"the checkpoint to resume was made {'with' if sharded else 'without'} trainer.strategy=fsdp: go on "
+                "with the strategy that it had, or begin a run from its weights with init_from="
+            )
+        if not sharded:  # else the strategy has loaded them, name by name
+            require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint to resume")
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """Whether weight decay acts on a parameter: not on vectors and biases (timm's rule, which MAE uses)."""
@@ -103,13 +142,20 @@ class Objective(pl.LightningModule, ABC):
         if not self.global_batch:
             self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
+        own = seeded_generator(torch.device("cpu"), self.seed, *self._position, self.global_rank)
+        torch.manual_seed(own.initial_seed() + 1)  # drop path draws from PyTorch's own generators
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()
         if is_logged(self.trainer):
-            figures = {"loss": total} | losses | self.measures
-            self.log_dict({f"train/{name}": torch.as_tensor(value).detach() for name, value in figures.items()})
+            self.log_means({"loss": total} | losses | self.measures)
         self.guard.watch(total, batch)
         return total
+
+    def log_means(self, figures: dict[str, Any]) -> None:
+        """Log scalars as train/<name>, each the mean over all processes."""
+        values = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in figures.values()]
+        means = mean_over_ranks(torch.stack(values).detach())
+        self.log_dict({f"train/{name}": mean for name, mean in zip(figures, means, strict=True)})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optim = self.optim_config
@@ -126,7 +172,7 @@ class Objective(pl.LightningModule, ABC):
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         self._grad_norm = None  # a loss scale makes an infinite one an everyday thing, which its scaler looks after
         if not self.scales_loss():
-            self._grad_norm = get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self._grad_norm = total_norm(self.parameters())
         if not self.guard.judge(self._grad_norm, self.global_step, self.current_epoch) and not self.scales_loss():
             optimizer.zero_grad()  # an optimiser passes over what has no gradient: weights and moments stay
         rate = self.learning_rate()
@@ -151,7 +197,8 @@ class Objective(pl.LightningModule, ABC):
     def clip(self, largest: float) -> None:
         """Scale the gradients down to the norm `largest` of all together, if theirs is above."""
         # Lightning's own refuses fused optimizers, whose step would undo a loss scale after the clipping.
-        clip_grads_with_norm_(self.parameters(), largest, self._grad_norm)  # pyright: ignore
+        assert self._grad_norm is not None  # where the loss is scaled, nothing is clipped
+        clip_all(self.parameters(), largest, self._grad_norm)
 
     def scales_loss(self) -> bool:
         """Whether the trainer multiplies the loss, so that gradients in 16 bit do not vanish."""

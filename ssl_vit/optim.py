@@ -4,7 +4,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
+
+from ssl_vit.distributed import local_parts, norms
 
 
 def scaled_lr(base_lr: float, global_batch: int) -> float:
@@ -52,5 +55,16 @@ def layer_groups(
 def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     """Scale each parameter's own gradient down to the norm `largest`, if it is above (as DINO's authors clip)."""
     grads = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(grads)  # pyright: ignore[reportPrivateImportUsage]
-    torch._foreach_mul_(grads, [(largest / (norm + 1e-6)).clamp_max(1.0) for norm in norms])  # pyright: ignore[reportPrivateImportUsage]
+    scales = (largest / (norms(grads) + 1e-6)).clamp_max(1.0)
+    torch._foreach_mul_(local_parts(grads), list(scales.unbind()))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def total_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """2-norm of all gradients together, whole ones where they are spread over processes."""
+    return norms([p.grad for p in parameters if p.grad is not None]).norm()
+
+
+def clip_all(parameters: Iterable[nn.Parameter], largest: float, norm: Float[Tensor, ""]) -> None:
+    """Scale all gradients by one number, so that their total norm, which is given, is at most `largest`."""
+    grads = local_parts(p.grad for p in parameters if p.grad is not None)
+    torch._foreach_mul_(grads, (largest / (norm + 1e-6)).clamp_max(1.0))  # pyright: ignore[reportPrivateImportUsage]

@@ -1,10 +1,12 @@
 """What a run will do, before it does it: size, global batch, learning rate, steps. Needs torch, but not Lightning."""
 
+import os
 from dataclasses import dataclass
 
 import torch
 
-from ssl_vit.config.schema import EncoderConfig, PatchGrid, TrainingRun
+from ssl_vit.command import STARTED
+from ssl_vit.config.schema import EncoderConfig, PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.sources import count
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.optim import scaled_lr
@@ -70,6 +72,13 @@ def _known(number: int | None) -> str:
     return "not counted before loading" if number is None else f"{number:,}"
 
 
+def devices_of(trainer: TrainerConfig) -> int:
+    """Processes on a machine; auto is what torchrun started, else one for every GPU, or one."""
+    if trainer.devices != "auto":
+        return trainer.devices
+    return int(os.environ.get(STARTED, 0)) or max(1, torch.cuda.device_count())
+
+
 def make_plan(config: TrainingRun, patches: PatchGrid | None = None) -> Plan:
     """Count parameters (on the meta device), pictures and steps. ValueError where the data cannot be found.
 
@@ -80,9 +89,7 @@ def make_plan(config: TrainingRun, patches: PatchGrid | None = None) -> Plan:
     if isinstance(patches, EncoderConfig):
         with torch.device("meta"):
             parameters = sum(p.numel() for p in VisionTransformer(patches).parameters())
-    trainer = config.trainer
-    devices = max(1, torch.cuda.device_count()) if trainer.devices == "auto" else trainer.devices
-    processes = devices * trainer.num_nodes
+    trainer, processes = config.trainer, devices_of(config.trainer) * config.trainer.num_nodes
     pictures = count(config.data)
     batch = config.data.batch_size if pictures is None else min(config.data.batch_size, max(1, pictures // processes))
     return Plan(config, patches, parameters, pictures, processes, batch * processes * trainer.accumulate)

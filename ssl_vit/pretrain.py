@@ -17,8 +17,10 @@ from ssl_vit.train_tokenizer import tokenizer_for
 from ssl_vit.training import data_of, fit, open_run, quiet_lightning
 
 
-def pretrain(config: RunConfig, method_name: str) -> Path:
-    """Train to the end and return the run directory, which then holds the encoder.
+def pretrain(config: RunConfig, method_name: str) -> Path | None:
+    """Train to the end; the run directory, which then holds the encoder.
+
+    Of several processes the first one writes and has it, the others have None.
 
     Raises:
         ValueError, OSError: bad input or a full disk; what is written stays, and the log says how to go on.
@@ -32,8 +34,10 @@ def pretrain(config: RunConfig, method_name: str) -> Path:
     if config.init_from and not checkpoint:
         method.start_from(config.init_from)
     look = Judge(config.monitor, config.readout, run_dir)
-    if fit(config, method, data_of(config, method), run_dir, checkpoint, look):
-        print(f"saved {method.export(run_dir, **facts_of_run(config, method_name, method))}")
+    trained = fit(config, method, data_of(config, method), run_dir, checkpoint, look)
+    if trained is None:
+        return None
+    print(f"saved {trained.export(run_dir, **facts_of_run(config, method_name, trained))}")
     return run_dir
 
 

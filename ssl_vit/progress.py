@@ -7,11 +7,13 @@ SLACK = 0.01
 """Share of a run by which its clock must be ahead of its steps before it counts."""
 
 
-def share_done(trainer: pl.Trainer | None) -> float:
+def share_done(trainer: pl.Trainer | None, agreed: bool = True) -> float:
     """Share of the run done, in [0, 1]: of its steps, or of its time where `max_time` ends it sooner.
 
     So a run that is cut short by steps or by minutes has its schedules cut in proportion, and ends annealed. A time
     limit that the steps keep clear of changes nothing, to the bit: hence the slack. Outside a trainer 0.
+
+    agreed: by the first process's clock, for which all processes must ask; else by this one's, to be shown.
     """
     if trainer is None:
         return 0.0
@@ -22,7 +24,7 @@ def share_done(trainer: pl.Trainer | None) -> float:
         return min(1.0, by_steps)
     elapsed = timer.time_elapsed()
     by_clock = elapsed / max(1e-9, elapsed + remaining)
-    if trainer.world_size > 1:  # every rank must step with the same rate
+    if agreed and trainer.world_size > 1:  # every rank must step with the same rate
         by_clock = trainer.strategy.broadcast(by_clock)
     return min(1.0, by_clock if by_clock > by_steps + SLACK else by_steps)
 

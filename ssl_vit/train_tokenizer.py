@@ -35,8 +35,10 @@ JUDGED = 5000
 """Most pictures that a tokenizer's use of its vocabulary, and its reconstructions, are measured on."""
 
 
-def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, Any]]:
+def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, Any]] | None:
     """Train to the end; the run directory, which then holds the tokenizer, and what is known of it.
+
+    Of several processes the first one writes and has them, the others have None.
 
     Raises:
         ValueError, OSError: bad input or a full disk; what is written stays, and the log says how to go on.
@@ -51,19 +53,19 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
         print(f"k-means       {method.patches:,} patches of {method.patch_size} pixels to {method.vocab_size:,} words")
         data = pictures_of_run(config)
         data.faults.list_in(run_dir / QUARANTINE)
-        tokenizer, writes = fit_kmeans(method, endless(data), config.seed), True
+        tokenizer = fit_kmeans(method, endless(data), config.seed)
     else:
         training = training_named(kind).from_run(config)  # what does not fit shows before anything is written
         run_dir, checkpoint = open_run(config, kind, "tokenizer")
         data = data_of(config, training)
-        writes = fit(config, training, data, run_dir, checkpoint, Look(config.monitor, run_dir))
-        tokenizer = training.tokenizer.eval()
-    facts: dict[str, Any] = {}
-    if writes:
-        facts = judge(tokenizer, data) | {"seconds": round(time.time() - started, 1)}
-        show(tokenizer, data, run_dir, config.monitor.pictures)
-        known = {"recipe": config.recipe, "data": asdict(config.data), "seed": config.seed, "ssl_vit": __version__}
-        print(f"saved {save_tokenizer(tokenizer, run_dir, **known, **facts)}")
+        trained = fit(config, training, data, run_dir, checkpoint, Look(config.monitor, run_dir))
+        if trained is None:
+            return None
+        tokenizer = trained.tokenizer.eval()
+    facts = judge(tokenizer, data) | {"seconds": round(time.time() - started, 1)}
+    show(tokenizer, data, run_dir, config.monitor.pictures)
+    known = {"recipe": config.recipe, "data": asdict(config.data), "seed": config.seed, "ssl_vit": __version__}
+    print(f"saved {save_tokenizer(tokenizer, run_dir, **known, **facts)}")
     return run_dir, {"task": "tokenizer", "tokenizer": str(run_dir), "kind": kind, **facts}
 
 

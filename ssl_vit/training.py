@@ -5,16 +5,23 @@ import os
 import traceback
 import warnings
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.utilities import rank_zero_only
 
 from ssl_vit.blocks import compile_blocks
 from ssl_vit.config.load import to_yaml
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.module import ImageDataModule
+from ssl_vit.distributed import agreed
 from ssl_vit.guard import DivergenceError, Guard
 from ssl_vit.monitor.bad_pictures import BadPictures
 from ssl_vit.monitor.bad_steps import BadSteps
@@ -24,15 +31,17 @@ from ssl_vit.monitor.look import Look
 from ssl_vit.monitor.records import AtomicCheckpoints, Checkpoints, JsonLines
 from ssl_vit.monitor.throughput import Throughput
 from ssl_vit.objective import Objective
-from ssl_vit.plan import make_plan
+from ssl_vit.plan import devices_of, make_plan
 from ssl_vit.runs import (
     BAD_STEPS,
     CHECKPOINTS,
     CONFIG,
     METRICS,
     QUARANTINE,
+    RUNS,
     new_run_dir,
     newest_checkpoint,
+    run_prefix,
     write_atomic,
 )
 
@@ -54,11 +63,15 @@ def fit(
     checkpoint: Path | None,
     look: Look,
     patches: PatchGrid | None = None,
-) -> bool:
-    """Train to the end, leaving a last checkpoint; whether this is the process that writes the result.
+) -> Any:
+    """Train to the end, leaving a last checkpoint.
 
     Args:
         patches: of a run whose settings do not have them, because its encoder does.
+
+    Returns:
+        what is to be judged and exported: the objective with all of its weights on the process that writes the result,
+        None on the others.
 
     Raises:
         what stops the training; error.txt then has its traceback, and the log says how to go on.
@@ -82,7 +95,7 @@ def fit(
             log.error(f"stopped; go on with the same command and resume={run_dir}")
         raise
     trainer.save_checkpoint(run_dir / CHECKPOINTS / "last.ckpt")
-    return trainer.is_global_zero
+    return objective.whole()
 
 
 def before(error: DivergenceError, run_dir: Path) -> Path:
@@ -103,17 +116,63 @@ def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | 
     Raises:
         FileExistsError: run_dir holds another run already.
     """
-    inherited = os.environ.get("SSL_VIT_RUN_DIR") if "LOCAL_RANK" in os.environ else None
-    run_dir = Path(config.run_dir or inherited or new_run_dir(name, config.recipe))
+    require_strategy(config.trainer)
+    run_dir = Path(config.run_dir) if config.run_dir else made_up_run_dir(name, config)
     os.environ["SSL_VIT_RUN_DIR"] = str(run_dir)  # Lightning starts the other processes of a node by this command
-    checkpoint = None
-    if config.resume and (run_dir / CONFIG).exists():
+    first, checkpoint = is_first_process(), None
+    if (run_dir / CONFIG).exists() and config.resume:
         given = Path(config.resume)
-        checkpoint = given if given.is_file() else newest_checkpoint(run_dir)
-    elif (run_dir / CONFIG).exists() and not inherited:
+        if given.is_file():
+            checkpoint = given
+        elif first or any((run_dir / CHECKPOINTS).glob("*.ckpt")):  # the first has just written config.yaml, perhaps
+            checkpoint = newest_checkpoint(run_dir)
+    elif (run_dir / CONFIG).exists() and first:
         raise FileExistsError(f"run_dir={run_dir} holds a run already: add resume=auto, or name another directory")
-    write_atomic(run_dir / CONFIG, to_yaml(config, method))
+    if first:
+        write_atomic(run_dir / CONFIG, to_yaml(config, method))
     return run_dir, checkpoint
+
+
+def made_up_run_dir(name: str, config: TrainingRun) -> Path:
+    """A directory that no run has yet, the same one on all processes of this run.
+
+    Under torchrun the first process says which. Under SLURM it is named by the job.
+
+    Raises:
+        ValueError: the processes have no way to agree on one.
+    """
+    if TorchElasticEnvironment.detect():
+        return Path(agreed(str(new_run_dir(name, config.recipe))))
+    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
+        return RUNS / f"{run_prefix(name, config.recipe)}slurm-{SLURMEnvironment.job_id()}"
+    if "LOCAL_RANK" in os.environ and "SSL_VIT_RUN_DIR" in os.environ:  # started by Lightning
+        return Path(os.environ["SSL_VIT_RUN_DIR"])
+    if config.trainer.num_nodes > 1:
+        raise ValueError(
+            f"run_dir= is missing: trainer.num_nodes={config.trainer.num_nodes} machines cannot agree on a directory "
+            "unless torchrun or SLURM starts them; give the same one to each"
+        )
+    return new_run_dir(name, config.recipe)
+
+
+def is_first_process() -> bool:
+    """Whether this process of the run writes and speaks; known before the processes have met."""
+    machine = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
+    return getattr(rank_zero_only, "rank", 0) == 0 and machine == 0
+
+
+def require_strategy(trainer: TrainerConfig) -> None:
+    """ImportError in one line where the strategy's package is missing."""
+    if trainer.strategy == "deepspeed" and find_spec("deepspeed") is None:
+        raise ImportError("trainer.strategy=deepspeed needs the package deepspeed: `pip install deepspeed`")
+
+
+def strategy_of(trainer: TrainerConfig) -> Any:
+    """trainer.strategy as Lightning takes it."""
+    if trainer.strategy != "fsdp":
+        return trainer.strategy
+    processes = devices_of(trainer) * trainer.num_nodes
+    return ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
 def make_trainer(config: TrainingRun, run_dir: Path, look: Look) -> pl.Trainer:
@@ -135,9 +194,9 @@ def make_trainer(config: TrainingRun, run_dir: Path, look: Look) -> pl.Trainer:
         max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps or -1,
         max_time=timedelta(minutes=trainer.max_minutes) if trainer.max_minutes else None,
-        devices=trainer.devices,
+        devices=devices_of(trainer),
         num_nodes=trainer.num_nodes,
-        strategy=trainer.strategy,
+        strategy=strategy_of(trainer),
         precision=precision_of(trainer),  # pyright: ignore[reportArgumentType]
         accumulate_grad_batches=trainer.accumulate,
         log_every_n_steps=trainer.log_every_steps,
@@ -176,7 +235,7 @@ def announce(config: TrainingRun, run_dir: Path, checkpoint: Path | None, patche
 def quiet_lightning() -> None:
     """Silence what Lightning says to everybody and what does not apply here."""
     logging.basicConfig(format="%(message)s")
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

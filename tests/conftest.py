@@ -27,7 +27,7 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def free_port() -> int:
     """A port that nobody listens on."""
     import socket

@@ -15,6 +15,7 @@ LAYERS = [
     {"runs", "distributed"},
     {"blocks", "encoder", "heads", "positions", "masking", "schedules", "ema", "maps"},
     {"optim", "checkpoint", "data", "progress", "guard"},
+    {"sharding"},
     {"plan", "command", "objective"},
     {"tokenizers"},
     {"methods", "evaluate"},

@@ -22,9 +22,10 @@ def main(words: list[str]) -> None:
         return
     from ssl_vit.finetune import finetune
 
-    run_dir, result = finetune(resolved.config)
-    print(f"next: python tools/predict.py model={run_dir} images=FOLDER")
-    print(json.dumps(result))
+    if done := finetune(resolved.config):
+        run_dir, result = done
+        print(f"next: python tools/predict.py model={run_dir} images=FOLDER")
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

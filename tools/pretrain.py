@@ -18,9 +18,9 @@ def main(words: list[str]) -> None:
         return
     from ssl_vit.pretrain import pretrain
 
-    run_dir = pretrain(resolved.config, resolved.method)
-    print(f"next: python tools/linear_probe.py encoder={run_dir}")
-    print(f"look: tensorboard --logdir {run_dir}")
+    if run_dir := pretrain(resolved.config, resolved.method):
+        print(f"next: python tools/linear_probe.py encoder={run_dir}")
+        print(f"look: tensorboard --logdir {run_dir}")
 
 
 if __name__ == "__main__":

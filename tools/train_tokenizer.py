@@ -21,9 +21,10 @@ def main(words: list[str]) -> None:
         return
     from ssl_vit.train_tokenizer import train_tokenizer
 
-    run_dir, result = train_tokenizer(resolved.config, resolved.method)
-    print(f"next: python tools/pretrain.py method=beit tokenizer={run_dir}")
-    print(json.dumps(result))
+    if done := train_tokenizer(resolved.config, resolved.method):
+        run_dir, result = done
+        print(f"next: python tools/pretrain.py method=beit tokenizer={run_dir}")
+        print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Findings:
 
 
 class Clock(pl.Callback):
-    """Seconds of each training batch once it is on the device, the device's work included; ends the fit after one epoch.
+    """Seconds of each training batch that is on the device, the device's work included; ends the fit after an epoch.
 
     The trainer keeps the run's own number of epochs, on which its schedules depend.
     """

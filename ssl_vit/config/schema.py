@@ -231,11 +231,12 @@ class TrainerConfig:
     """Steps in a row that may be left out because loss or gradient is not finite; after them the run goes back to its
     last checkpoint, and the second time stops."""
     devices: Any = "auto"
-    """Number of GPUs or processes on a node; auto: every GPU, or one CPU process."""
+    """Number of GPUs or processes on a node; auto: what torchrun started, else every GPU, or one CPU process."""
     num_nodes: int = 1
     """Machines."""
     strategy: str = "auto"
-    """Lightning strategy: auto, ddp, fsdp, ..."""
+    """auto (ddp for several processes), ddp (each has all weights, gradients are averaged), fsdp (each has a share of
+    the weights, teachers' too, and of the optimizer's state), or deepspeed (as Lightning sets it up)."""
     precision: str = "auto"
     """Lightning precision; auto: bf16-mixed where the GPU or the CPU (AMX) multiplies matrices in it, else 32-true."""
     accumulate: int = 1
@@ -254,8 +255,14 @@ class TrainerConfig:
             require(value is None or value > 0, f"trainer.{name}", value, "positive, or null")
         legal = self.devices == "auto" or (type(self.devices) is int and self.devices > 0)
         require(legal, "trainer.devices", self.devices, "auto, or a positive integer")
+        one_of("trainer.strategy", self.strategy, ("auto", "ddp", "fsdp", "deepspeed"))
         precisions = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
         one_of("trainer.precision", self.precision, precisions)
+        if self.strategy == "fsdp":
+            legal = self.precision not in ("16-mixed", "64-true")
+            rule = "auto, 32-true, bf16-mixed or bf16-true with trainer.strategy=fsdp"
+            require(legal, "trainer.precision", self.precision, rule)
+            require(not self.compile, "trainer.compile", self.compile, "false with trainer.strategy=fsdp")
 
 
 @dataclass(kw_only=True)

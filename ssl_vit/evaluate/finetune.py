@@ -24,6 +24,7 @@ from ssl_vit.data.loading import labels_of, pictures_of
 from ssl_vit.data.mixing import draw_boxes, draw_mix, erase, mix_pictures, mix_targets
 from ssl_vit.data.photometry import Photometry
 from ssl_vit.data.views import RandomCrop
+from ssl_vit.distributed import mean_over_ranks
 from ssl_vit.ema import follow, frozen_copy
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.evaluate.classifier import Classifier, save_classifier, tunable
@@ -38,13 +39,13 @@ def soft_cross_entropy(
 
     Args:
         class_weights: each picture counts by the weight of its class, of a mixture by the mixed weight; the average is
-            then over weights, as in PyTorch's cross_entropy.
+            then over weights, as in PyTorch's cross_entropy, those of all processes.
     """
     losses = -(targets * logits.float().log_softmax(1)).sum(1)
     if class_weights is None:
         return losses.mean()
     weights = targets @ class_weights
-    return (weights * losses).sum() / weights.sum()
+    return (weights * losses).sum() / mean_over_ranks(weights.sum())
 
 
 def balancing_weights(counts: Int64[Tensor, " K"]) -> Float[Tensor, " K"]:
@@ -160,9 +161,6 @@ class FineTune(Objective):
     def losses(self, labelled: tuple[Float[Tensor, "B C H W"], Int64[Tensor, " B"]]) -> dict[str, Float[Tensor, ""]]:
         """{"classification": loss}, with a teacher {"distillation": ...} too, each by its weight in the sum."""
         images, targets = self.augment(*labelled)
-        generator = self.generator(torch.device("cpu"))
-        if generator is not None:  # drop path draws from PyTorch's own generators
-            torch.manual_seed(generator.initial_seed() + 1)
         by_labels, by_teacher = self.model.both(images)
         loss = soft_cross_entropy(by_labels, targets, self.class_weights)
         if by_teacher is None or self.teacher is None:

@@ -58,4 +58,5 @@ class Method(Objective):
         initialise(self.encoder, source)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
         checkpoint["exported"] = self.exported

@@ -20,6 +20,7 @@ from ssl_vit.blocks import Block, init_blocks, narrow_normal, run_blocks
 from ssl_vit.config.methods import BEiTConfig, BEiTRun
 from ssl_vit.data.photometry import Photometry
 from ssl_vit.data.views import RandomCrop, TokenCrop
+from ssl_vit.distributed import mean_over_ranks
 from ssl_vit.masking import block_masks, scaled_block
 from ssl_vit.methods.base import Method
 from ssl_vit.progress import is_logged
@@ -106,6 +107,9 @@ class BEiT(Method):
     def losses(self, views: Views | Tensor, mask: Bool[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
         """{"token": cross-entropy at the hidden patches}, with the class-token branch {"class_token": ...} too.
 
+        Processes hide unequally many patches: each divides by their mean number, so that the mean over processes is
+        that over all hidden patches.
+
         Args:
             mask: True = hidden, on the CPU; by default it is drawn.
         """
@@ -123,7 +127,9 @@ class BEiT(Method):
         logits = self.predict(images, mask.to(images.device, non_blocking=True), hidden_index)
         if is_logged(self._trainer):
             self.measure(logits["token"].detach(), tokens)
-        return {name: F.cross_entropy(scores.float(), tokens) for name, scores in logits.items()}
+        count = mean_over_ranks(hidden_index.new_full((), len(tokens), dtype=torch.float32))
+        summed = {name: F.cross_entropy(scores.float(), tokens, reduction="sum") for name, scores in logits.items()}
+        return {name: loss / count for name, loss in summed.items()}
 
     def draw_masks(self, count: int) -> Bool[Tensor, "B N"]:
         """Blocks to hide, on the CPU; a function of (seed, epoch, batch, rank)."""

@@ -43,7 +43,7 @@ class Console(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self.told = time.monotonic()
-        self.share_before = share_done(trainer)  # of a resumed run
+        self.share_before = share_done(trainer, agreed=False)  # of a resumed run
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (BarColumn(20), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
             self.bar = Progress(*columns, TextColumn("{task.description}"))
@@ -72,7 +72,7 @@ class Console(pl.Callback):
             self.bar.stop()
 
     def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        share = share_done(trainer)
+        share = share_done(trainer, agreed=False)  # the other processes do not ask
         known = trainer.callback_metrics
         figures = [text.format(float(known[key])) for key, text in FIGURES.items() if key in known]
         gained = max(1e-9, share - self.share_before)

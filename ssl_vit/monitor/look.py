@@ -63,17 +63,18 @@ class Look(pl.Callback):
     def look(self, trainer: pl.Trainer, pl_module: Objective) -> None:
         """Measure and draw, on the first process; the others wait at the next step of the strategy."""
         data: ImageDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        if not trainer.is_global_zero:
-            return
         self.looked_at = trainer.global_step
-        training = pl_module.training
-        pl_module.eval()
-        figures = self.measure(pl_module, data)
+        judged = pl_module.whole()
+        if judged is None:
+            return
+        training = judged.training
+        judged.eval()
+        figures = self.measure(judged, data)
         for logger in trainer.loggers:
             logger.log_metrics(figures, trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in figures.items()})
-        self.draw(trainer, pl_module, data)
-        pl_module.train(training)
+        self.draw(trainer, judged, data)
+        judged.train(training)
 
     def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:
         """Figures to log as monitor/*; none here."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssl_vit.config.tokenizers import DVAEConfig, DVAERun
 from ssl_vit.data.views import RandomCrop
+from ssl_vit.distributed import mean_over_ranks
 from ssl_vit.progress import is_logged, share_done
 from ssl_vit.schedules import cosine, linear
 from ssl_vit.tokenizers.base import Tokenizer
@@ -100,9 +101,10 @@ def divergence_from_uniform(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, "
 def unevenness(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, ""]:
     """KL(mean of the words' probabilities over all patches | all alike) in nats: ln K where one word is all there is.
 
-    The divergence of single patches does not keep words from dying out; this does. In float32.
+    The divergence of single patches does not keep words from dying out; this does. Over the patches of all processes,
+    in float32.
     """
-    share = scores.float().softmax(1).mean((0, 2, 3))
+    share = mean_over_ranks(scores.float().softmax(1).mean((0, 2, 3)))
     return math.log(len(share)) - torch.special.entr(share).sum()
 
 
@@ -121,12 +123,18 @@ class DVAETraining(TokenizerTraining):
         cfg = self.options
         return RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
 
-    def losses(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, ""]]:
-        """{"reconstruction": mean squared error of pixels in [0, 1], "divergence", "unevenness": weighted, in nats}."""
+    def losses(
+        self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B K h w"] | None = None
+    ) -> dict[str, Float[Tensor, ""]]:
+        """{"reconstruction": mean squared error of pixels in [0, 1], "divergence", "unevenness": weighted, in nats}.
+
+        `noise`, uniform in [0, 1), relaxes the choice of words; by default it is drawn.
+        """
         cfg, share, tokenizer = self.options, share_done(self._trainer), self.tokenizer
         scores = tokenizer.scores(images)
         temperature = cosine(share, cfg.start_temperature, cfg.end_temperature)
-        noise = torch.rand(scores.shape, device=images.device, generator=self.generator(images.device))
+        if noise is None:
+            noise = torch.rand(scores.shape, device=images.device, generator=self.generator(images.device))
         gumbel = -(-noise.clamp_min(1e-20).log()).clamp_min(1e-20).log()
         words = ((scores.float() + gumbel) / temperature).softmax(1)  # [B, K, h, w]
         codes = torch.einsum("bkhw,kd->bdhw", words, tokenizer.codebook)

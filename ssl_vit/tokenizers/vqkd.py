@@ -21,7 +21,7 @@ from ssl_vit.checkpoint import load_encoder
 from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.config.tokenizers import VQKDConfig, VQKDRun
 from ssl_vit.data.views import RandomCrop
-from ssl_vit.distributed import from_first_rank, sum_over_ranks
+from ssl_vit.distributed import from_first_rank, interleaved, sum_over_ranks
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.progress import is_logged
 from ssl_vit.tokenizers.base import Tokenizer
@@ -168,7 +168,7 @@ class VQKDTraining(TokenizerTraining):
         """{"distillation": 1 - cosine, "commitment": weighted squared distance of codes from their words}."""
         cfg, codes = self.options, self.tokenizer.codes(images)
         if self.training:
-            self.start_codebook(codes.detach().flatten(0, 1))
+            self.start_codebook(codes.detach())
         tokens = self.tokenizer.nearest(codes.detach())
         words = self.tokenizer.codebook[tokens]
         told = self.tell(codes + (words - codes).detach())  # straight through
@@ -191,11 +191,12 @@ class VQKDTraining(TokenizerTraining):
         return self.to_features(tokens[:, 1:])
 
     @torch.no_grad()
-    def start_codebook(self, codes: Float[Tensor, "n d"]) -> None:
-        """Once, put the codebook on the first batch by k-means; the first process's, for all."""
+    def start_codebook(self, batch: Float[Tensor, "B N d"]) -> None:
+        """Once, put the codebook on the first batch, that of all processes, by k-means."""
         if self._started:  # so that a step does not wait for the device to say so
             return
         if not bool(self.started):
+            codes = interleaved(batch).flatten(0, 1)
             start = codes[self.draw(len(codes))]
             self.tokenizer.codebook.copy_(from_first_rank(spherical_kmeans(codes, start)))
             self.started.fill_(True)

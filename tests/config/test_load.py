@@ -219,6 +219,7 @@ def test_an_unknown_key_is_answered_with_the_legal_ones_and_the_nearest(run, wor
         ("optim.betas=[1, 2, 3]", "a list of 2 numbers, such as [0.9, 0.95]"),
         ("encoder.image_size=225", "a multiple of encoder.patch_size=16"),
         ("trainer.devices=half", "auto, or a positive integer"),
+        ("trainer.strategy=fdsp", "one of auto, ddp, fsdp, deepspeed (did you mean fsdp?)"),
         ("data.workers=[0", "auto, or 0 or more"),
         ("data.on_error=skp", "one of replace, skip, raise (did you mean skip?)"),
         ("data.max_bad=1.5", "in [0, 1]"),
@@ -259,6 +260,17 @@ def test_a_remote_stream_leaves_nothing_to_look_at(run, path):
 @pytest.mark.parametrize(("word", "rule"), [("shard_mb=-0.5", "positive"), ("size=-1", "0 or more")])
 def test_settings_of_shards_are_checked(word, rule):
     assert message(read, ShardsConfig, [word]) == f"{word} must be {rule}"
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [
+        ("trainer.precision=16-mixed", "auto, 32-true, bf16-mixed or bf16-true"),
+        ("trainer.compile=true", "false"),
+    ],
+)
+def test_sharded_weights_go_with_some_settings_alone(run, word, rule):
+    assert message(run, "trainer.strategy=fsdp", word).lower() == f"{word} must be {rule} with trainer.strategy=fsdp"
 
 
 @pytest.mark.parametrize("word", ["seed", "", "=3", "--verbose"])

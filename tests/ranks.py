@@ -1,0 +1,220 @@
+"""Trainings whose pictures and draws are given, so that one process and several can do the same.
+
+A case is a name and what makes its objective; its batches hold what the objective would draw. Every process takes every
+n-th row of a batch.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch.utils._pytree import tree_map
+from torch.utils.data import DataLoader
+
+from ssl_vit.checkpoint import save_encoder
+from ssl_vit.config.tokenizers import KMeansConfig
+from ssl_vit.encoder import VisionTransformer
+from ssl_vit.evaluate.finetune import FineTune
+from ssl_vit.heads import BatchNorm
+from ssl_vit.methods.beit import BEiT
+from ssl_vit.methods.dino import DINO
+from ssl_vit.methods.mae import MAE
+from ssl_vit.tokenizers.dvae import DVAETraining
+from ssl_vit.tokenizers.kmeans import KMeans
+from ssl_vit.tokenizers.vqkd import VQKDTraining
+
+STEPS, PICTURES = 10, 8
+OPTIM = {"base_lr": 0.0032, "warmup_epochs": 0}  # 1e-4 for 8 pictures
+PICTURE = {"patch_size": 4, "image_size": 16}
+ENCODER = {"width": 32, "depth": 2, "heads": 4, "drop_path": 0.0, **PICTURE}
+HEAD = {"local_crops": 2, "local_size": 8, "prototypes": 24, "head_hidden": 16, "head_bottleneck": 8}
+TOKENS = {"vocab_size": 12, **PICTURE}
+PLAIN = {"mixup": 0.0, "cutmix": 0.0, "erasing_p": 0.0, "randaugment": 0.0, "drop_path": 0.0}
+
+
+class GivenMAE(MAE):
+    """Its noise comes with the pictures."""
+
+    def inputs(self, batch):
+        return batch
+
+    def losses(self, batch):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().losses(*batch)
+
+
+class GivenBEiT(BEiT):
+    """Its masks come with the pictures."""
+
+    def inputs(self, batch):
+        return batch
+
+    def losses(self, batch):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().losses(*batch)
+
+
+class GivenDVAE(DVAETraining):
+    """Its noise comes with the pictures."""
+
+    def inputs(self, batch):
+        return batch
+
+    def losses(self, batch):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().losses(*batch)
+
+
+def make_mae(folder: Path, **changes: Any) -> MAE:
+    options = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    return GivenMAE({**ENCODER, **changes}, {**OPTIM, "clip_grad": 0.1}, **options)
+
+
+def make_dino(folder: Path, clip_grad: float = 0.0, **options: Any) -> DINO:
+    return DINO(ENCODER, {**OPTIM, "clip_grad": clip_grad}, **{**HEAD, "freeze_last_layer": 0.3, **options})
+
+
+def make_beit(folder: Path) -> BEiT:
+    words = KMeans(KMeansConfig(**TOKENS))
+    words.centres.uniform_()
+    paper = {"positions": "relative", "layer_scale": 0.1, "init": "beit"}
+    return GivenBEiT({**paper, **ENCODER}, OPTIM, tokenizer=words, class_branch=True, branch_depth=1)
+
+
+def make_finetune(folder: Path) -> FineTune:
+    counts = torch.tensor([10, 30, 5])
+    options = {**PLAIN, "class_weights": True, "ema": 0.9}
+    return FineTune(VisionTransformer(**ENCODER), list("abc"), OPTIM, counts=counts, **options)
+
+
+def make_dvae(folder: Path) -> DVAETraining:
+    return GivenDVAE(OPTIM, **{**TOKENS, "width": 32, "residuals": 1, "code_width": 8, "kl_warmup": 0.0, "usage": 0.1})
+
+
+def make_vqkd(folder: Path) -> VQKDTraining:
+    statistics = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    save_encoder(VisionTransformer(width=24, depth=1, heads=2, **PICTURE), folder, **statistics)
+    options = {**TOKENS, "width": 32, "depth": 1, "heads": 4, "code_width": 8, "revive_below": 0.0}
+    return VQKDTraining(OPTIM, **options, teacher=str(folder))
+
+
+MAKERS = {
+    "mae": make_mae,
+    "mae, blocks recomputed": lambda folder: make_mae(folder, checkpoint_blocks=True),
+    "dino": make_dino,
+    "dino, clipped": lambda folder: make_dino(folder, clip_grad=0.01),
+    "dino, sinkhorn": lambda folder: make_dino(folder, centring="sinkhorn"),
+    "dino, BatchNorm": lambda folder: make_dino(folder, head_norm=True),
+    "beit": make_beit,
+    "finetune": make_finetune,
+    "dvae": make_dvae,
+    "vqkd": make_vqkd,
+}
+
+
+def make(case: str, folder: Path) -> Any:
+    """The objective of a case, with the weights that it always starts from."""
+    torch.manual_seed(0)
+    return MAKERS[case](folder)
+
+
+def batches(case: str) -> list[Any]:
+    """STEPS batches of PICTURES for a case."""
+    draw = torch.Generator().manual_seed(1)
+    rand, kind, made = (lambda *shape: torch.rand(*shape, generator=draw)), case.split(",")[0], []
+    for _ in range(STEPS):
+        images = rand(PICTURES, 3, 16, 16)
+        if kind == "mae":
+            batch = [images, rand(PICTURES, 16)]
+        elif kind == "dino":
+            batch = [[images, rand(PICTURES, 3, 16, 16), rand(PICTURES, 3, 8, 8), rand(PICTURES, 3, 8, 8)]]
+        elif kind == "beit":
+            mask = rand(PICTURES, 16) < rand(PICTURES, 1)  # unequally many
+            mask[:, 0] = True
+            batch = [[images - 0.5, images], mask]
+        elif kind == "finetune":
+            batch = [images, (rand(PICTURES) * 3).long()]
+        elif kind == "dvae":
+            batch = [images, rand(PICTURES, 12, 4, 4)]
+        else:
+            batch = [images]
+        made.append(batch)
+    return made
+
+
+def part(batch: Any, first: int, of: int) -> Any:
+    """Every `of`-th row of a batch, from `first` on."""
+    return tree_map(lambda rows: rows[first::of], batch)
+
+
+class Losses(pl.Callback):
+    """Remembers each batch's loss."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.seen.append(float(outputs["loss"]))
+
+
+def train(case: str, folder: Path, rank: int = 0, processes: int = 1, parts: int = 1, **options: Any) -> dict[str, Any]:
+    """Train a case on this process's rows, each batch in `parts`; its losses and, on the first process, all weights.
+
+    Options are the trainer's; resume: a checkpoint; callbacks: beside the one that remembers losses.
+    """
+    resume, losses = options.pop("resume", None), Losses()
+    callbacks = [losses, *options.pop("callbacks", [])]
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    settings = {"accelerator": "cpu", "max_epochs": 1, "default_root_dir": folder, **quiet, **options}
+    trainer = pl.Trainer(
+        accumulate_grad_batches=parts,
+        use_distributed_sampler=False,
+        enable_checkpointing=len(callbacks) > 1,
+        callbacks=callbacks,
+        **settings,
+    )
+    objective = make(case, folder)
+    own = [part(part(batch, i, parts), rank, processes) for batch in batches(case) for i in range(parts)]
+    trainer.fit(objective, DataLoader(own, batch_size=None), ckpt_path=resume, weights_only=True)  # pyright: ignore
+    whole = objective.whole()
+    return {"losses": losses.seen, "weights": {} if whole is None else whole.state_dict()}
+
+
+def normed(rank: int, processes: int) -> dict[str, torch.Tensor]:
+    """What the head's BatchNorm makes of this process's vectors, and what a loss sends back through it."""
+    draw = torch.Generator().manual_seed(2)
+    vectors, weights = torch.randn(2, 8, 5, generator=draw)[:, rank::processes]
+    norm = BatchNorm(5)
+    vectors.requires_grad_()
+    outputs = norm(vectors)
+    (outputs.square() * weights).sum().backward()
+    assert vectors.grad is not None
+    return {"outputs": outputs.detach(), "gradients": vectors.grad, **norm.state_dict()}
+
+
+def sharded(processes: int) -> ModelParallelStrategy:
+    """As trainer.strategy=fsdp."""
+    return ModelParallelStrategy(processes, 1, save_distributed_checkpoint=False)
+
+
+SHARDED = ["mae", "mae, blocks recomputed", "dino", "dino, BatchNorm", "beit", "finetune", "dvae", "vqkd"]
+
+
+def run(rank: int, processes: int, port: int, folder: Path) -> None:
+    """One of several processes: all cases in turn, as under torchrun; writes <rank>.pt."""
+    started = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    agent = {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
+    os.environ.update({name: str(value) for name, value in (started | agent).items()})
+    place, found = {"rank": rank, "processes": processes, "devices": processes}, {}
+    for case in MAKERS:
+        found["ddp", case] = train(case, folder / f"{rank}", strategy="ddp", **place)
+    for case in SHARDED:
+        found["fsdp", case] = train(case, folder / f"{rank}", strategy=sharded(processes), **place)
+    kept = ModelCheckpoint(folder, filename="half", every_n_train_steps=STEPS, save_top_k=1, monitor=None)
+    twice = {"max_epochs": 2, **place}
+    found["fsdp", "whole"] = train("dino", folder / f"{rank}", strategy=sharded(processes), callbacks=[kept], **twice)
+    resume = {"resume": folder / "half.ckpt", **twice}
+    found["fsdp", "resumed"] = train("dino", folder / f"{rank}", strategy=sharded(processes), **resume)
+    torch.save(found | {"normed": normed(rank, processes)}, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
