@@ -1,6 +1,6 @@
 """Time a part beside what the field uses, or see where a run's time goes: python tools/benchmark.py suite=... [--help].
 
-suite=views|step|startup|probe, or suite=doctor with the settings of a run.
+suite=views|step|startup|probe|memory, or suite=doctor with the settings of a run.
 """
 
 import importlib
@@ -10,7 +10,7 @@ from ssl_vit.config.explain import help_text, run_help
 from ssl_vit.config.load import read
 from ssl_vit.config.tools import DOCTOR, SUITES, BenchmarkConfig
 
-USAGE = "python tools/benchmark.py suite=views|step|startup|probe|doctor [key=value ...]"
+USAGE = "python tools/benchmark.py suite=views|step|startup|probe|memory|doctor [key=value ...]"
 DOCTOR_USAGE = "python tools/benchmark.py suite=doctor method=mae [recipe=digits] [key=value ...]"
 
 

@@ -166,8 +166,10 @@ def examine(config: RunConfig, method_name: str) -> Findings:
     """Time the stages of a run, on one device.
 
     Raises:
-        ValueError: a method that predicts tokens has no tokenizer; the pictures cannot be found.
+        ValueError: a method that predicts tokens has no tokenizer; the pictures cannot be found, or are a stream.
     """
+    if config.data.streams:
+        raise ValueError(f"suite=doctor looks pictures up by number, data.source={config.data.source} is a stream")
     if isinstance(config, TokenizedRun) and not config.tokenizer:
         raise ValueError("suite=doctor trains no tokenizer: give tokenizer=; python tools/train_tokenizer.py makes one")
     method = method_named(method_name).from_run(config)

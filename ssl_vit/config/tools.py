@@ -1,9 +1,10 @@
 """Settings of the commands that train nothing and judge nothing: pictures, benchmarks; see schema.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ssl_vit.config.checks import one_of, require
 from ssl_vit.config.methods import METHODS
+from ssl_vit.config.schema import DataConfig
 
 
 @dataclass(kw_only=True)
@@ -29,11 +30,29 @@ class VisualizeConfig:
         require(self.limit > 0, "limit", self.limit, "a positive integer")
 
 
+@dataclass(kw_only=True)
+class ShardsConfig:
+    """Pack pictures of any source into tar shards for data.source=webdataset, with their labels, in a mixed order."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    out: str = ""
+    """Folder to write to; it must be empty or new."""
+    shard_mb: float = 256
+    """Size at which a shard ends, in MB."""
+    size: int = 0
+    """Short side that larger pictures are scaled down to, in pixels; 0: the files' bytes as they are."""
+
+    def __post_init__(self) -> None:
+        require(self.shard_mb > 0, "shard_mb", self.shard_mb, "positive")
+        require(self.size >= 0, "size", self.size, "0 or more")
+
+
 SUITES = {
     "views": "ssl_vit.benchmark.views",
     "step": "ssl_vit.benchmark.step",
     "startup": "ssl_vit.benchmark.startup",
     "probe": "ssl_vit.benchmark.probe",
+    "memory": "ssl_vit.benchmark.memory",
 }
 """Benchmarks by name; each module has run(config), which prints one JSON object a line."""
 DOCTOR = "doctor"
@@ -45,8 +64,9 @@ class BenchmarkConfig:
     """Time a part beside what the field uses for the same work, in turn in one process; medians."""
 
     suite: str = "step"
-    """views (crops, one core), step (of a method), startup (until commands answer), probe (grid and k-NN), or doctor:
-    where a run's time goes; with it give method=, recipe=, data.path= and all else as to tools/pretrain.py."""
+    """views (crops, one core), step (of a method), startup (until commands answer), probe (grid and k-NN), memory (over
+    an epoch of 200,000 pictures), or doctor: where a run's time goes; with it give method=, recipe=, data.path= and all
+    else as to tools/pretrain.py."""
     repeats: int = 7
     """Turns of each side."""
     method: str = "mae"

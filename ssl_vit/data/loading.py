@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ssl_vit.data.draws import permutation, uniforms
-from ssl_vit.data.faults import Fault, StandIns
+from ssl_vit.data.faults import Fault, Faults, StandIns
 from ssl_vit.data.pictures import PictureError, Source
 from ssl_vit.data.views import View
 
@@ -32,13 +32,26 @@ pictures out, skipped: their number.
 class Views(Dataset):
     """One view of each picture, a whole batch at a time.
 
-    stand_ins: for pictures that cannot be read; without them such a picture raises PictureError.
+    stand_ins: for pictures that cannot be read; without them such a picture raises PictureError. numbers: of the
+    pictures of a source that is part of a larger one; their draws depend on them, and a batch gives them as index.
     """
 
     def __init__(
-        self, source: Source, view: View, seed: int, labels: np.ndarray, stand_ins: StandIns | None = None
+        self,
+        source: Source,
+        view: View,
+        seed: int,
+        labels: np.ndarray,
+        stand_ins: StandIns | None = None,
+        numbers: np.ndarray | None = None,
     ) -> None:
         self.source, self.view, self.seed, self.labels, self.stand_ins = source, view, seed, labels, stand_ins
+        self.numbers = numbers
+
+    @property
+    def faults(self) -> Faults | None:
+        """The record of pictures that cannot be read; None where such a picture stops the run."""
+        return None if self.stand_ins is None else self.stand_ins.faults
 
     def __len__(self) -> int:
         return len(self.source)
@@ -59,7 +72,8 @@ class Views(Dataset):
     def _batch(self, keys: list[tuple[int, int]], found: list[Fault], skips: bool) -> Batch:
         """{} where a place stays empty; with skips where all of them do."""
         index = np.array([key[1] for key in keys])
-        draws = uniforms(self.seed, keys[0][0], index, self.view.draws)
+        numbers = index if self.numbers is None else self.numbers[index]
+        draws = uniforms(self.seed, keys[0][0], numbers, self.view.draws)
         views, kept = [], []
         for place, number in enumerate(index.tolist()):
             picture = self._picture(number, found, skips)
@@ -70,9 +84,9 @@ class Views(Dataset):
                 return {}
         if not kept:
             return {}
-        index, draws = index[kept], draws[kept]
-        batch = {"images": _stack(views), "label": torch.from_numpy(self.labels[index])}
-        batch |= {"index": torch.from_numpy(index)}
+        draws = draws[kept]
+        batch = {"images": _stack(views), "label": torch.from_numpy(self.labels[index[kept]])}
+        batch |= {"index": torch.from_numpy(numbers[kept])}
         batch |= {"draws": draws} if hasattr(self.view, "photometry") else {}
         return batch | {"skipped": len(keys) - len(kept)} if len(kept) < len(keys) else batch
 
@@ -137,18 +151,17 @@ class ShuffledShare:
 
 
 class Loader(DataLoader):
-    """A DataLoader of Views, which notes in the main process the pictures that could not be read.
+    """A DataLoader of Views or of a Stream, which notes in the main process the pictures that could not be read.
 
     Iterating raises ValueError where more of them cannot be read than data.max_bad allows, and PictureError where none
     can take a picture's place.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        views: Views = self.dataset  # pyright: ignore
-        if views.stand_ins is None:
+        faults: Faults | None = self.dataset.faults  # pyright: ignore
+        if faults is None:
             yield from super().__iter__()
             return
-        faults = views.stand_ins.faults
         faults.check()
         for batch in super().__iter__():
             if found := batch.pop("faults", None):
@@ -156,7 +169,7 @@ class Loader(DataLoader):
                 faults.check()
                 if not batch:
                     name, reason = found[-1]
-                    raise PictureError(f"{name} cannot be read ({reason}), nor any other of its label: repair it")
+                    raise PictureError(f"{name} cannot be read ({reason}), nor any that may take its place: repair it")
             yield batch
 
 

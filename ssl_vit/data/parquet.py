@@ -15,9 +15,11 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.folder import TEST_WORDS
+from ssl_vit.data import parts
+from ssl_vit.data.parts import Kind
 from ssl_vit.data.pictures import Source, open_picture
 
+KIND = Kind("parquet file", ".parquet")
 MEMORY_LIMIT = 4 * 10**9
 """Encoded bytes above which they go to a temporary file (in TMPDIR) that is mapped into memory."""
 _ROWS = 1024
@@ -61,15 +63,7 @@ def training_files(data: DataConfig) -> list[Path]:
     Raises:
         ValueError: no such path, or no parquet files for training there.
     """
-    groups = _groups("data.path", data.path)
-    if Path(data.path).is_file():
-        return groups[""]
-    tests = [file.resolve() for file in (test_files(data) or []) if data.test_path]
-    chosen = [file for file in groups.get("train") or groups.get("", []) if file.resolve() not in tests]
-    if not chosen:
-        names = ", ".join(file.name for group in groups.values() for file in group[:2])
-        raise ValueError(f"data.path={data.path} holds no training files, only {names}: give those for training")
-    return chosen
+    return parts.training_files(data, KIND, _has_labels)
 
 
 def test_files(data: DataConfig) -> list[Path] | None:
@@ -77,41 +71,12 @@ def test_files(data: DataConfig) -> list[Path] | None:
 
     Where test and val files exist, the first ones with labels.
     """
-    groups = _groups("data.test_path", data.test_path) if data.test_path else _groups("data.path", data.path)
-    candidates = [groups[word] for word in TEST_WORDS if word in groups]
-    if len(candidates) > 1:
-        candidates.sort(key=lambda files: not _has_labels(files))
-    if data.test_path and not candidates:
-        return [file for group in groups.values() for file in group]
-    return candidates[0] if candidates else None
+    return parts.test_files(data, KIND, _has_labels)
 
 
 def rows(file: Path) -> int:
     """Number of rows, from the file's footer."""
     return _opened(file).metadata.num_rows
-
-
-def _groups(key: str, path: str) -> dict[str, list[Path]]:
-    """Files of a path by the word in their name (or their own folder's): train, test, val, or nothing.
-
-    A file by itself is what it was given for, whatever its name.
-    """
-    if not path:
-        raise ValueError(f"{key}= is empty: give a parquet file, or a folder of them")
-    root = Path(path)
-    if not root.exists():
-        raise ValueError(f"{key}={path} does not exist: give a parquet file, or a folder of them")
-    if root.is_file():
-        return {"": [root]}
-    groups: dict[str, list[Path]] = {}
-    for file in sorted(root.rglob("*.parquet")):
-        folder = "" if file.parent == root else file.parent.name.lower()
-        words = [word for word in ("train", *TEST_WORDS) if word in file.name.lower() or word == folder]
-        groups.setdefault(words[0] if words else "", []).append(file)
-    if not groups:
-        seen = sum(1 for file in root.rglob("*") if file.is_file())
-        raise ValueError(f"{key}={path} holds no parquet files: {seen} files seen, none ends in .parquet")
-    return groups
 
 
 def _opened(file: Path) -> Any:

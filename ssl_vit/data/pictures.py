@@ -75,13 +75,14 @@ class Source:
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
         """Decoded pixels, upright. Raises PictureError, which names the picture and what is wrong with it."""
-        return self._guarded(index, lambda image: pixels(image, self.channels, self.white_16bit))
+        return self.look(index, lambda image: pixels(image, self.channels, self.white_16bit))
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) in pixels, without decoding. Raises PictureError as read does."""
-        return self._guarded(index, upright_size)
+        return self.look(index, upright_size)
 
-    def _guarded(self, index: int, look: Callable[[Image.Image], _T]) -> _T:
+    def look(self, index: int, look: Callable[[Image.Image], _T]) -> _T:
+        """What a function makes of the opened picture. Raises PictureError as read does."""
         try:
             with self.open(index) as image:
                 require_sane(image)

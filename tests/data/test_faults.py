@@ -239,7 +239,7 @@ def test_a_class_without_any_readable_picture_stops_with_one_line(damaged, worke
     with pytest.raises(PictureError) as caught:
         batches_of(data, 1)
     name = damaged / "b" / "20.png"
-    line = f"{name} cannot be read (no known picture format), nor any other of its label: repair it"
+    line = f"{name} cannot be read (no known picture format), nor any that may take its place: repair it"
     assert str(caught.value) == line
 
 
