@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from omegaconf import OmegaConf
+
 from ssl_vit.config.checks import require
 from ssl_vit.config.evaluation import TIMM, EvaluationConfig, LinearProbeConfig
 from ssl_vit.config.finetune import FinetuneRun
@@ -16,6 +18,7 @@ from ssl_vit.config.recipes import FINETUNE, TOKENIZER, recipes
 from ssl_vit.config.schema import TrainerConfig, TrainingRun
 from ssl_vit.config.tokenizers import TokenizerRun
 from ssl_vit.runs import CONFIG, facts_of, newest_run, run_prefix
+from ssl_vit.stop import Stopped
 
 Run = TypeVar("Run", bound=TrainingRun)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
@@ -27,11 +30,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 def guarded(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command; a mistake in its input becomes one line on standard error and exit status 2 or 1.
 
-    SSL_VIT_TRACEBACK=1 shows where an error comes from.
+    A run that a signal has stopped says by which command it goes on; exit status 128 + the signal's number: 130 for
+    Ctrl-C, 143 for SIGTERM. SSL_VIT_TRACEBACK=1 shows where an error comes from.
     """
     keep_freed_memory()
     try:
         main(sys.argv[1:])
+    except Stopped as stop:
+        print(f"{stop}; go on with: {stop.command(sys.argv)}", file=sys.stderr)
+        raise SystemExit(stop.status) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
@@ -52,7 +59,7 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never: a step may free more than any threshold that mallopt takes
 
 
 def read_run_words(words: list[str], read_words: Callable[[list[str]], Resolved[Run]] = read_run) -> Resolved[Run]:
@@ -67,9 +74,11 @@ def read_run_words(words: list[str], read_words: Callable[[list[str]], Resolved[
     resolved = read_words(words)
     run = resumed_run(resolved)
     if run is not None:
-        if not any(word.startswith("recipe=") for word in words):
-            words = [*words, f"recipe={run / CONFIG}"]
-        resolved = read_words(words)
+        if any(word.startswith("recipe=") for word in words):
+            resolved = read_words(words)
+        else:
+            resolved = read_words([*words, f"recipe={run / CONFIG}"])
+            resolved.config.recipe = OmegaConf.load(run / CONFIG).recipe  # what it was made by, and goes on to be
         resolved.config.run_dir = str(run)
     require_started(resolved.config.trainer)
     return resolved

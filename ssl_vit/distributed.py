@@ -4,10 +4,11 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
@@ -64,11 +65,6 @@ def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [tensor.to_local() if is_spread(tensor) else tensor for tensor in tensors]  # pyright: ignore
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor that is spread over processes, on each of them; one that is not spread as it is."""
-    return tensor.full_tensor() if is_spread(tensor) else tensor  # pyright: ignore[reportAttributeAccessIssue]
-
-
 def is_spread(tensor: Tensor) -> bool:
     """Whether a tensor is a DTensor, told without importing them, which takes seconds."""
     return hasattr(tensor, "full_tensor")
@@ -91,6 +87,15 @@ def agreed(word: str) -> str:
     return store.get(key).decode()
 
 
+def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Whether a flag is set in any process of a run; in a single process the flag itself."""
+    if not several():
+        return flag
+    known = flag.to(torch.uint8)
+    dist.all_reduce(known, dist.ReduceOp.MAX)
+    return known.bool()
+
+
 def from_first_rank(tensor: Tensor) -> Tensor:
     """The first process's tensor on all of them; in a single process the tensor itself."""
     if not several():
@@ -108,3 +113,28 @@ def world_size() -> int:
 def several() -> bool:
     """Whether a run has more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class Agreement:
+    """Tells every process of a run the largest number that any of them asked for, one call later and without waiting.
+
+    Each process calls `ask` equally often. Alone it answers at once. The numbers travel between the CPUs (gloo), so no
+    device is waited for; a process waits only for one that is a whole call behind.
+    """
+
+    def __init__(self) -> None:
+        self._group = dist.new_group(backend="gloo") if several() else None
+        self._asked: tuple[Tensor, Any] | None = None
+
+    def ask(self, number: int) -> int:
+        """The largest number of the call before, the same on all processes; 0 at the first. Alone: the number."""
+        if self._group is None:
+            return number
+        largest = torch.tensor(number)
+        work = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True)  # pyright: ignore
+        before, self._asked = self._asked, (largest, work)
+        if before is None:
+            return 0
+        agreed, work = before
+        work.wait()
+        return int(agreed)

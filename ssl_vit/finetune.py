@@ -21,13 +21,15 @@ from ssl_vit.data.module import ImageDataModule
 from ssl_vit.data.sources import open_source
 from ssl_vit.encoder import VisionTransformer
 from ssl_vit.evaluate.classifier import Classifier, start_of
+from ssl_vit.evaluate.exam import require_classes
 from ssl_vit.evaluate.features import Place, extract
 from ssl_vit.evaluate.finetune import FineTune
 from ssl_vit.evaluate.scores import confusion_picture, figures
 from ssl_vit.evaluate.teacher import load_teacher
 from ssl_vit.monitor.look import Look, keep_picture
+from ssl_vit.run_dir import open_run
 from ssl_vit.runs import newest_run, write_json
-from ssl_vit.training import fit, open_run, quiet_lightning
+from ssl_vit.training import fit, quiet_lightning
 
 
 def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
@@ -48,7 +50,7 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
     objective = objective_of(config, encoder, architecture, data)  # what does not fit shows before anything is written
     data.view = objective.views()
     run_dir, checkpoint = open_run(config, FINETUNE, FINETUNE)
-    trained = fit(config, objective, data, run_dir, checkpoint, Exam(config.monitor, run_dir), architecture)
+    trained = fit(config, objective, data, run_dir, checkpoint, Grader(config.monitor, run_dir), architecture)
     if trained is None:
         return None
     result = judge(config, trained, data, run_dir) | {"seconds": round(time.time() - started, 1)}
@@ -69,30 +71,10 @@ def labelled_data(config: FinetuneRun, architecture: EncoderConfig) -> ImageData
     Raises:
         ValueError: no labels, one class only, a test class that training lacks, pictures of other channels.
     """
-    path, channels = config.data.path, architecture.channels
+    channels, size = architecture.channels, architecture.height_width
     require_channels(config, channels)
-    size = architecture.height_width
     data = ImageDataModule(None, config.data, image_size=size, channels=channels, seed=config.seed, labelled=True)
-    data.setup()
-    if not data.has_labels:
-        raise ValueError(
-            f"data.path={path} has no labels to learn from: give data.path= with a folder for each class, or a parquet "
-            "file with a label column"
-        )
-    learned, asked = (sorted(set(data.labels(split).tolist())) for split in ("train", "test"))
-    if len(learned) < 2:
-        name = data.classes[learned[0]]
-        raise ValueError(f"data.path={path} has pictures of one class alone, {name}: a classifier needs two at least")
-    untaught = [data.classes[label] for label in asked if label not in learned]
-    unknown = list(dict.fromkeys([*data.foreign_classes, *untaught]))
-    if unknown:
-        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
-        names = ", ".join(unknown[:3]) + more
-        where = f"data.test_path={config.data.test_path}" if config.data.test_path else f"data.path={path}"
-        raise ValueError(
-            f"{where}: the test pictures have the class {names}, of which there is no training picture: add some, or "
-            "leave it out of the test"
-        )
+    require_classes(data)
     return data
 
 
@@ -131,7 +113,7 @@ def objective_of(
     )
 
 
-class Exam(Look):
+class Grader(Look):
     """Judges the classifier on test pictures: monitor/top1, monitor/top5 and monitor/calibration_error."""
 
     def measure(self, objective: FineTune, data: ImageDataModule) -> dict[str, float]:

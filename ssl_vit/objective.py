@@ -18,10 +18,11 @@ from ssl_vit.checkpoint import require_fit
 from ssl_vit.config.checks import override
 from ssl_vit.config.schema import OptimConfig, TrainingRun
 from ssl_vit.data.draws import seeded_generator
-from ssl_vit.data.loading import batch_length, pictures_of
+from ssl_vit.data.loading import full_length, pictures_of
 from ssl_vit.data.views import View
-from ssl_vit.distributed import mean_over_ranks, whole_tensor
-from ssl_vit.optim import Finite, decay_groups, scaled_lr
+from ssl_vit.distributed import mean_over_ranks
+from ssl_vit.guard import DivergenceError, Guard
+from ssl_vit.optim import clip_all, decay_groups, scaled_lr, total_norm
 from ssl_vit.progress import is_logged, share_done, share_of_epochs
 from ssl_vit.schedules import warmup_cosine
 from ssl_vit.sharding import gather, mesh_of, plain_copy, shard
@@ -39,6 +40,8 @@ class Objective(pl.LightningModule, ABC):
     """
 
     Config: ClassVar[type[TrainingRun]]
+    max_bad_steps = 10
+    """Steps in a row that may be left out because loss or gradient is not finite."""
 
     def __init__(self, optim: OptimConfig | dict[str, Any] | None = None, seed: int = 0, **options: Any) -> None:
         super().__init__()
@@ -47,7 +50,8 @@ class Objective(pl.LightningModule, ABC):
         self.options = override(paper.method, options, "method")
         self.seed, self.global_batch, self._position = seed, 0, (0, 0)
         self.measures: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
-        self._finite = Finite()
+        self.guard = Guard()
+        self._grad_norm: Tensor | None = None
         self._sharded = False
         self._plain: list[Any] = []  # of a sharded objective on the first process; in a list, so that it is no part
 
@@ -77,6 +81,9 @@ class Objective(pl.LightningModule, ABC):
 
     def after_step(self) -> None:
         """Called once after each optimiser step."""
+
+    def forget_step(self) -> None:
+        """Called in place of after_step where a step is left out: drop what losses() has kept for it."""
 
     def pictures(self, images: Tensor, pixels: Tensor) -> dict[str, Tensor]:
         """Columns to look at in training, by default none.
@@ -130,9 +137,10 @@ class Objective(pl.LightningModule, ABC):
         return parameter.ndim > 1 and not name.endswith(".bias")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.guard.in_a_row >= self.max_bad_steps:
+            raise DivergenceError(self.global_step, self.guard.in_a_row)
         if not self.global_batch:
-            pictures = batch_length(pictures_of(batch))
-            self.global_batch = pictures * self.trainer.world_size * self.trainer.accumulate_grad_batches
+            self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
         own = seeded_generator(torch.device("cpu"), self.seed, *self._position, self.global_rank)
         torch.manual_seed(own.initial_seed() + 1)  # drop path draws from PyTorch's own generators
@@ -140,7 +148,7 @@ class Objective(pl.LightningModule, ABC):
         total = torch.stack(list(losses.values())).sum()
         if is_logged(self.trainer):
             self.log_means({"loss": total} | losses | self.measures)
-        self._finite.watch(total)
+        self.guard.watch(total, batch)
         return total
 
     def log_means(self, figures: dict[str, Any]) -> None:
@@ -162,34 +170,46 @@ class Objective(pl.LightningModule, ABC):
             )
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self._finite.check(self.global_step)
+        self._grad_norm = None  # a loss scale makes an infinite one an everyday thing, which its scaler looks after
+        if not self.scales_loss():
+            self._grad_norm = total_norm(self.parameters())
+        if not self.guard.judge(self._grad_norm, self.global_step, self.current_epoch) and not self.scales_loss():
+            optimizer.zero_grad()  # an optimiser passes over what has no gradient: weights and moments stay
         rate = self.learning_rate()
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
         if is_logged(self.trainer):
-            self.log("train/lr", rate)
+            norm = {} if self._grad_norm is None else {"train/grad_norm": self._grad_norm}
+            self.log_dict({"train/lr": rate} | norm)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if not self.optim_config.clip_grad:
             super().configure_gradient_clipping(optimizer, *args, **kwargs)
             return
-        self.require_unscaled()
-        # Lightning's own refuses fused optimizers, whose step would undo a loss scale after the clipping.
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.optim_config.clip_grad)
-        if is_logged(self.trainer):
-            self.log("train/grad_norm", whole_tensor(norm))
-
-    def require_unscaled(self) -> None:
-        """ValueError where the loss is scaled: gradients cannot be clipped then."""
-        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+        if self.scales_loss():
             raise ValueError(
                 "trainer.precision=16-mixed scales the loss, and scaled gradients cannot be clipped: choose bf16-mixed "
                 "or 32-true, or set optim.clip_grad=0"
             )
+        if not self.guard.skipped:
+            self.clip(self.optim_config.clip_grad)
+
+    def clip(self, largest: float) -> None:
+        """Scale the gradients down to the norm `largest` of all together, if theirs is above."""
+        # Lightning's own refuses fused optimizers, whose step would undo a loss scale after the clipping.
+        assert self._grad_norm is not None  # where the loss is scaled, nothing is clipped
+        clip_all(self.parameters(), largest, self._grad_norm)
+
+    def scales_loss(self) -> bool:
+        """Whether the trainer multiplies the loss, so that gradients in 16 bit do not vanish."""
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.after_step()  # here and not in on_train_batch_end, which also fires between accumulated batches
+        if self.guard.skipped:
+            self.forget_step()
+        else:
+            self.after_step()  # here and not in on_train_batch_end, which also fires between accumulated batches
 
     def learning_rate(self) -> float:
         """Rate of the next step: linear warm-up, then half a cosine to min_lr at the end of the run."""

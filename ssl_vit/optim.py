@@ -1,4 +1,4 @@
-"""Parameter groups, the learning-rate rule, clipping, and a guard before each step."""
+"""Parameter groups, the learning-rate rule, clipping."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -59,34 +59,12 @@ def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     torch._foreach_mul_(local_parts(grads), list(scales.unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
 
-class Finite:
-    """Stops a run whose loss is no number before it reaches the weights.
+def total_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """2-norm of all gradients together, whole ones where they are spread over processes."""
+    return norms([p.grad for p in parameters if p.grad is not None]).norm()
 
-    On a GPU the answer travels to the CPU beside the backward pass: nothing waits for the device.
-    """
 
-    def __init__(self) -> None:
-        self._verdicts: list[tuple[Tensor, torch.cuda.Event | None]] = []
-
-    def watch(self, loss: Float[Tensor, ""]) -> None:
-        """Remember whether a batch's loss is finite."""
-        finite = loss.detach().isfinite()
-        if not finite.is_cuda:
-            self._verdicts.append((finite, None))
-            return
-        answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(finite, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._verdicts.append((answer, event))
-
-    def check(self, step: int) -> None:
-        """Before the optimiser steps. FloatingPointError where a loss since the last check was not finite."""
-        verdicts, self._verdicts = self._verdicts, []
-        for answer, event in verdicts:
-            if event is not None:
-                event.synchronize()
-            if not answer:
-                raise FloatingPointError(
-                    f"the loss is not finite at step {step}; the weights have not moved. Lower optim.base_lr, set "
-                    "optim.clip_grad=1, or train with trainer.precision=32-true"
-                )
+def clip_all(parameters: Iterable[nn.Parameter], largest: float, norm: Float[Tensor, ""]) -> None:
+    """Scale all gradients by one number, so that their total norm, which is given, is at most `largest`."""
+    grads = local_parts(p.grad for p in parameters if p.grad is not None)
+    torch._foreach_mul_(grads, (largest / (norm + 1e-6)).clamp_max(1.0))  # pyright: ignore[reportPrivateImportUsage]

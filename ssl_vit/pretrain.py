@@ -13,8 +13,9 @@ from ssl_vit.config.schema import RunConfig
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.monitor.look import Judge
+from ssl_vit.run_dir import open_run
 from ssl_vit.train_tokenizer import tokenizer_for
-from ssl_vit.training import data_of, fit, open_run, quiet_lightning
+from ssl_vit.training import data_of, fit, quiet_lightning
 
 
 def pretrain(config: RunConfig, method_name: str) -> Path | None:

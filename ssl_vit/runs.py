@@ -1,43 +1,46 @@
 """A run's directory: its name, what lies in it, writes that are whole or absent. Needs neither torch nor Lightning.
 
 runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  metrics.jsonl
-                                encoder.safetensors  encoder.json
+                                encoder.safetensors  encoder.json  quarantine.txt
                                 linear_probe.json  linear_probe-confusion.png  linear_probe/  knn.json  ...
 runs/finetune-<recipe>-<time>/  the same, model.safetensors  finetune.json  confusion.png
 """
 
+import errno
 import json
+import logging
 import os
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
+log = logging.getLogger("ssl_vit")
 RUNS = Path("runs")
-MODEL, ENCODER, FACTS, CONFIG, METRICS, CHECKPOINTS = (
-    "model.safetensors",
-    "encoder.safetensors",
-    "encoder.json",
-    "config.yaml",
-    "metrics.jsonl",
-    "checkpoints",
-)
+MODEL, ENCODER, FACTS, CONFIG = "model.safetensors", "encoder.safetensors", "encoder.json", "config.yaml"
+METRICS, BAD_STEPS, QUARANTINE = "metrics.jsonl", "bad_steps.jsonl", "quarantine.txt"
+CHECKPOINTS = "checkpoints"
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
+def write_atomic(path: Path, content: bytes | str, damage: Callable[[Path], str] = lambda _: "") -> None:
     """Write a file so that it is whole or, after a crash or on a full disk, as it was before.
 
+    Args:
+        damage: says what is wrong with what was written, read back before it takes its place; "" for nothing.
+
     Raises:
-        OSError: the disk is full or the place cannot be written; nothing is left behind.
+        OSError: the disk is full, the place cannot be written, or reads back damaged; nothing is left behind.
     """
     try:
-        _write_and_rename(path, content)
+        _write_and_rename(path, content, damage)
     except OSError as error:
         advice = "free some space or choose another run_dir=; what was written before is whole"
         raise OSError(error.errno, f"{path} was not written ({error.strerror}): {advice}") from error
 
 
-def _write_and_rename(path: Path, content: bytes | str) -> None:
+def _write_and_rename(path: Path, content: bytes | str, damage: Callable[[Path], str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -45,6 +48,8 @@ def _write_and_rename(path: Path, content: bytes | str) -> None:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
+        if problem := damage(temporary):
+            raise OSError(errno.EIO, f"read back, {problem}")
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -86,12 +91,50 @@ def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where a run keeps its state after so many optimiser steps."""
+    return run / CHECKPOINTS / f"step-{step:07}.ckpt"
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimiser steps that a checkpoint's name says it is behind; -1 where it says none."""
+    found = re.search(r"step[-=](\d+)", checkpoint.name)
+    return int(found[1]) if found else -1
+
+
 def newest_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run that was written last; FileNotFoundError when it has none."""
-    found = list((run / CHECKPOINTS).glob("*.ckpt"))
+    """The whole checkpoint of a run's latest step; of each damaged one that is passed over the log says so.
+
+    Raises:
+        FileNotFoundError: it has none.
+        ValueError: it has none that is whole.
+    """
+    found = sorted((run / CHECKPOINTS).glob("*.ckpt"), key=step_of, reverse=True)
     if not found:
         raise FileNotFoundError(f"resume={run}: there is no checkpoint in {run / CHECKPOINTS}")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    for path in found:
+        problem = damage(path)
+        if not problem:
+            return path
+        log.warning(f"{path} is damaged ({problem}): the one before is taken")
+    raise ValueError(f"resume={run}: of {len(found)} checkpoints none is whole; begin anew in another run_dir=")
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint on the disk; "" where every part of it has its checksum.
+
+    torch.save writes a zip file, with a CRC-32 of each part and the table of the parts at its end: what is cut short
+    lacks the table, and a changed bit does not fit its part's sum.
+    """
+    try:
+        with checkpoint.open("rb") as file:
+            if hasattr(os, "posix_fadvise"):  # so that the disk is read, and not what memory has kept of it
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with ZipFile(file) as parts:
+                spoilt = parts.testzip()
+    except Exception as error:  # whatever bytes at random make of a zip file
+        return f"it is cut short or spoilt: {error}"
+    return f"its part {spoilt} does not have its checksum" if spoilt else ""
 
 
 def facts_of(encoder: Path) -> dict[str, Any]:

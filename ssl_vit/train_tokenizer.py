@@ -23,12 +23,15 @@ from ssl_vit.config.tokenizers import KMeansRun, TokenizerRun
 from ssl_vit.data.module import ImageDataModule
 from ssl_vit.data.sources import count
 from ssl_vit.data.views import RandomCrop
+from ssl_vit.lock import hold
 from ssl_vit.monitor.look import Look, keep_picture, picture_grid
-from ssl_vit.runs import CONFIG, RUNS, newest_checkpoint
+from ssl_vit.run_dir import is_first_process, open_run
+from ssl_vit.runs import QUARANTINE, RUNS
+from ssl_vit.stop import Stopped
 from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.kmeans import fit_kmeans
 from ssl_vit.tokenizers.training import training_named
-from ssl_vit.training import data_of, fit, is_first_process, open_run, quiet_lightning
+from ssl_vit.training import data_of, fit, quiet_lightning
 
 JUDGED = 5000
 """Most pictures that a tokenizer's use of its vocabulary, and its reconstructions, are measured on."""
@@ -51,6 +54,7 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
         print(f"run           {run_dir}")
         print(f"k-means       {method.patches:,} patches of {method.patch_size} pixels to {method.vocab_size:,} words")
         data = pictures_of_run(config)
+        data.faults.list_in(run_dir / QUARANTINE)
         tokenizer = fit_kmeans(method, endless(data), config.seed)
     else:
         training = training_named(kind).from_run(config)  # what does not fit shows before anything is written
@@ -148,15 +152,31 @@ def tokenizer_for(run: TokenizedRun) -> Path:
         while not (run_dir / WEIGHTS).exists():
             time.sleep(1)
         return run_dir
+    if _held_or_made(run_dir):
+        return run_dir
     print(f"tokenizer     none given: {kind} is trained first, by tokenizer_recipe={run.tokenizer_recipe}", flush=True)
-    config.run_dir = str(run_dir)
-    if (run_dir / CONFIG).exists():
-        try:
-            config.resume = str(newest_checkpoint(run_dir))
-        except FileNotFoundError:
-            (run_dir / CONFIG).unlink()
-    train_tokenizer(config, kind)
+    config.run_dir, config.resume = str(run_dir), "auto"
+    try:
+        train_tokenizer(config, kind)
+    except Stopped as stop:
+        stop.run_dir = None  # the same command goes on with it
+        raise
     return run_dir
+
+
+def _held_or_made(run_dir: Path) -> bool:
+    """Hold a tokenizer's directory to train it there; True where another run, which is waited for, has made it."""
+    waits = False
+    while not (run_dir / WEIGHTS).exists():
+        try:
+            hold(run_dir)
+            break
+        except BlockingIOError as error:
+            if not waits:
+                print(f"tokenizer     another run is making it, which is waited for: {error}", flush=True)
+            waits = True
+            time.sleep(1)
+    return (run_dir / WEIGHTS).exists()
 
 
 def settings_for(run: TokenizedRun) -> tuple[TokenizerRun, str]:

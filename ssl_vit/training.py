@@ -1,36 +1,35 @@
 """What every training does around its steps: a run directory, Lightning's trainer, and a stop that loses nothing."""
 
 import logging
-import os
+import signal
 import traceback
 import warnings
+from contextlib import suppress
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
-from pytorch_lightning.utilities import rank_zero_only
 
 from ssl_vit.blocks import compile_blocks
-from ssl_vit.config.load import to_yaml
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.module import ImageDataModule
-from ssl_vit.distributed import agreed
+from ssl_vit.guard import DivergenceError, Guard
+from ssl_vit.monitor.bad_pictures import BadPictures
+from ssl_vit.monitor.bad_steps import BadSteps
+from ssl_vit.monitor.checkpoints import Checkpoints
 from ssl_vit.monitor.console import Console
 from ssl_vit.monitor.health import Health
 from ssl_vit.monitor.look import Look
-from ssl_vit.monitor.records import AtomicCheckpoints, JsonLines
 from ssl_vit.monitor.throughput import Throughput
 from ssl_vit.objective import Objective
 from ssl_vit.plan import devices_of, make_plan
-from ssl_vit.runs import CHECKPOINTS, CONFIG, METRICS, RUNS, new_run_dir, newest_checkpoint, run_prefix, write_atomic
+from ssl_vit.run_dir import is_first_process
+from ssl_vit.runs import BAD_STEPS, CHECKPOINTS, QUARANTINE, newest_checkpoint, write_atomic
+from ssl_vit.stop import Stopped, requeue
 
 log = logging.getLogger("ssl_vit")
 
@@ -61,82 +60,67 @@ def fit(
         None on the others.
 
     Raises:
-        what stops the training; error.txt then has its traceback, and the log says how to go on.
+        Stopped: a signal has ended it, after a checkpoint.
+        OSError: the last checkpoint could not be written.
+        what else stops the training; error.txt then has its traceback, and the log says how to go on.
     """
-    trainer = make_trainer(config, run_dir, look)
-    if trainer.is_global_zero:
+    if is_first_process():
         announce(config, run_dir, checkpoint, patches)
     if config.trainer.compile:
         compile_blocks(objective)
+    objective.max_bad_steps = config.trainer.max_bad_steps
+    data.faults.list_in(run_dir / QUARANTINE)
     try:
-        trainer.fit(objective, data, ckpt_path=checkpoint, weights_only=True)
-    except (Exception, KeyboardInterrupt):
-        write_atomic(run_dir / "error.txt", traceback.format_exc())
+        try:
+            train(config, objective, data, run_dir, checkpoint, look)
+        except DivergenceError as error:
+            objective.guard = Guard()
+            train(config, objective, data, run_dir, before(error, run_dir), look)
+    except Stopped as stop:
+        if not is_first_process():  # where one that it started fails, Lightning kills the first process
+            raise SystemExit(0) from None
+        if stop.number == signal.SIGUSR1:
+            requeue()
+        stop.run_dir = run_dir
+        raise
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        raise KeyboardInterrupt from None
+    except Exception:
+        with suppress(OSError):  # of a full disk, which may be what has stopped the training
+            write_atomic(run_dir / "error.txt", traceback.format_exc())
         if any((run_dir / CHECKPOINTS).glob("*.ckpt")):
             log.error(f"stopped; go on with the same command and resume={run_dir}")
         raise
-    trainer.save_checkpoint(run_dir / CHECKPOINTS / "last.ckpt")
     return objective.whole()
 
 
-def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | None]:
-    """The run's directory with its config.yaml, and the checkpoint to go on from, if any.
-
-    Args:
-        name: begins the directory's name, where it is made up.
-
-    Raises:
-        FileExistsError: run_dir holds another run already.
-    """
-    require_strategy(config.trainer)
-    run_dir = Path(config.run_dir) if config.run_dir else made_up_run_dir(name, config)
-    os.environ["SSL_VIT_RUN_DIR"] = str(run_dir)  # Lightning starts the other processes of a node by this command
-    first, checkpoint = is_first_process(), None
-    if (run_dir / CONFIG).exists() and config.resume:
-        given = Path(config.resume)
-        if given.is_file():
-            checkpoint = given
-        elif first or any((run_dir / CHECKPOINTS).glob("*.ckpt")):  # the first has just written config.yaml, perhaps
-            checkpoint = newest_checkpoint(run_dir)
-    elif (run_dir / CONFIG).exists() and first:
-        raise FileExistsError(f"run_dir={run_dir} holds a run already: add resume=auto, or name another directory")
-    if first:
-        write_atomic(run_dir / CONFIG, to_yaml(config, method))
-    return run_dir, checkpoint
+def train(
+    config: TrainingRun, objective: Objective, data: ImageDataModule, run_dir: Path, checkpoint: Path | None, look: Look
+) -> None:
+    """One trainer's work, from a checkpoint or from the start to the end. OSError: its last checkpoint has no room."""
+    checkpoints = Checkpoints(run_dir, config.trainer.checkpoint_every_steps, config.trainer.keep_checkpoints)
+    step = first_step(checkpoint)
+    checkpoints.begin(step)
+    trainer = make_trainer(config, run_dir, look, checkpoints, step)
+    trainer.fit(objective, data, ckpt_path=checkpoint, weights_only=True)
+    if error := checkpoints.save(trainer):
+        raise error
 
 
-def made_up_run_dir(name: str, config: TrainingRun) -> Path:
-    """A directory that no run has yet, the same one on all processes of this run.
-
-    Under torchrun the first process says which. Under SLURM it is named by the job.
-
-    Raises:
-        ValueError: the processes have no way to agree on one.
-    """
-    if TorchElasticEnvironment.detect():
-        return Path(agreed(str(new_run_dir(name, config.recipe))))
-    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
-        return RUNS / f"{run_prefix(name, config.recipe)}slurm-{SLURMEnvironment.job_id()}"
-    if "LOCAL_RANK" in os.environ and "SSL_VIT_RUN_DIR" in os.environ:  # started by Lightning
-        return Path(os.environ["SSL_VIT_RUN_DIR"])
-    if config.trainer.num_nodes > 1:
-        raise ValueError(
-            f"run_dir= is missing: trainer.num_nodes={config.trainer.num_nodes} machines cannot agree on a directory "
-            "unless torchrun or SLURM starts them; give the same one to each"
-        )
-    return new_run_dir(name, config.recipe)
+def before(error: DivergenceError, run_dir: Path) -> Path:
+    """The checkpoint to go back to. Raises the error itself where there is none yet."""
+    if not any((run_dir / CHECKPOINTS).glob("*.ckpt")):
+        raise error
+    checkpoint = newest_checkpoint(run_dir)
+    log.warning(f"{error}. Going back to {checkpoint}; the second time the run stops")
+    return checkpoint
 
 
-def is_first_process() -> bool:
-    """Whether this process of the run writes and speaks; known before the processes have met."""
-    machine = int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", 0)))
-    return getattr(rank_zero_only, "rank", 0) == 0 and machine == 0
-
-
-def require_strategy(trainer: TrainerConfig) -> None:
-    """ImportError in one line where the strategy's package is missing."""
-    if trainer.strategy == "deepspeed" and find_spec("deepspeed") is None:
-        raise ImportError("trainer.strategy=deepspeed needs the package deepspeed: `pip install deepspeed`")
+def first_step(checkpoint: Path | None) -> int:
+    """Optimiser steps that a run has behind it as it begins."""
+    if checkpoint is None:
+        return 0
+    return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
 
 
 def strategy_of(trainer: TrainerConfig) -> Any:
@@ -147,19 +131,11 @@ def strategy_of(trainer: TrainerConfig) -> Any:
     return ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
-def make_trainer(config: TrainingRun, run_dir: Path, look: Look) -> pl.Trainer:
-    """Lightning's trainer with our limits, loggers and callbacks."""
+def make_trainer(config: TrainingRun, run_dir: Path, look: Look, checkpoints: Checkpoints, step: int) -> pl.Trainer:
+    """Lightning's trainer with our limits, loggers and callbacks, for a run that has so many steps behind it."""
     trainer = config.trainer
-    checkpoints = ModelCheckpoint(
-        dirpath=run_dir / CHECKPOINTS,
-        filename="last",
-        enable_version_counter=False,
-        every_n_train_steps=trainer.checkpoint_every_steps,
-        train_time_interval=None if trainer.checkpoint_every_steps else timedelta(minutes=10),
-        save_on_exception=True,
-    )
     health = Health()
-    callbacks = [checkpoints, Throughput(), health, Console(health)]
+    callbacks = [checkpoints, Throughput(), BadSteps(run_dir / BAD_STEPS), BadPictures(), health, Console(health)]
     if config.monitor.every_epochs:
         callbacks.insert(1, look)
     return pl.Trainer(
@@ -172,9 +148,13 @@ def make_trainer(config: TrainingRun, run_dir: Path, look: Look) -> pl.Trainer:
         precision=precision_of(trainer),  # pyright: ignore[reportArgumentType]
         accumulate_grad_batches=trainer.accumulate,
         log_every_n_steps=trainer.log_every_steps,
-        logger=[TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False), JsonLines(run_dir / METRICS)],
+        logger=[
+            # What an earlier attempt logged of later steps is hidden.
+            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1),
+            checkpoints.metrics,
+        ],
         callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
+        plugins=[checkpoints.writer],
         use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -186,9 +166,12 @@ def precision_of(trainer: TrainerConfig) -> str:
     """trainer.precision, with auto resolved: bf16-mixed where the GPU or the CPU multiplies matrices in it."""
     if trainer.precision != "auto":
         return trainer.precision
-    cuda = torch.cuda.is_available()
-    has_bf16 = torch.cuda.is_bf16_supported() if cuda else torch.cpu._is_amx_tile_supported()
-    return "bf16-mixed" if has_bf16 else "32-true"
+    return "bf16-mixed" if has_bf16() else "32-true"
+
+
+def has_bf16() -> bool:
+    """Whether the GPU, or without one the CPU, multiplies matrices in bf16."""
+    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
 
 
 def announce(config: TrainingRun, run_dir: Path, checkpoint: Path | None, patches: PatchGrid | None = None) -> None:

@@ -1,6 +1,12 @@
 """Shapes in signatures are checked while the tests run; data that is not in the repository is found or skipped."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +41,70 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+class Nursery:
+    """Runs of tools/pretrain.py as processes of their own; nursery.py pays for the imports once."""
+
+    def __init__(self) -> None:
+        script, environment = ROOT / "tests" / "nursery.py", {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        assert self._answer() == "ready"
+
+    def _answer(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def _ask(self, asked: dict) -> int:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+        return int(self._answer())
+
+    def start(self, folder: Path, *words: str, **variables: str) -> int:
+        """The process id of a pretraining; what it prints is added to <folder>/output."""
+        words = (str(ROOT / "tools" / "pretrain.py"), *words)
+        asked = {"words": words, "variables": variables, "folder": str(folder), "output": str(folder / "output")}
+        return self._ask(asked)
+
+    def start_two(self, folder: Path, port: int, *words: str) -> list[int]:
+        """Two processes of one run, as Lightning's launcher would start them."""
+        shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+        words = (*words, "trainer.devices=2", "trainer.strategy=ddp")
+        return [self.start(folder, *words, **shared, LOCAL_RANK=str(rank)) for rank in range(2)]
+
+    def wait(self, process: int) -> int:
+        """The exit status, negative for a signal."""
+        return self._ask({"wait": process})
+
+    def run(self, folder: Path, *words: str, **variables: str) -> int:
+        """Start a pretraining and wait for it."""
+        return self.wait(self.start(folder, *words, **variables))
+
+    def signal_when(self, happened: Callable[[], bool], number: int, *processes: int) -> list[int]:
+        """Send a signal as soon as something has happened; the exit statuses."""
+        give_up = time.monotonic() + 40
+        while not happened():
+            if time.monotonic() > give_up:
+                for process in processes:
+                    os.kill(process, signal.SIGKILL)
+                raise AssertionError("it has not happened")
+            time.sleep(0.002)
+        for process in processes:
+            os.kill(process, number)
+        return [self.wait(process) for process in processes]
+
+    def kill_when(self, happened: Callable[[], bool], *processes: int) -> None:
+        """SIGKILL as soon as something has happened."""
+        assert self.signal_when(happened, signal.SIGKILL, *processes) == [-signal.SIGKILL] * len(processes)
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """Starts processes cheaply."""
+    made = Nursery()
+    yield made
+    made.process.kill()
+    made.process.wait()

@@ -1,5 +1,6 @@
 """The commands as a user types them: answers, exit status, one line for a mistake."""
 
+import json
 import os
 import platform
 import subprocess
@@ -73,6 +74,19 @@ def test_a_dry_run_says_what_follows_from_the_settings():
     ):
         assert words in done.stdout
     assert not (ROOT / "runs" / "dry").exists()
+
+
+def test_pictures_are_packed_and_the_shards_counted_without_reading_them(tmp_path):
+    done = command("make_shards.py", "data.source=digits", f"out={tmp_path / 'shards'}")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["pictures"] == 1797
+    for file in (tmp_path / "shards").glob("*.tar"):
+        with file.open("r+b") as shard:
+            shard.write(bytes(file.stat().st_size))  # nothing to read, of the same size
+    words = ["method=mae", "data.source=webdataset", f"data.path={tmp_path / 'shards'}", "--dry-run"]
+    done = command("pretrain.py", *words)
+    assert done.returncode == 0, done.stderr
+    assert "1,437 for training" in done.stdout
 
 
 def test_a_missing_path_is_one_line(tmp_path):

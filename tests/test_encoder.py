@@ -88,18 +88,41 @@ def test_attention_maps_are_the_weights_that_the_block_used():
     torch.testing.assert_close(attend(q, k, v), weights @ v, atol=1e-5, rtol=1e-5)
 
 
-def test_attention_in_bf16_on_a_cpu_agrees_with_the_fused_kernel_gradients_included():
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("dtype", "output", "gradient"), [(torch.float32, 1e-5, 1e-5), (torch.bfloat16, 0.02, 0.06)])
+def test_attention_on_a_cpu_agrees_with_the_fused_kernel_gradients_included(biased, dtype, output, gradient):
     # bf16 keeps 8 bits: 2 ** -8 of values of order one, a few operations deep.
-    q, k, v = (torch.randn(2, 3, 37, 16) for _ in range(3))
-    outputs, gradients = [], []
-    for dtype in (torch.float32, torch.bfloat16):
-        leaves = [tensor.to(dtype).detach().requires_grad_() for tensor in (q, k, v)]
-        result = attend(*leaves)
-        result.float().square().sum().backward()
-        outputs.append(result.float())
-        gradients.append(torch.stack([leaf.grad.float() for leaf in leaves]))
-    torch.testing.assert_close(outputs[1], outputs[0], atol=0.02, rtol=0.02)
-    torch.testing.assert_close(gradients[1], gradients[0], atol=0.06, rtol=0.06)
+    tensors = [torch.randn(2, 3, 37, 16) for _ in range(3)] + [torch.randn(3, 37, 37)] * biased
+
+    def passes(attention, dtype):
+        q, k, v, *bias = leaves = [tensor.clone().requires_grad_() for tensor in tensors]
+        result = attention(*(tensor.to(dtype) for tensor in (q, k, v)), *bias).float()
+        result.square().sum().backward()
+        return result.detach(), [leaf.grad for leaf in leaves]
+
+    expected = passes(torch.nn.functional.scaled_dot_product_attention, torch.float32)
+    given = passes(attend, dtype)
+    torch.testing.assert_close(given[0], expected[0], atol=output, rtol=output)
+    torch.testing.assert_close(given[1], expected[1], atol=gradient, rtol=gradient)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "biased", "learns", "fused"),
+    [
+        (torch.float32, False, True, True),
+        (torch.float32, True, True, False),
+        (torch.bfloat16, False, True, False),
+        (torch.bfloat16, False, False, True),
+        (torch.bfloat16, True, False, False),
+    ],
+)
+def test_a_cpu_takes_the_faster_way_to_attend(monkeypatch, dtype, biased, learns, fused):
+    calls = []
+    kernel = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", lambda *x: calls.append(1) or kernel(*x))
+    q, k, v = torch.randn(3, 2, 3, 5, 16, dtype=dtype, requires_grad=learns)
+    attend(q, k, v, torch.randn(3, 5, 5) if biased else None)
+    assert bool(calls) == fused
 
 
 def test_checkpointed_blocks_give_the_same_gradients():

@@ -12,15 +12,15 @@ TOOLS = sorted((ROOT / "tools").glob("*.py"))
 # Lower never imports higher. A package is named by its folder.
 LAYERS = [
     {"config"},
-    {"runs", "distributed"},
+    {"runs", "distributed", "lock", "stop"},
     {"blocks", "encoder", "heads", "positions", "masking", "schedules", "ema", "maps"},
-    {"optim", "checkpoint", "data", "progress"},
+    {"optim", "checkpoint", "data", "progress", "guard"},
     {"sharding"},
     {"plan", "command", "objective"},
     {"tokenizers"},
     {"methods", "evaluate"},
     {"monitor"},
-    {"training", "pretrain", "train_tokenizer", "finetune", "benchmark"},
+    {"run_dir", "training", "pretrain", "train_tokenizer", "finetune", "benchmark"},
 ]
 LEVEL = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 

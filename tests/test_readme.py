@@ -13,6 +13,7 @@ from ssl_vit.config.evaluation import KNNConfig, LinearProbeConfig
 from ssl_vit.config.finetune import PredictConfig
 from ssl_vit.config.load import read, read_tokenizer
 from ssl_vit.config.tokenizers import TOKENIZERS
+from ssl_vit.config.tools import ShardsConfig
 from ssl_vit.methods import HOMES, method_named
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +39,9 @@ def test_every_command_is_legal(command, monkeypatch, tmp_path):
     if tool.endswith("pretrain.py"):
         settings = [word for word in words[words.index(tool) + 1 :] if word != "--dry-run"]
         assert read_run_words(settings).method in HOMES
+    if tool.endswith("benchmark.py"):
+        assert words[words.index(tool) + 1] == "suite=doctor"
+        assert read_run_words(words[words.index(tool) + 2 :]).method in HOMES
     if tool.endswith(("linear_probe.py", "knn.py")):
         config_class = KNNConfig if tool.endswith("knn.py") else LinearProbeConfig
         assert read(config_class, words[words.index(tool) + 1 :]).config
@@ -47,6 +51,8 @@ def test_every_command_is_legal(command, monkeypatch, tmp_path):
         assert read_finetune_words(settings).method == "finetune"
     if tool.endswith("predict.py"):
         assert read(PredictConfig, words[words.index(tool) + 1 :]).config.images
+    if tool.endswith("make_shards.py"):
+        assert read(ShardsConfig, words[words.index(tool) + 1 :]).config.out
     if tool.endswith("train_tokenizer.py"):
         assert read_tokenizer(words[words.index(tool) + 1 :]).method in TOKENIZERS
 

@@ -1,11 +1,13 @@
 """Run directories: names, newest, writes that are whole or absent."""
 
 import json
+import logging
 import os
 import stat
 from pathlib import Path
 
 import pytest
+import torch
 
 from ssl_vit import runs
 
@@ -64,6 +66,47 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(monkeypatch, tm
         runs.write_json(file, {"a": 2})
     assert json.loads(file.read_text()) == {"a": 1}
     assert list(file.parent.iterdir()) == [file]
+
+
+DAMAGES = {
+    "empty": lambda whole: b"",
+    "torn": lambda whole: whole[: len(whole) // 2],
+    "a byte short": lambda whole: whole[:-1],
+    "zeros at the end": lambda whole: whole[:-100] + bytes(100),
+    "a bit changed": lambda whole: whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:],
+    "another file": lambda whole: b"a picture of a cat" * 50,
+}
+
+
+def saved(step: int) -> Path:
+    path = runs.checkpoint_path(Path("run"), step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"global_step": step, "weights": torch.arange(5000.0)}, path)
+    return path
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_in_one_line(damage, caplog):
+    before, newest = saved(9), saved(100)
+    os.utime(before, (2e9, 2e9))  # it is the step that counts, not the clock
+    assert runs.damage(newest) == ""
+    assert runs.newest_checkpoint(Path("run")) == newest
+    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    with caplog.at_level(logging.WARNING):
+        assert runs.newest_checkpoint(Path("run")) == before
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"{newest} is damaged (it")
+    assert record.getMessage().endswith("): the one before is taken")
+    before.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"resume=run: of 2 checkpoints none is whole; begin anew in another run_dir="):
+        runs.newest_checkpoint(Path("run"))
+
+
+def test_a_write_that_reads_back_wrong_is_not_taken(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with pytest.raises(OSError, match=r"a was not written \(read back, it is spoilt\)"):
+        runs.write_atomic(tmp_path / "a", "new", lambda path: "it is spoilt")
+    assert (tmp_path / "a").read_text() == "old"
 
 
 def test_facts_stand_beside_an_encoder():

@@ -9,6 +9,7 @@ import torch
 from ssl_vit.command import read_run_words
 from ssl_vit.config.load import ConfigError, read_tokenizer
 from ssl_vit.pretrain import pretrain
+from ssl_vit.runs import newest_checkpoint
 from ssl_vit.tokenizers.base import load_tokenizer
 from ssl_vit.train_tokenizer import train_tokenizer
 
@@ -80,13 +81,35 @@ def test_beit_without_a_tokenizer_trains_one_first_and_the_next_run_finds_it(cap
     words = [
         load_tokenizer(made).centres,
         *(
-            torch.load(run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]["tokenizer.centres"]
+            torch.load(newest_checkpoint(run), weights_only=True)["state_dict"]["tokenizer.centres"]
             for run in (first, second)
         ),
     ]
     assert torch.equal(words[0], words[1])
     assert torch.equal(words[0], words[2])
     assert f"tokenizer: {made}" in (first / "config.yaml").read_text()
+
+
+def test_a_tokenizer_that_another_run_is_making_is_waited_for(monkeypatch, capsys):
+    recipe = f"tokenizer_recipe={_recipe('kmeans')}"
+    beit(recipe, "run_dir=runs/first")
+    (made,) = Path("runs").glob("tokenizer-words-*")
+    weights, elsewhere = made / "tokenizer.safetensors", made / "elsewhere"
+    weights.rename(elsewhere)
+    waited = []
+
+    def held(run_dir: Path) -> None:
+        waited.append(run_dir)
+        if len(waited) == 2:  # the other run has made it
+            elsewhere.rename(weights)
+        raise BlockingIOError(f"run_dir={run_dir} is being written by process 7 on here")
+
+    monkeypatch.setattr("ssl_vit.train_tokenizer.hold", held)
+    monkeypatch.setattr("ssl_vit.train_tokenizer.time.sleep", lambda seconds: None)
+    beit(recipe, "run_dir=runs/second")
+    shown = capsys.readouterr().out
+    assert shown.count("another run is making it, which is waited for: run_dir=") == 1
+    assert waited[:2] == [made.relative_to(Path())] * 2
 
 
 @pytest.mark.parametrize("change", ["seed=1", "encoder.image_size=40"])
@@ -113,7 +136,7 @@ def test_a_dvae_goes_on_where_it_was_stopped():
     )
     again, _ = train_tokenizer(resolved.config, resolved.method)
     assert again == run_dir
-    assert torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 9
+    assert newest_checkpoint(run_dir).name == "step-0000009.ckpt"
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from pytorch_lightning.utilities import rank_zero_only
 
 from ssl_vit.checkpoint import load_encoder
 from ssl_vit.command import read_run_words
 from ssl_vit.config.load import read_run
 from ssl_vit.plan import make_plan
-from ssl_vit.training import made_up_run_dir, open_run
+from ssl_vit.run_dir import made_up_run_dir, open_run
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -107,11 +106,11 @@ def test_only_the_first_process_refuses_a_directory_in_use(lonely, tmp_path):
     """The others find the config.yaml that the first has just written."""
     config = read_run(["method=mae", f"run_dir={tmp_path}", "resume=auto"]).config
     open_run(config, "mae", "mae")
-    lonely.setattr(rank_zero_only, "rank", 1)
+    lonely.setenv("RANK", "1")
     assert open_run(config, "mae", "mae") == (tmp_path, None)
     config.resume = ""
     assert open_run(config, "mae", "mae") == (tmp_path, None)
-    lonely.setattr(rank_zero_only, "rank", 0)
+    lonely.setenv("RANK", "0")
     with pytest.raises(FileExistsError, match="holds a run already"):
         open_run(config, "mae", "mae")
 

@@ -1,21 +1,39 @@
-"""Time a part beside what the field uses: python tools/benchmark.py suite=views|step|startup|probe [--help]."""
+"""Time a part beside what the field uses, or see where a run's time goes: python tools/benchmark.py suite=... [--help].
+
+suite=views|step|startup|probe|memory, or suite=doctor with the settings of a run.
+"""
 
 import importlib
 
-from ssl_vit.command import guarded
-from ssl_vit.config.explain import help_text
+from ssl_vit.command import guarded, read_run_words
+from ssl_vit.config.explain import help_text, run_help
 from ssl_vit.config.load import read
-from ssl_vit.config.tools import SUITES, BenchmarkConfig
+from ssl_vit.config.tools import DOCTOR, SUITES, BenchmarkConfig
 
-USAGE = "python tools/benchmark.py suite=views|step|startup|probe [key=value ...]"
+USAGE = "python tools/benchmark.py suite=views|step|startup|probe|memory|doctor [key=value ...]"
+DOCTOR_USAGE = "python tools/benchmark.py suite=doctor method=mae [recipe=digits] [key=value ...]"
 
 
 def main(words: list[str]) -> None:
+    if f"suite={DOCTOR}" in words:
+        doctor([word for word in words if word != f"suite={DOCTOR}"])
+        return
     if "--help" in words:
         print(help_text(BenchmarkConfig, USAGE))
         return
     config = read(BenchmarkConfig, words).config
     importlib.import_module(SUITES[config.suite]).run(config)
+
+
+def doctor(words: list[str]) -> None:
+    """Examine the run that these words describe."""
+    if "--help" in words:
+        print(run_help(words, DOCTOR_USAGE))
+        return
+    resolved = read_run_words(words)
+    from ssl_vit.benchmark.doctor import run
+
+    run(resolved.config, resolved.method)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,14 @@ def interval(key: str, value: tuple[float, float], low: float, high: float) -> N
     require(low <= value[0] <= value[1] <= high, key, list(value), f"[low, high] with {low} <= low <= high <= {high}")
 
 
+def sides_of(key: str, value: Any) -> list[int]:
+    """One or two sides of a picture. ValueError unless value is a side in pixels, or [height, width]."""
+    sides = list(value) if isinstance(value, list | tuple) else [value]
+    legal = len(sides) in (1, 2) and all(type(side) is int and side > 0 for side in sides)
+    require(legal, key, value, "a side in pixels, or [height, width]")
+    return sides
+
+
 def require_layer(key: str, value: Any) -> None:
     """Raise ValueError unless value says which block is read: last, best, or a number from 1."""
     legal = value in ("last", "best") or (type(value) is int and value > 0)

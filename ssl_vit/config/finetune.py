@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_vit.config.checks import interval, one_of, require
+from ssl_vit.config.checks import interval, one_of, require, sides_of
 from ssl_vit.config.schema import OptimConfig, TrainerConfig, TrainingRun
 
 
@@ -104,10 +104,8 @@ class FinetuneRun(TrainingRun):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("init", self.init, ("pretrained", "scratch"))
-        size = self.image_size
-        sides = size if isinstance(size, list | tuple) else [size]
-        legal = size is None or (len(sides) in (1, 2) and all(type(side) is int and side > 0 for side in sides))
-        require(legal, "image_size", size, "a side in pixels, [height, width], or null")
+        if self.image_size is not None:
+            sides_of("image_size", self.image_size)
 
 
 @dataclass(kw_only=True)

@@ -7,6 +7,7 @@ line that names the key as typed. Neither torch nor Lightning is imported: a typ
 
 import difflib
 import math
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
@@ -262,7 +263,7 @@ def _check(key: str, value: Any, text: str, settings: Mapping[str, Setting], whe
 
 
 def _convert(value: Any, hint: Any) -> Any:
-    """The value in the type of the hint, without loss; raises TypeError where it is of another type."""
+    """The value in the type of the hint, without loss; raises TypeError where it is of another type. 1% is 0.01."""
     origin, members = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         for member in members:
@@ -277,6 +278,8 @@ def _convert(value: Any, hint: Any) -> Any:
     elif hint is float:
         if type(value) in (int, float) and math.isfinite(value):
             return float(value)
+        if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?%", value):
+            return float(value[:-1]) / 100
     elif hint is Any or (type(value) is int if hint is int else isinstance(value, origin or hint)):
         return value
     raise TypeError(f"{value!r} is not {kind(hint)}")

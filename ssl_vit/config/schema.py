@@ -9,7 +9,7 @@ that exists is legal.
 from dataclasses import dataclass, field
 from typing import Any
 
-from ssl_vit.config.checks import one_of, require, require_layer
+from ssl_vit.config.checks import one_of, require, require_layer, sides_of
 
 # name: (width, depth, heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
 SIZES = {
@@ -19,10 +19,17 @@ SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
+PIPE = "pipe:"
+"""Begins a URL of WebDataset that is a shell command."""
 POOLS = ("cls", "mean", "both")
 LINEAR_PROTOCOLS = ("grid", "logreg", "mae", "dino", "beit", "attentive")
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
+
+
+def is_remote(path: str) -> bool:
+    """Whether a path of tar shards is a URL that is no file of this machine."""
+    return path.startswith(PIPE) or ("://" in path and not path.startswith("file://"))
 
 
 @dataclass(kw_only=True)
@@ -39,10 +46,7 @@ class PatchGrid:
     def check(self, section: str) -> None:
         """ValueError, in the name of a section, unless a grid of whole patches covers the picture."""
         require(self.patch_size > 0, f"{section}.patch_size", self.patch_size, "a positive integer")
-        sides = self.image_size if isinstance(self.image_size, list | tuple) else [self.image_size]
-        legal = len(sides) in (1, 2) and all(type(side) is int and side > 0 for side in sides)
-        require(legal, f"{section}.image_size", self.image_size, "a side in pixels, or [height, width]")
-        for side in sides:
+        for side in sides_of(f"{section}.image_size", self.image_size):
             rule = f"a multiple of {section}.patch_size={self.patch_size}"
             require(side % self.patch_size == 0, f"{section}.image_size", self.image_size, rule)
         require(self.channels > 0, f"{section}.channels", self.channels, "a positive integer")
@@ -149,9 +153,10 @@ class DataConfig:
     """Where pictures come from and how they reach the device."""
 
     source: str = "folder"
-    """digits (embedded), folder, parquet, or torchvision."""
+    """digits (embedded), folder, parquet, torchvision, hf (Hugging Face datasets), or webdataset (tar shards)."""
     path: str = ""
-    """Folder or file of the pictures; for torchvision CLASS:ROOT, such as CIFAR10:downloads. digits needs none."""
+    """Folder or file of the pictures; for torchvision CLASS:ROOT, such as CIFAR10:downloads; for hf a name or a saved
+    folder; for webdataset a folder of tar files, or their URLs with braces. digits needs none."""
     test_path: str = ""
     """Pictures to evaluate on; by default a `test`, `val` or `validation` part under path, else a held-out part."""
     batch_size: int = 64
@@ -167,10 +172,21 @@ class DataConfig:
     white_16bit: int = 65535
     """Value of a 16-bit picture that becomes white; 4095 for 12-bit scans."""
     cache_gb: float = 2.0
-    """Decoded pictures are kept in memory where all of them fit in this many GB; 0 never."""
+    """Decoded pictures are kept in memory where all of them fit in this many GB; 0 never. Streams are not kept."""
+    streaming: bool = False
+    """Read a data set of Hugging Face from where it lies while training, instead of loading all of it first."""
+    epoch_size: int | None = None
+    """Pictures of an epoch of a stream (webdataset; hf with data.streaming); null: as many as it has, where known."""
+    shuffle_buffer: int = 1000
+    """Encoded pictures of a stream that each worker holds, to draw the next one from; 1: in the order of the shards."""
+    on_error: str = "replace"
+    """A picture that cannot be read: replace (by the next one of its label, in a stream of its batch), skip (training
+    goes on with a smaller batch, evaluation replaces), or raise (the run stops)."""
+    max_bad: float = 0.01
+    """The run stops where more than this share of all pictures, training and test, cannot be read; 1% means 0.01."""
 
     def __post_init__(self) -> None:
-        one_of("data.source", self.source, ("digits", "folder", "parquet", "torchvision"))
+        one_of("data.source", self.source, ("digits", "folder", "parquet", "torchvision", "hf", "webdataset"))
         require(self.batch_size > 0, "data.batch_size", self.batch_size, "a positive integer")
         legal = self.workers == "auto" or (type(self.workers) is int and self.workers >= 0)
         require(legal, "data.workers", self.workers, "auto, or 0 or more")
@@ -179,6 +195,24 @@ class DataConfig:
         require(0 < self.eval_crop <= 1, "data.eval_crop", self.eval_crop, "in (0, 1]")
         require(0 < self.white_16bit <= 65535, "data.white_16bit", self.white_16bit, "in [1, 65535]")
         require(self.cache_gb >= 0, "data.cache_gb", self.cache_gb, "0 or more")
+        one_of("data.on_error", self.on_error, ("replace", "skip", "raise"))
+        require(0 <= self.max_bad <= 1, "data.max_bad", self.max_bad, "in [0, 1]")
+        rule = f"false with data.source={self.source}: it is for hf"
+        require(not self.streaming or self.source == "hf", "data.streaming", "true", rule)
+        require(self.epoch_size is None or self.epoch_size > 0, "data.epoch_size", self.epoch_size, "positive, or null")
+        rule = "null but for a stream: data.source=webdataset, or hf with data.streaming=true"
+        require(self.epoch_size is None or self.streams, "data.epoch_size", self.epoch_size, rule)
+        require(self.shuffle_buffer > 0, "data.shuffle_buffer", self.shuffle_buffer, "a positive integer")
+
+    @property
+    def streams(self) -> bool:
+        """Whether pretraining reads the pictures one after the other, shard by shard."""
+        return self.source == "webdataset" or self.streaming
+
+    @property
+    def remote(self) -> bool:
+        """Whether the pictures of data.path can be read in no other way: it has none by number, to look at."""
+        return self.streaming or (self.source == "webdataset" and is_remote(self.path))
 
 
 @dataclass(kw_only=True)
@@ -193,6 +227,11 @@ class TrainerConfig:
     """Minutes of training; null: no limit."""
     checkpoint_every_steps: int | None = None
     """Optimiser steps between checkpoints; null: every ten minutes. The end always has one."""
+    max_bad_steps: int = 10
+    """Steps in a row that may be left out because loss or gradient is not finite; after them the run goes back to its
+    last checkpoint, and the second time stops."""
+    keep_checkpoints: int = 2
+    """How many checkpoints are kept, the newest: where one is damaged, the one before it is resumed."""
     devices: Any = "auto"
     """Number of GPUs or processes on a node; auto: what torchrun started, else every GPU, or one CPU process."""
     num_nodes: int = 1
@@ -210,7 +249,7 @@ class TrainerConfig:
     """Optimiser steps between logged values."""
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "num_nodes", "accumulate", "log_every_steps"):
+        for name in ("max_epochs", "keep_checkpoints", "max_bad_steps", "num_nodes", "accumulate", "log_every_steps"):
             value = getattr(self, name)
             require(value > 0, f"trainer.{name}", value, "a positive integer")
         for name in ("max_steps", "max_minutes", "checkpoint_every_steps"):
@@ -289,6 +328,9 @@ class TrainingRun:
 
     def __post_init__(self) -> None:
         require(self.seed >= 0, "seed", self.seed, "0 or more")
+        rule = "0 where data.path is a remote stream: there is nothing to look at, or give data.test_path"
+        visible = bool(self.data.test_path) or not self.data.remote
+        require(self.monitor.every_epochs == 0 or visible, "monitor.every_epochs", self.monitor.every_epochs, rule)
 
     @property
     def patches(self) -> PatchGrid:

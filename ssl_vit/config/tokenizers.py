@@ -122,6 +122,8 @@ class TokenizerRun(TrainingRun):
             expected, given = [value] * self.method.channels, getattr(self.data, name)
             rule = f"{expected}, one for each of method.channels={self.method.channels}: a tokenizer sees pixels"
             require(given == expected, f"data.{name}", given, rule)
+        rule = "given where data.path is a remote stream: a tokenizer is judged on pictures that can be read again"
+        require(not self.data.remote or bool(self.data.test_path), "data.test_path", self.data.test_path, rule)
 
     @property
     def patches(self) -> PatchGrid:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from ssl_vit.data.pictures import Source
+from ssl_vit.data.pictures import PictureError, Source
 
 log = logging.getLogger(__name__)
 _GROUP = 64  # pictures per task: a task costs as much as decoding a small picture
@@ -21,10 +21,13 @@ _T = TypeVar("_T")
 
 
 class Cached(Source):
-    """A source whose decoded pictures lie one after the other in one uint8 array."""
+    """A source whose decoded pictures lie one after the other in one uint8 array.
 
-    def __init__(self, source: Source, shapes: np.ndarray) -> None:
-        self.source, self.shapes = source, shapes
+    broken: pictures that could not be read, and have no place there; to ask for one raises its PictureError.
+    """
+
+    def __init__(self, source: Source, shapes: np.ndarray, broken: dict[int, PictureError]) -> None:
+        self.source, self.shapes, self.broken = source, shapes, broken
         self.labels, self.classes = source.labels, source.classes
         ends = np.cumsum(shapes.prod(axis=1) * source.channels)
         self.offsets = np.concatenate([[0], ends])
@@ -34,15 +37,22 @@ class Cached(Source):
         return self.source.name(index)
 
     def size(self, index: int) -> tuple[int, int]:
+        self._require_whole(index)
         return int(self.shapes[index, 0]), int(self.shapes[index, 1])
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
+        self._require_whole(index)
         values = self.values[self.offsets[index] : self.offsets[index + 1]]
         return values.reshape(*self.shapes[index], -1)
 
     def fill(self, index: int) -> None:
-        """Decode one picture into its place."""
+        """Decode one picture into its place. PictureError where it cannot be read."""
         self.read(index)[:] = self.source.read(index)
+
+    def _require_whole(self, index: int) -> None:
+        if index in self.broken:
+            known = self.broken[index]
+            raise PictureError(str(known), known.reason)
 
 
 def cores() -> int:
@@ -55,23 +65,37 @@ def memory_gb(source: Source) -> float:
     return source.values.nbytes / 1e9 if isinstance(source, Cached) else 0.0
 
 
-def cached(source: Source, budget_gb: float) -> Source:
+def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
     """The source with every picture decoded, or the source itself where they need more than budget_gb.
 
     Sizes come from the files' headers, and looking stops at the first picture that does not fit.
-    Raises PictureError for a picture that cannot be read.
+    Raises PictureError for a picture that cannot be read, where stops; else it has no place in the array.
     """
     shapes: list[tuple[int, int]] = []
+    broken: dict[int, PictureError] = {}
+
+    def tried(work: Callable[[int], _T], otherwise: _T) -> Callable[[int], _T]:
+        def attempt(index: int) -> _T:
+            try:
+                return work(index) if index not in broken else otherwise
+            except PictureError as error:
+                if stops:
+                    raise
+                broken[index] = PictureError(str(error), error.reason)  # without the frames that saw it
+                return otherwise
+
+        return attempt
+
     budget = budget_gb * 1e9
     with ThreadPoolExecutor(cores()) as pool:
-        for height, width in _in_order(pool, source.size, len(source)):
+        for height, width in _in_order(pool, tried(source.size, (0, 0)), len(source)):
             shapes.append((height, width))
             budget -= height * width * source.channels
             if budget < 0:
                 return source
-        whole = Cached(source, np.array(shapes, dtype=np.int64).reshape(-1, 2))
+        whole = Cached(source, np.array(shapes, dtype=np.int64).reshape(-1, 2), broken)
         told = time.monotonic()
-        for done, _ in enumerate(_in_order(pool, whole.fill, len(source)), start=1):
+        for done, _ in enumerate(_in_order(pool, tried(whole.fill, None), len(source)), start=1):
             if time.monotonic() - told > 5:
                 told = time.monotonic()
                 log.info("decoded %d of %d pictures into memory", done, len(source))

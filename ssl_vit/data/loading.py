@@ -7,6 +7,7 @@ Letters: B pictures of a batch, C channels, H W pixels.
 """
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,37 +17,89 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from ssl_vit.data.draws import permutation, uniforms
-from ssl_vit.data.pictures import Source
+from ssl_vit.data.faults import Fault, Faults, StandIns
+from ssl_vit.data.pictures import PictureError, Source
 from ssl_vit.data.views import View
 
 Batch = dict[str, Any]
 """images: uint8 [B, C, H, W], or a list of such; label: int64 [B], -1 = none; index: int64 [B].
 
-For a view with photometry also draws: float64 array [B, draws], which stays on the CPU.
+For a view with photometry also draws: float64 array [B, draws], which stays on the CPU. Where data.on_error=skip left
+pictures out, skipped: their number.
 """
 
 
 class Views(Dataset):
-    """One view of each picture, a whole batch at a time."""
+    """One view of each picture, a whole batch at a time.
 
-    def __init__(self, source: Source, view: View, seed: int, labels: np.ndarray) -> None:
-        self.source, self.view, self.seed, self.labels = source, view, seed, labels
+    stand_ins: for pictures that cannot be read; without them such a picture raises PictureError. numbers: of the
+    pictures of a source that is part of a larger one; their draws depend on them, and a batch gives them as index.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: View,
+        seed: int,
+        labels: np.ndarray,
+        stand_ins: StandIns | None = None,
+        numbers: np.ndarray | None = None,
+    ) -> None:
+        self.source, self.view, self.seed, self.labels, self.stand_ins = source, view, seed, labels, stand_ins
+        self.numbers = numbers
+
+    @property
+    def faults(self) -> Faults | None:
+        """The record of pictures that cannot be read; None where such a picture stops the run."""
+        return None if self.stand_ins is None else self.stand_ins.faults
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        """The batch of (epoch, index) keys, all of one epoch. PictureError for a picture that cannot be read."""
-        index = np.array([key[1] for key in keys])
-        draws = uniforms(self.seed, keys[0][0], index, self.view.draws)
-        views = [self.view(self._picture(i), u) for i, u in zip(index.tolist(), draws, strict=True)]
-        label = torch.from_numpy(self.labels[index])
-        batch = {"images": _stack(views), "label": label, "index": torch.from_numpy(index)}
-        return batch | {"draws": draws} if hasattr(self.view, "photometry") else batch
+        """The batch of (epoch, index) keys, all of one epoch; with `faults` where pictures could not be read.
 
-    def _picture(self, index: int) -> Tensor:
-        pixels = np.require(self.source.read(index), requirements="W")  # PIL's own memory is read-only
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        A picture that takes another's place comes under that one's index, label and draws. A batch in which a place
+        stays empty has nothing but faults.
+        """
+        found: list[Fault] = []
+        skips = self.stand_ins is not None and self.stand_ins.skips
+        batch = self._batch(keys, found, skips)
+        if skips and not batch:
+            batch = self._batch(keys, found, False)
+        return batch | {"faults": found} if found else batch
+
+    def _batch(self, keys: list[tuple[int, int]], found: list[Fault], skips: bool) -> Batch:
+        """{} where a place stays empty; with skips where all of them do."""
+        index = np.array([key[1] for key in keys])
+        numbers = index if self.numbers is None else self.numbers[index]
+        draws = uniforms(self.seed, keys[0][0], numbers, self.view.draws)
+        views, kept = [], []
+        for place, number in enumerate(index.tolist()):
+            picture = self._picture(number, found, skips)
+            if picture is not None:
+                views.append(self.view(picture, draws[place]))
+                kept.append(place)
+            elif not skips:
+                return {}
+        if not kept:
+            return {}
+        draws = draws[kept]
+        batch = {"images": _stack(views), "label": torch.from_numpy(self.labels[index[kept]])}
+        batch |= {"index": torch.from_numpy(numbers[kept])}
+        batch |= {"draws": draws} if hasattr(self.view, "photometry") else {}
+        return batch | {"skipped": len(keys) - len(kept)} if len(kept) < len(keys) else batch
+
+    def _picture(self, index: int, found: list[Fault], skips: bool) -> Tensor | None:
+        if self.stand_ins is None:
+            pixels = self.source.read(index)
+        else:
+            pixels = self.stand_ins.read(index, found)
+            if pixels is None and not skips:
+                pixels = self.stand_ins.replace(index, found)
+        if pixels is None:
+            return None
+        return torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)  # PIL's memory is read-only
 
 
 def _stack(views: list[Any]) -> Tensor | list[Tensor]:
@@ -97,8 +150,31 @@ class ShuffledShare:
         return iter([(self.epoch, int(index)) for index in mine])
 
 
-class TrainLoader(DataLoader):
-    """A DataLoader that can go on in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
+class Loader(DataLoader):
+    """A DataLoader of Views or of a Stream, which notes in the main process the pictures that could not be read.
+
+    Iterating raises ValueError where more of them cannot be read than data.max_bad allows, and PictureError where none
+    can take a picture's place.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        faults: Faults | None = self.dataset.faults  # pyright: ignore
+        if faults is None:
+            yield from super().__iter__()
+            return
+        faults.check()
+        for batch in super().__iter__():
+            if found := batch.pop("faults", None):
+                faults.note(found)
+                faults.check()
+                if not batch:
+                    name, reason = found[-1]
+                    raise PictureError(f"{name} cannot be read ({reason}), nor any that may take its place: repair it")
+            yield batch
+
+
+class TrainLoader(Loader):
+    """A Loader that can go on in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
 
     trained: Callable[[], int] | None = None
     """Says how many batches of this epoch have been trained on; without it, as many as were handed out."""
@@ -157,6 +233,11 @@ def batch_length(images: Any) -> int:
     return len(images[0] if isinstance(images, list | tuple) else images)
 
 
+def full_length(batch: Any) -> int:
+    """Pictures that a batch was to have: those it has, and those that data.on_error=skip left out of it."""
+    return batch_length(pictures_of(batch)) + (batch.get("skipped", 0) if isinstance(batch, dict) else 0)
+
+
 def whole_batch(batch: Batch) -> Batch:
     """The collate function: __getitems__ has made the batch."""
     return batch
@@ -172,5 +253,11 @@ def loader_options(workers: int) -> dict[str, Any]:
     options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
     if workers:
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        options |= {"persistent_workers": True, "multiprocessing_context": method}
+        options |= {"persistent_workers": True, "multiprocessing_context": method, "worker_init_fn": stand_apart}
     return options
+
+
+def stand_apart(worker: int) -> None:
+    """Keep a data worker out of its run's process group: Ctrl-C is for the run, which needs it to end its step."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

@@ -17,10 +17,13 @@ from ssl_vit.config.checks import require
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.draws import permutation, stratified
-from ssl_vit.data.loading import Batch, EpochSampler, ShuffledShare, TrainLoader, Views, loader_options
+from ssl_vit.data.faults import Faults, StandIns
+from ssl_vit.data.loading import Batch, EpochSampler, Loader, ShuffledShare, TrainLoader, Views, loader_options
 from ssl_vit.data.photometry import normalize
 from ssl_vit.data.pictures import Source
-from ssl_vit.data.sources import Split, open_source
+from ssl_vit.data.shards import Shards
+from ssl_vit.data.sources import Split, open_shards, open_source
+from ssl_vit.data.stream import Stream, StreamSampler
 from ssl_vit.data.views import CenterCrop, View
 
 log = logging.getLogger(__name__)
@@ -47,10 +50,12 @@ class ImageDataModule(pl.LightningDataModule):
     picture. seed: of order, views and held-out part. labelled: train on pictures with a label that are not held out.
 
     After setup() there are has_labels, num_classes, classes (names, in the order of the labels), foreign_classes (those
-    that the test part alone has) and split_note (how the test part came about).
+    that the test part alone has) and split_note (how the test part came about). faults is the record of pictures that
+    cannot be read: faults.found (name -> reason), and faults.list_in(path) to have them listed in a file.
 
     A labelled source without a test part: 20 % of its pictures, drawn by seed, stand in for one. They are left out of
-    `eval_dataloader("train")` and of labelled training; pretraining sees every picture, without its label.
+    `eval_dataloader("train")` and of labelled training; pretraining sees every picture, without its label. Pictures of
+    a remote stream have no numbers: those of data.test_path stand in for both parts, and there is no labelled training.
     """
 
     def __init__(
@@ -71,29 +76,51 @@ class ImageDataModule(pl.LightningDataModule):
         require(len(self.data.mean) == channels, "data.mean", self.data.mean, f"one number a channel: {channels}")
         self.view, self.channels, self.seed, self.labelled = view, channels, seed, labelled
         self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
+        self.faults = Faults(self.data.max_bad)
         self._train: Source | None = None
-        self._parts: dict[str, Part] = {}
+        self._shards: Shards | None = None
+        self._parts: dict[str, Part] | None = None
 
     def prepare_data(self) -> None:
-        """Download a torchvision set, in one process of the machine."""
-        if self.data.source == "torchvision":
+        """Download a set of torchvision or Hugging Face, in one process of the machine."""
+        if self.data.source in ("torchvision", "hf"):
             open_source(self.data, self.channels, "train")
 
     def setup(self, stage: str | None = None) -> None:
         """Open the sources and decode what fits in data.cache_gb; the second call does nothing."""
-        if self._train is not None:
+        if self._parts is not None:
             return
         train = open_source(self.data, self.channels, "train")
-        assert train is not None  # only a test part can be missing
         test = open_source(self.data, self.channels, "test")
-        train = cached(train, self.data.cache_gb)
+        stops = self.data.on_error == "raise"
+        if self.data.streams and self.view is not None:
+            self._shards = open_shards(self.data, train)
+        if not self.data.streams and train is not None:
+            train = cached(train, self.data.cache_gb, stops)
         if test is not None:
-            test = cached(test, self.data.cache_gb - memory_gb(train))
-        self._split(train, test)
+            test = cached(test, self.data.cache_gb - (0.0 if train is None else memory_gb(train)), stops)
+        self.faults.pictures = sum(len(source) for source in (train, test) if source is not None)
+        if train is None and self._shards is not None:
+            self.faults.pictures += self._stream_length(self._shards)
+        for source in (train, test):
+            if isinstance(source, Cached):
+                self.faults.note((source.name(index), error.reason) for index, error in sorted(source.broken.items()))
         self._train = train
+        if train is not None:
+            self._split(train, test)
+        elif test is not None:
+            self._split(test, None, "data.test_path")
+        elif self.view is None:
+            raise self._unseen()
+        else:
+            self.classes, self.has_labels, self.foreign_classes, self.split_note = [], False, [], "nothing to look at"
+            self._parts = {}
 
-    def _split(self, train: Source, test: Source | None) -> None:
-        """Choose the pictures of each evaluation split, and note how the test part came about."""
+    def _split(self, train: Source, test: Source | None, key: str = "data.path") -> None:
+        """Choose the pictures of each evaluation split, and note how the test part came about.
+
+        key: the setting that names the pictures of train.
+        """
         self.classes = list(train.classes)
         self.has_labels = bool((train.labels >= 0).any())
         self.foreign_classes = [name for name in test.classes if name not in self.classes] if test is not None else []
@@ -108,11 +135,11 @@ class ImageDataModule(pl.LightningDataModule):
             }
             return
         held_out = usable
-        self.split_note = "the first of the training pictures"
+        self.split_note = "the first of the training pictures" if key == "data.path" else f"the first of {key}"
         if self.has_labels:
             held_out = usable[stratified(train.labels[usable], max(1, round(HELD_OUT * len(usable))), self.seed)]
             usable = np.setdiff1d(usable, held_out)
-            self.split_note = f"held-out {100 * HELD_OUT:.0f} % of data.path, seed {self.seed}"
+            self.split_note = f"held-out {100 * HELD_OUT:.0f} % of {key}, seed {self.seed}"
             self.split_note += "" if test is None else " (its test part has none of its classes)"
         self._parts = {"train": Part(train, train.labels, usable), "test": Part(train, train.labels, held_out)}
 
@@ -129,8 +156,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def labels(self, split: Split) -> Int64[np.ndarray, " n"]:
         """Labels of an evaluation split, in the order of its pictures; -1 without any."""
-        self.setup()
-        part = self._parts[split]
+        part = self._part(split)
         return part.labels[part.index]
 
     @property
@@ -138,8 +164,19 @@ class ImageDataModule(pl.LightningDataModule):
         """Number of classes; 0 without labels."""
         return len(self.classes) if self.has_labels else 0
 
-    def workers(self, source: Source) -> int:
-        """Processes that read this source: data.workers, or what auto means for it."""
+    def _part(self, split: Split) -> Part:
+        """An evaluation split. ValueError where the pictures are a remote stream, and there are no others."""
+        self.setup()
+        if not self._parts:
+            raise self._unseen()
+        return self._parts[split]
+
+    def _unseen(self) -> ValueError:
+        line = f"data.path={self.data.path} is a remote stream, whose pictures cannot be looked at by number"
+        return ValueError(f"{line}: give data.test_path, or bring them to this machine")
+
+    def workers(self, source: Source | None) -> int:
+        """Processes that read this source, or a stream (None): data.workers, or what auto means for it."""
         if self.data.workers != "auto":
             return self.data.workers
         if isinstance(source, Cached) and source.shapes.max(initial=0) <= SMALL_SIDE:
@@ -154,25 +191,67 @@ class ImageDataModule(pl.LightningDataModule):
         if self.view is None:
             raise ValueError("view=None is for evaluation alone; give ImageDataModule a view to train with")
         self.setup()
-        source = cast(Source, self._train)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        pictures = self._parts["train"].index if self.labelled else len(source)
+        if self._shards is not None and not self.labelled:
+            loader = self._stream_loader(self._shards, rank, world_size)
+        else:
+            loader = self._source_loader(rank, world_size)
+        if isinstance(self.trainer, pl.Trainer):
+            # A run stopped inside a step has been handed a batch that it has not learnt from.
+            loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
+        return loader
+
+    def _source_loader(self, rank: int, world_size: int) -> TrainLoader:
+        """Training pictures by number."""
+        if self._train is None:
+            rule = "pictures on this machine to train on labels: a remote stream cannot be held out from"
+            raise ValueError(f"data.path={self.data.path} must be {rule}")
+        source = self._train
+        pictures = self._part("train").index if self.labelled else np.arange(len(source))
         sampler = EpochSampler(pictures, self.seed, rank, world_size)
-        enough = len(sampler) >= self.data.batch_size
-        if not enough:
-            given, own = self.data.batch_size, len(sampler)
-            log.warning(f"data.batch_size={given} is more than a process's {own} training pictures: a step takes {own}")
-        loader = TrainLoader(
-            Views(source, self.view, self.seed, source.labels),
+        enough = self._enough(len(sampler))
+        stand_ins = self._stand_ins(source, source.labels, pictures, skips=self.data.on_error == "skip")
+        return TrainLoader(
+            Views(source, cast(View, self.view), self.seed, source.labels, stand_ins),
             batch_size=self.data.batch_size,
             sampler=sampler,
             drop_last=enough,
             **loader_options(self.workers(source)),
         )
-        if isinstance(self.trainer, pl.Trainer):
-            # A run stopped inside a step has been handed a batch that it has not learnt from.
-            loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
-        return loader
+
+    def _stream_loader(self, shards: Shards, rank: int, world_size: int) -> TrainLoader:
+        """Training pictures shard by shard."""
+        own = max(1, self._stream_length(shards) // world_size)
+        batch_size = self.data.batch_size if self._enough(own) else own
+        workers = self.workers(None)
+        stream = Stream(
+            shards,
+            cast(View, self.view),
+            self.data,
+            self.channels,
+            self.seed,
+            batch_size=batch_size,
+            batches=own // batch_size,
+            lanes=max(1, workers),
+            share=(rank, world_size),
+            faults=None if self.data.on_error == "raise" else self.faults,
+        )
+        sampler = StreamSampler(len(stream), self.seed, rank, world_size)
+        return TrainLoader(stream, batch_size=batch_size, sampler=sampler, **loader_options(workers))
+
+    def _stream_length(self, shards: Shards) -> int:
+        """Pictures of an epoch."""
+        pictures = self.data.epoch_size or (0 if shards.counts is None else int(shards.counts.sum()))
+        if not pictures:
+            raise ValueError(f"data.path={self.data.path} does not say how many pictures it has: give data.epoch_size")
+        return pictures
+
+    def _enough(self, own: int) -> bool:
+        """Whether a process's pictures fill a batch; says so where they do not."""
+        given = self.data.batch_size
+        if own < given:
+            log.warning(f"data.batch_size={given} is more than a process's {own} training pictures: a step takes {own}")
+        return own >= given
 
     def eval_dataloader(
         self, split: Split, limit: int = 0, seed: int | None = None, share: tuple[int, int] = (0, 1)
@@ -185,10 +264,10 @@ class ImageDataModule(pl.LightningDataModule):
         """
         index, (rank, processes) = self.eval_index(split, limit, seed), share
         index = np.resize(index, -(-len(index) // processes) * processes)[rank::processes]
-        part = self._parts[split]
+        part = self._part(split)
         view = CenterCrop(self.image_size, self.data.eval_crop)
-        return DataLoader(
-            Views(part.source, view, self.seed, part.labels),
+        return Loader(
+            Views(part.source, view, self.seed, part.labels, self._stand_ins(part.source, part.labels, part.index)),
             batch_size=self.data.batch_size,
             sampler=[(0, i) for i in index.tolist()],  # pyright: ignore[reportArgumentType]
             **loader_options(self.workers(part.source)),
@@ -196,8 +275,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def eval_index(self, split: Split, limit: int = 0, seed: int | None = None) -> Int64[np.ndarray, " n"]:
         """Numbers, in their source, of the pictures that eval_dataloader gives, in its order."""
-        self.setup()
-        part = self._parts[split]
+        part = self._part(split)
         if 0 < limit < len(part.index):
             return part.index[self._subset(part, limit, self.seed if seed is None else seed)]
         return part.index
@@ -205,7 +283,7 @@ class ImageDataModule(pl.LightningDataModule):
     def eval_labels(self, split: Split, limit: int = 0, seed: int | None = None) -> Int64[np.ndarray, " n"]:
         """Labels of the pictures that eval_dataloader gives, in its order."""
         index = self.eval_index(split, limit, seed)
-        return self._parts[split].labels[index]
+        return self._part(split).labels[index]
 
     def augmented_dataloader(
         self, view: View, batch_size: int, limit: int = 0, seed: int | None = None, share: tuple[int, int] = (0, 1)
@@ -216,18 +294,24 @@ class ImageDataModule(pl.LightningDataModule):
         batch_size and share: as of one process of several.
         """
         index, (rank, processes) = self.eval_index("train", limit, seed), share
-        part = self._parts["train"]
-        return DataLoader(
-            Views(part.source, view, self.seed, part.labels),
+        part = self._part("train")
+        return Loader(
+            Views(part.source, view, self.seed, part.labels, self._stand_ins(part.source, part.labels, part.index)),
             batch_size=batch_size,
             sampler=ShuffledShare(index, self.seed, rank, processes),  # pyright: ignore[reportArgumentType]
             **loader_options(self.workers(part.source)),
         )
 
+    def _stand_ins(
+        self, source: Source, labels: np.ndarray, members: np.ndarray, skips: bool = False
+    ) -> StandIns | None:
+        """Those of data.on_error; evaluation, whose labels are read in order, has pictures replaced, never left out."""
+        return None if self.data.on_error == "raise" else StandIns(source, labels, members, self.faults, skips)
+
     def _subset(self, part: Part, limit: int, seed: int) -> Int64[np.ndarray, " limit"]:
         if self.has_labels:
             return stratified(part.labels[part.index], limit, seed)
-        if part is self._parts["test"] and part.source is self._train:
+        if part is self._part("test") and part.source is self._part("train").source:
             return np.arange(limit)
         return np.sort(permutation(seed, 0, len(part.index))[:limit])
 

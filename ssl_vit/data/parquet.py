@@ -15,9 +15,11 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.folder import TEST_WORDS
+from ssl_vit.data import parts
+from ssl_vit.data.parts import Kind
 from ssl_vit.data.pictures import Source, open_picture
 
+KIND = Kind("parquet file", ".parquet")
 MEMORY_LIMIT = 4 * 10**9
 """Encoded bytes above which they go to a temporary file (in TMPDIR) that is mapped into memory."""
 _ROWS = 1024
@@ -38,11 +40,16 @@ class Parquet(Source):
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.files = files
         self.first_rows = np.cumsum([0] + [rows(file) for file in files])
+        if data.on_error == "raise" and not lengths.all():
+            empty = self.name(int(np.argmin(lengths)))
+            raise ValueError(f"data.path={empty} holds no picture bytes: embed them, or drop the row")
         classes = _class_names(files[0]) if (labels >= 0).any() else []
         classes += [str(label) for label in range(len(classes), int(labels.max(initial=-1)) + 1)]
         super().__init__(data, channels, labels, classes)
 
     def open(self, index: int) -> Image.Image:
+        if self.offsets[index] == self.offsets[index + 1]:
+            raise ValueError("it holds no picture bytes, embed them")
         return open_picture(io.BytesIO(self.values[self.offsets[index] : self.offsets[index + 1]].tobytes()))
 
     def name(self, index: int) -> str:
@@ -56,15 +63,7 @@ def training_files(data: DataConfig) -> list[Path]:
     Raises:
         ValueError: no such path, or no parquet files for training there.
     """
-    groups = _groups("data.path", data.path)
-    if Path(data.path).is_file():
-        return groups[""]
-    tests = [file.resolve() for file in (test_files(data) or []) if data.test_path]
-    chosen = [file for file in groups.get("train") or groups.get("", []) if file.resolve() not in tests]
-    if not chosen:
-        names = ", ".join(file.name for group in groups.values() for file in group[:2])
-        raise ValueError(f"data.path={data.path} holds no training files, only {names}: give those for training")
-    return chosen
+    return parts.training_files(data, KIND, _has_labels)
 
 
 def test_files(data: DataConfig) -> list[Path] | None:
@@ -72,41 +71,12 @@ def test_files(data: DataConfig) -> list[Path] | None:
 
     Where test and val files exist, the first ones with labels.
     """
-    groups = _groups("data.test_path", data.test_path) if data.test_path else _groups("data.path", data.path)
-    candidates = [groups[word] for word in TEST_WORDS if word in groups]
-    if len(candidates) > 1:
-        candidates.sort(key=lambda files: not _has_labels(files))
-    if data.test_path and not candidates:
-        return [file for group in groups.values() for file in group]
-    return candidates[0] if candidates else None
+    return parts.test_files(data, KIND, _has_labels)
 
 
 def rows(file: Path) -> int:
     """Number of rows, from the file's footer."""
     return _opened(file).metadata.num_rows
-
-
-def _groups(key: str, path: str) -> dict[str, list[Path]]:
-    """Files of a path by the word in their name (or their own folder's): train, test, val, or nothing.
-
-    A file by itself is what it was given for, whatever its name.
-    """
-    if not path:
-        raise ValueError(f"{key}= is empty: give a parquet file, or a folder of them")
-    root = Path(path)
-    if not root.exists():
-        raise ValueError(f"{key}={path} does not exist: give a parquet file, or a folder of them")
-    if root.is_file():
-        return {"": [root]}
-    groups: dict[str, list[Path]] = {}
-    for file in sorted(root.rglob("*.parquet")):
-        folder = "" if file.parent == root else file.parent.name.lower()
-        words = [word for word in ("train", *TEST_WORDS) if word in file.name.lower() or word == folder]
-        groups.setdefault(words[0] if words else "", []).append(file)
-    if not groups:
-        seen = sum(1 for file in root.rglob("*") if file.is_file())
-        raise ValueError(f"{key}={path} holds no parquet files: {seen} files seen, none ends in .parquet")
-    return groups
 
 
 def _opened(file: Path) -> Any:
@@ -148,16 +118,11 @@ def _load(files: list[Path], store: Any) -> tuple[Int64[np.ndarray, " n"], Int64
     """Write the encoded pictures of all rows into store; their lengths in bytes, and the labels (-1 = none)."""
     lengths, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for file in files:
-        row = 0
         for batch in _batches(file, ["image", "label"]):
             values, sizes = _encoded(batch.column("image"))
-            if not sizes.all():
-                empty = row + int(np.argmin(sizes))
-                raise ValueError(f"data.path={file} row {empty} holds no picture bytes: embed them, or drop the row")
             store.write(values)
             lengths.append(sizes)
             labels.append(_labels(batch))
-            row += len(sizes)
     return np.concatenate(lengths), np.concatenate(labels)
 
 

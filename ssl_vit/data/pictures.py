@@ -35,15 +35,19 @@ _FORMATS = (
     GifImagePlugin.GifImageFile.format,
 )
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+SLIMMEST = 100
+"""Largest ratio of a picture's sides. Evaluation enlarges the shorter one to that of its crop: of 1 x 60,000 pixels,
+which a few bytes can claim, 256 x 15,360,000 would be made."""
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 class PictureError(ValueError):
-    """A picture that cannot be read: which, why, what to do, in one line."""
+    """A picture that cannot be read: which, why, what to do, in one line; in the same process also why alone."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, reason: str = "") -> None:
         # A loader's worker hands an error over as the text of its traceback, which ends in the line wanted.
         super().__init__(text.rsplit("PictureError: ", 1)[-1].strip())
+        self.reason = reason
 
 
 class Source:
@@ -71,28 +75,44 @@ class Source:
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
         """Decoded pixels, upright. Raises PictureError, which names the picture and what is wrong with it."""
-        return self._guarded(index, lambda image: pixels(image, self.channels, self.white_16bit))
+        return self.look(index, lambda image: pixels(image, self.channels, self.white_16bit))
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) in pixels, without decoding. Raises PictureError as read does."""
-        return self._guarded(index, upright_size)
+        return self.look(index, upright_size)
 
-    def _guarded(self, index: int, look: Callable[[Image.Image], _T]) -> _T:
+    def look(self, index: int, look: Callable[[Image.Image], _T]) -> _T:
+        """What a function makes of the opened picture. Raises PictureError as read does."""
         try:
             with self.open(index) as image:
+                require_sane(image)
                 return look(image)
         except MemoryError:
             raise
         except UnidentifiedImageError as error:
-            raise PictureError(f"{self.name(index)} is no picture that can be read: delete or replace it") from error
+            line = f"{self.name(index)} is no picture that can be read: delete or replace it"
+            raise PictureError(line, "no known picture format") from error
         except Exception as error:  # broken files raise anything: OSError, SyntaxError, struct.error, ValueError
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise PictureError(f"{self.name(index)} cannot be used: {reason}: delete or replace it") from error
+            raise PictureError(f"{self.name(index)} cannot be used: {reason}: delete or replace it", reason) from error
 
 
 def open_picture(file: str | BytesIO) -> Image.Image:
     """PIL's picture of a file, its header read, its pixels not."""
     return Image.open(file, formats=_FORMATS)  # pyright: ignore[reportArgumentType]  # formats are str | None there
+
+
+def require_sane(image: Image.Image) -> None:
+    """ValueError for a picture of more pixels than PIL's limit, or far longer than wide; its header tells."""
+    (width, height), limit = image.size, Image.MAX_IMAGE_PIXELS
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose tiles are decoded whole, however large
+        tile = [image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+        if limit is not None and tile[0] * tile[1] > limit:
+            raise ValueError(f"tiles of {tile[0]} x {tile[1]} pixels are more than PIL's limit of {limit}")
+    if limit is not None and width * height > limit:
+        raise ValueError(f"{width} x {height} pixels are more than PIL's limit of {limit}, cut it up")
+    if max(width, height) > SLIMMEST * min(width, height):
+        raise ValueError(f"{width} x {height} pixels: one side is more than {SLIMMEST} times the other, cut it up")
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -111,11 +131,8 @@ def pixels(image: Image.Image, channels: int, white_16bit: int) -> UInt8[np.ndar
     clipped; PIL's own convert clips at 255 without scaling, which turns such a picture white.
 
     Raises:
-        ValueError: too many pixels, floating-point pixels, or bands that do not fit; PIL's own where a file is broken.
+        ValueError: floating-point pixels, or bands that do not fit; PIL's own where a file is broken.
     """
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:
-        raise ValueError(f"{image.width} x {image.height} pixels are more than PIL's limit of {limit}, cut it up")
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _SIXTEEN_BIT:
         scaled = np.asarray(image).astype(np.float32) * (255 / white_16bit)

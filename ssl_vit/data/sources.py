@@ -1,7 +1,8 @@
-"""Where pictures lie: digits (embedded), folder, parquet, torchvision; each a Source that reads one picture at a time.
+"""Where pictures lie: digits, folder, parquet, torchvision, hf, webdataset; each a Source that reads one at a time.
 
-Needs numpy and PIL only, so that a dry run can count pictures without torch. A source holds its file names or encoded
-bytes in one array each: a Python object per picture would be copied into every worker, page by page, as it is touched.
+Streams are read as Shards besides. Needs numpy and PIL only, so that a dry run can count pictures without torch. A
+source holds its file names or encoded bytes in one array each: a Python object per picture would be copied into every
+worker, page by page, as it is touched.
 """
 
 import inspect
@@ -13,7 +14,7 @@ from PIL import Image
 
 from ssl_vit.config.checks import nearest
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data import folder, parquet
+from ssl_vit.data import folder, hf, parquet, shards
 from ssl_vit.data.draws import stratified, uniforms
 from ssl_vit.data.pictures import Source
 
@@ -71,9 +72,9 @@ def draw_digit(strokes: np.ndarray, number: int) -> UInt8[np.ndarray, "32 32 3"]
 class Torchvision(Source):
     """A data set of torchvision, by class name; downloaded where it is missing and the network allows."""
 
-    def __init__(self, data: DataConfig, channels: int, dataset: Any) -> None:
+    def __init__(self, data: DataConfig, channels: int, dataset: Any, part: str) -> None:
         labels = _torchvision_labels(dataset)
-        self.dataset = dataset
+        self.dataset, self.part = dataset, part
         named = [str(name) for name in getattr(dataset, "classes", [])]
         classes = named or [str(label) for label in range(int(labels.max(initial=-1)) + 1)]
         super().__init__(data, channels, labels, classes if (labels >= 0).any() else [])
@@ -82,7 +83,7 @@ class Torchvision(Source):
         return self.dataset[index][0]
 
     def name(self, index: int) -> str:
-        return f"{type(self.dataset).__name__} picture {index}"
+        return f"{type(self.dataset).__name__} {self.part} picture {index}"
 
 
 def open_torchvision(data: DataConfig, channels: int, split: Split) -> Torchvision | None:
@@ -107,7 +108,7 @@ def open_torchvision(data: DataConfig, channels: int, split: Split) -> Torchvisi
     options |= {"train": split == "train"} if "train" in parameters else {}
     options |= {"download": True} if "download" in parameters else {}
     try:
-        return Torchvision(data, channels, make(root, **options))
+        return Torchvision(data, channels, make(root, **options), word)
     except Exception as error:  # what a download raises differs by class: URLError, RuntimeError, ModuleNotFoundError
         reason = " ".join(str(error).split())
         line = f"data.path={data.path} could not be opened or downloaded: {reason}: put its files into {root} yourself"
@@ -125,7 +126,7 @@ def _torchvision_labels(dataset: Any) -> Int64[np.ndarray, " n"]:
 
 
 def open_source(data: DataConfig, channels: int, split: Split) -> Source | None:
-    """The training or the test pictures of data; None where there is no test part.
+    """The training or the test pictures of data; None where there is no test part, or training is a remote stream.
 
     Raises:
         ValueError: the key as typed, what is wrong with it, and what to do.
@@ -134,19 +135,43 @@ def open_source(data: DataConfig, channels: int, split: Split) -> Source | None:
         return Digits(data, channels, split)
     if data.source == "torchvision":
         return open_torchvision(data, channels, split)
-    if data.source == "parquet":
-        files = parquet.training_files(data) if split == "train" else parquet.test_files(data)
-        return parquet.Parquet(data, channels, files) if files else None
+    if split == "train" and data.remote:
+        return None
+    if data.source == "hf":
+        return hf.training_rows(data, channels) if split == "train" else hf.test_rows(data, channels)
+    if data.source in ("parquet", "webdataset"):
+        kind, made = (parquet, parquet.Parquet) if data.source == "parquet" else (shards, shards.TarPictures)
+        files = kind.training_files(data) if split == "train" else kind.test_files(data)
+        return made(data, channels, files) if files else None
     listing = folder.training_files(data) if split == "train" else folder.test_files(data)
     return folder.Folder(data, channels, listing) if listing else None
 
 
-def count(data: DataConfig) -> int | None:
-    """Number of training pictures, without decoding any; None for torchvision, which cannot tell cheaply.
+def open_shards(data: DataConfig, pictures: Source | None) -> shards.Shards:
+    """The training pictures of a stream. pictures: the same by number, where open_source has them.
 
     Raises:
         ValueError: as open_source.
     """
+    if data.streaming:
+        return hf.streamed_rows(data)
+    if isinstance(pictures, shards.TarPictures):
+        return shards.TarShards([str(file) for file in pictures.files], pictures.counts)
+    return shards.remote_shards(data)
+
+
+def count(data: DataConfig) -> int | None:
+    """Training pictures of an epoch, without decoding any; None for torchvision and hf, which cannot tell cheaply.
+
+    Raises:
+        ValueError: as open_source.
+    """
+    if data.epoch_size is not None:
+        return data.epoch_size
+    if data.source == "webdataset":
+        return shards.count(data)
+    if data.source == "hf":
+        return hf.count(data)
     if data.source == "digits":
         return DIGITS_TRAIN
     if data.source == "torchvision":

@@ -45,22 +45,7 @@ class Exam(Generic[Asked]):
 
     def __init__(self, config: Asked, data: ImageDataModule, place: Place) -> None:
         self.config, self.data, self.place = config, data, place
-        data.setup()
-        if not data.has_labels:
-            raise ValueError(
-                f"data.path={config.data.path} has no labels to judge by: give data.path= with a folder for each "
-                "class, or a parquet file with a label column"
-            )
-        known = self.train_labels.unique()
-        if len(known) < 2:
-            only = data.classes[int(known[0])]
-            raise ValueError(f"a probe needs pictures of two classes at least; all training pictures are {only!r}")
-        unknown = [label for label in self.test_labels.unique().tolist() if label not in known]
-        if unknown:
-            raise ValueError(
-                f"class {data.classes[unknown[0]]!r} has test pictures but no training picture: add some, take its "
-                f"test pictures out, or raise train_limit={config.train_limit}"
-            )
+        require_classes(data, config.train_limit, config.seed)
 
     @cached_property
     def train_labels(self) -> Int64[Tensor, " n"]:
@@ -99,6 +84,33 @@ class Exam(Generic[Asked]):
     def as_classes(self, scores: Float[Tensor, "m _"]) -> Float[Tensor, "m K"]:
         """Scores with a column for every class; those of classes after the last trained one are 0."""
         return F.pad(scores, (0, self.classes - scores.shape[1]))
+
+
+def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = None) -> None:
+    """ValueError where there is nothing to learn, or something asked that was not taught.
+
+    Args:
+        limit, seed: of the training pictures, as eval_labels takes them.
+    """
+    data.setup()
+    path, test_path = data.data.path, data.data.test_path
+    if not data.has_labels:
+        raise ValueError(
+            f"data.path={path} has no labels: give data.path= with a folder for each class, or a parquet file with a "
+            "label column"
+        )
+    taught, asked = set(data.eval_labels("train", limit, seed).tolist()), set(data.eval_labels("test").tolist())
+    if len(taught) < 2:
+        only = data.classes[taught.pop()]
+        raise ValueError(f"data.path={path} has training pictures of one class alone, {only}: two are needed at least")
+    unknown = list(dict.fromkeys([*data.foreign_classes, *(data.classes[label] for label in sorted(asked - taught))]))
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        where = f"data.test_path={test_path}" if test_path else f"data.path={path}"
+        raise ValueError(
+            f"{where}: the test pictures have the class {', '.join(unknown[:3])}{more}, of which there is no training "
+            "picture: add some, or leave it out of the test" + (f", or raise train_limit={limit}" if limit else "")
+        )
 
 
 def enough_epochs(count: int, least: int) -> int:

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ssl_vit.config.evaluation import TIMM
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 from ssl_vit.evaluate.classifier import load_classifier
+from ssl_vit.evaluate.timm_models import timm_model
 
 Statistics = tuple[list[float], list[float]]
 """Mean and deviation of each channel, of pixels in [0, 1]."""
@@ -46,11 +48,11 @@ def load_teacher(source: str, classes: list[str], picture: EncoderConfig, come: 
 
     Raises:
         ValueError: no such model, other classes, or one that does not take such pictures.
-        FileNotFoundError: no such file.
+        OSError: no such file, or weights that could not be downloaded.
         ImportError: timm is not installed.
     """
     key = f"distill.teacher={source}"
-    if source.startswith("timm:"):
+    if source.startswith(TIMM):
         network, seen = _from_timm(source, len(classes), picture.channels)
     else:
         try:
@@ -77,26 +79,18 @@ def load_teacher(source: str, classes: list[str], picture: EncoderConfig, come: 
 
 
 def _from_timm(source: str, classes: int, channels: int) -> tuple[nn.Module, Statistics]:
-    try:
-        import timm
-    except ImportError as error:
-        raise ImportError(f"distill.teacher={source} needs timm: pip install 'ssl_vit[timm]'") from error
-    name, _, file = source.removeprefix("timm:").partition(":")
-    if not timm.is_model(name):
-        raise ValueError(f"distill.teacher={source}: timm has no model {name}")
+    key = f"distill.teacher={source}"
+    name, _, file = source.removeprefix(TIMM).partition(":")
     if file:
+        network = timm_model(key, name, num_classes=classes, in_chans=channels)
         if not Path(file).exists():
-            raise FileNotFoundError(f"distill.teacher={source}: there is no file {file}")
-        network = timm.create_model(name, num_classes=classes, in_chans=channels)
+            raise FileNotFoundError(f"{key}: there is no file {file}")
         _load(network, Path(file), source)
     else:
         try:
-            network = timm.create_model(name, pretrained=True)
-        except Exception as error:  # a download fails in many ways
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(
-                f"distill.teacher={source} could not be downloaded ({reason}): give its weights as timm:{name}:FILE"
-            ) from error
+            network = timm_model(key, name, pretrained=True)
+        except OSError as error:
+            raise OSError(f"{error}: or give a file of yours, {TIMM}{name}:FILE") from error
     known: dict[str, Any] = getattr(network, "pretrained_cfg", {})
     fits = channels == len(known.get("mean", ()))
     mean, std = (

@@ -22,6 +22,21 @@ def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> "TimmTransfo
     """A model of timm by name; pretrained weights are downloaded on first use, without them the seed draws some.
 
     Raises:
+        ImportError, ValueError, OSError: as timm_model.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = timm_model(f"encoder={TIMM}{name}", name, pretrained=pretrained, num_classes=0)
+    return (TimmTransformer if _has_tokens(model) else TimmPooled)(name, model.eval())
+
+
+def timm_model(key: str, name: str, **options: Any) -> Any:
+    """timm.create_model.
+
+    Args:
+        key: begins every message: the setting that names the model.
+
+    Raises:
         ImportError: timm is not installed.
         ValueError: timm has no such model.
         OSError: its weights could not be had.
@@ -29,19 +44,15 @@ def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> "TimmTransfo
     try:
         import timm
     except ImportError as error:
-        raise ImportError(f"encoder={TIMM}{name} needs timm: pip install timm") from error
+        raise ImportError(f"{key} needs timm: uv sync --extra timm, or pip install 'ssl_vit[timm]'") from error
     if not timm.is_model(name):
-        raise ValueError(f"encoder={TIMM}{name}: timm has no model of this name{nearest(name, timm.list_models())}")
+        raise ValueError(f"{key}: timm has no model of this name{nearest(name, timm.list_models())}")
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0)
+        return timm.create_model(name, **options)
     except Exception as error:  # what downloads raises errors of its own kinds
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise OSError(
-            f"encoder={TIMM}{name}: its weights could not be had ({reason}); they are downloaded on first use, and kept"
-        ) from error
-    return (TimmTransformer if _has_tokens(model) else TimmPooled)(name, model.eval())
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        advice = "they are downloaded on first use, and kept"
+        raise OSError(f"{key}: its weights could not be had ({reason}); {advice}") from error
 
 
 def _has_tokens(model: Any) -> bool:

@@ -216,10 +216,9 @@ class DINO(Method):
             for parameter in self.head.last_layer.parameters():
                 parameter.grad = None
 
-    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        if self.optim_config.clip_grad:
-            self.require_unscaled()
-            clip_each(self.parameters(), self.optim_config.clip_grad)
+    def clip(self, largest: float) -> None:
+        """Each parameter's gradient by itself, as the authors do."""
+        clip_each(self.parameters(), largest)
 
     def after_step(self) -> None:
         cfg = self.options
@@ -228,6 +227,9 @@ class DINO(Method):
         self.centre.lerp_(mean, 1 - cfg.centre_momentum)
         follow(self.teacher_encoder, self.encoder, self.momentum())
         follow(self.teacher_head, self.head, self.momentum())
+
+    def forget_step(self) -> None:
+        self._teacher_means = []
 
     def export_encoder(self) -> VisionTransformer:
         return self.teacher_encoder

@@ -82,6 +82,8 @@ class Health(pl.Callback):
         known = trainer.callback_metrics
         if "train/teacher_mean_entropy" not in known or trainer.global_step % trainer.log_every_n_steps:  # pyright: ignore
             return
+        if pl_module.guard.skipped:  # figures that are no numbers would stay in the means
+            return
         for name in FIGURES:
             value = float(known[f"train/{name}"])
             self._means[name] = self.memory * self._means.get(name, value) + (1 - self.memory) * value

@@ -1,23 +1,24 @@
-"""What a run leaves on disk while it goes: metrics.jsonl, and checkpoints that are whole or absent."""
+"""What a run writes down while it goes: metrics.jsonl."""
 
-import io
+import errno
 import json
 import logging
+import os
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
-
-from ssl_vit.runs import write_atomic
 
 log = logging.getLogger("ssl_vit")
 
 
 class JsonLines(Logger):
-    """One JSON object per logged step: {"step": .., "train/loss": .., ...}, appended and flushed at once."""
+    """One JSON object per logged step: {"step": .., "train/loss": .., ...}, appended and flushed at once.
+
+    What is no finite number is null, as JSON has it.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -33,16 +34,29 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        self._append({"step": step, **{name: float(value) for name, value in metrics.items()}})
+        figures = {name: float(value) for name, value in metrics.items()}
+        self._append({"step": step} | {name: value if isfinite(value) else None for name, value in figures.items()})
 
     def log_words(self, words: dict[str, str], step: int) -> None:
         """Append {"step": .., name: word}, such as a verdict."""
         self._append({"step": step, **words})
 
+    def size(self) -> int:
+        """Bytes that are written."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def cut(self, size: int) -> None:
+        """Forget the lines behind so many bytes: those of steps that a run, going on from a checkpoint, takes again."""
+        if self.size() > size:
+            os.truncate(self.path, size)
+
     def _append(self, row: dict[str, Any]) -> None:
+        line, before = (json.dumps(row) + "\n").encode(), self.size()
         try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            with self.path.open("ab", buffering=0) as file:
+                if file.write(line) < len(line):  # what a disk does that is almost full
+                    file.truncate(before)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             if not self.failed:
                 log.warning(f"{self.path} cannot be written: {error}; training goes on without it")
@@ -51,15 +65,3 @@ class JsonLines(Logger):
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
-
-
-class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and renames it; on a full disk keeps the last one, says so and goes on."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
-        torch.save(checkpoint, buffer)
-        try:
-            write_atomic(Path(path), buffer.getvalue())
-        except OSError as error:
-            log.error(f"checkpoint: {error}; the run goes on")

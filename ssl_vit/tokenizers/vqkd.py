@@ -221,3 +221,6 @@ class VQKDTraining(TokenizerTraining):
         fresh = from_first_rank(codes[self.draw(len(codes))])
         tokenizer.codebook.copy_(torch.where(unused[:, None], fresh, codebook))
         self.share.masked_fill_(unused, 1 / cfg.vocab_size)
+
+    def forget_step(self) -> None:
+        self._codes = []

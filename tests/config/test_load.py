@@ -15,6 +15,7 @@ from ssl_vit.config.methods import METHODS, MAERun
 from ssl_vit.config.recipes import TOKENIZER, recipes
 from ssl_vit.config.schema import DataConfig, OptimConfig
 from ssl_vit.config.tokenizers import TOKENIZERS
+from ssl_vit.config.tools import ShardsConfig
 
 OPTIM = f"optim has {', '.join(field.name for field in fields(OptimConfig))}"
 ROOT = (
@@ -121,6 +122,8 @@ def test_without_words_a_run_is_the_papers(run, recipe):
         ("optim.warmup_epochs=5", 5.0),
         ("optim.betas=[0.9, 0.99]", (0.9, 0.99)),
         ("data.std=[1, 2, 3]", [1.0, 2.0, 3.0]),
+        ("data.max_bad=1%", 0.01),
+        ("data.max_bad=0.5%", 0.005),
         ("trainer.max_steps=10", 10),
         ("trainer.max_steps=null", None),
         ("trainer.compile=true", True),
@@ -218,6 +221,14 @@ def test_an_unknown_key_is_answered_with_the_legal_ones_and_the_nearest(run, wor
         ("trainer.devices=half", "auto, or a positive integer"),
         ("trainer.strategy=fdsp", "one of auto, ddp, fsdp, deepspeed (did you mean fsdp?)"),
         ("data.workers=[0", "auto, or 0 or more"),
+        ("data.on_error=skp", "one of replace, skip, raise (did you mean skip?)"),
+        ("data.max_bad=1.5", "in [0, 1]"),
+        ("data.max_bad=%", "a number"),
+        ("data.max_bad=1e0%", "a number"),
+        ("data.streaming=true", "false with data.source=folder: it is for hf"),
+        ("data.epoch_size=0", "positive, or null"),
+        ("data.epoch_size=5", "null but for a stream: data.source=webdataset, or hf with data.streaming=true"),
+        ("data.shuffle_buffer=0", "a positive integer"),
         ("seed=-1", "0 or more"),
         ("encoder.size=smal", "one of tiny, small, base, large, huge (did you mean small?)"),
     ],
@@ -229,6 +240,26 @@ def test_a_wrong_value_is_answered_with_what_is_legal(run, word, rule):
 def test_a_rule_between_settings_is_passed_on(run):
     answer = "resume= continues a run, init_from= starts a new one from its weights: give one of them"
     assert message(run, "resume=auto", "init_from=a.pth") == answer
+
+
+@pytest.mark.parametrize("path", ["https://host/train-{000..009}.tar", "pipe:cat a.tar"])
+def test_a_remote_stream_leaves_nothing_to_look_at(run, path):
+    words = ["data.source=webdataset", f"data.path={path}"]
+    rule = "0 where data.path is a remote stream: there is nothing to look at, or give data.test_path"
+    assert message(run, *words) == f"monitor.every_epochs=10 must be {rule}"
+    assert run(*words, "monitor.every_epochs=0").config.data.remote
+    assert run(*words, "data.test_path=shards").config.data.remote
+    for local in ("shards", "file:///shards", "shards/train-{000..009}.tar"):
+        assert not run("data.source=webdataset", f"data.path={local}").config.data.remote
+    assert run("data.source=hf", "data.path=a", "data.streaming=true", "monitor.every_epochs=0").config.data.remote
+    rule = "given where data.path is a remote stream: a tokenizer is judged on pictures that can be read again"
+    answer = message(read_tokenizer, ["recipe=digits", *words, "monitor.every_epochs=0"])
+    assert answer == f"data.test_path= must be {rule}"
+
+
+@pytest.mark.parametrize(("word", "rule"), [("shard_mb=-0.5", "positive"), ("size=-1", "0 or more")])
+def test_settings_of_shards_are_checked(word, rule):
+    assert message(read, ShardsConfig, [word]) == f"{word} must be {rule}"
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def test_pictures_without_a_label_are_seen_but_not_judged(tmp_path):
 def test_a_corrupt_picture_stops_the_run_with_one_line(labelled, workers):
     path = labelled / "dog" / "25.png"
     path.write_bytes(path.read_bytes()[:150])
-    data = module(path=labelled, workers=workers, cache_gb=0.0, batch_size=5)
+    data = module(path=labelled, workers=workers, cache_gb=0.0, batch_size=5, on_error="raise")
     with pytest.raises(PictureError) as caught:
         epochs(data, 1)
     assert str(caught.value).startswith(f"{path} cannot be used: ")

@@ -153,14 +153,9 @@ def test_a_broken_row_is_named(tmp_path):
         ),
         (lambda file: store(file, ["a.png"]), "has a column image of type string: it must hold encoded bytes (binary)"),
         (lambda file: store(file, [encoded(0)], ["cat"]), "has a column label of type string: labels must be integers"),
-        (lambda file: store(file, [encoded(0), None, encoded(1)]), "row 1 holds no picture bytes: embed them, or drop"),
-        (
-            lambda file: store(file, [{"bytes": encoded(0), "path": ""}, {"bytes": None, "path": "a.png"}]),
-            "row 1 holds no picture bytes: embed them, or drop the row",
-        ),
         (lambda file: file.write_bytes(b"no parquet"), "cannot be read as parquet: Parquet magic bytes not found"),
     ],
-    ids=["missing", "no column", "paths", "text labels", "null", "null in struct", "no parquet"],
+    ids=["missing", "no column", "paths", "text labels", "no parquet"],
 )
 def test_a_wrong_file_is_said(tmp_path, make, message):
     file = tmp_path / "a.parquet"
@@ -169,6 +164,20 @@ def test_a_wrong_file_is_said(tmp_path, make, message):
         opened(file)
     assert str(caught.value).startswith(f"data.path={file} {message}")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [[encoded(0), None, encoded(1)], [{"bytes": encoded(0), "path": ""}, {"bytes": None, "path": "a.png"}]],
+    ids=["null", "null in struct"],
+)
+def test_a_row_without_bytes_is_a_picture_that_cannot_be_read(tmp_path, images):
+    file = store(tmp_path / "a.parquet", images)
+    assert opened(file).read(0).shape == (4, 6, 3)
+    with pytest.raises(PictureError, match=f"^{file} row 1 cannot be used: it holds no picture bytes, embed them: "):
+        opened(file).read(1)
+    with pytest.raises(ValueError, match=f"^data.path={file} row 1 holds no picture bytes: embed them, or drop the ro"):
+        opened(file, on_error="raise")
 
 
 def test_damage_inside_a_file_is_said(tmp_path):

@@ -5,7 +5,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from ssl_vit.config.schema import DataConfig
+from ssl_vit.config.tools import ShardsConfig
 from ssl_vit.data.module import ImageDataModule
+from ssl_vit.data.packing import make_shards
 from ssl_vit.data.views import RandomCrop
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -31,9 +34,11 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def run(folder, tmp_path, max_steps: int, resume=None, workers: int = 0, **options) -> list:
+def run(folder, tmp_path, max_steps: int, resume=None, workers: int = 0, source="folder", **options) -> list:
     view = RandomCrop((8, 8), (0.2, 1.0))
-    data = ImageDataModule(view, path=str(folder), image_size=8, batch_size=4, workers=workers)
+    data = ImageDataModule(
+        view, source=source, path=str(folder), image_size=8, batch_size=4, workers=workers, shuffle_buffer=6
+    )
     method = Recorder(options.pop("fails_at", -1))
     fails = method.fails_at > 0
     every = 100 if fails else 1
@@ -76,6 +81,21 @@ def test_a_stopped_run_goes_on_with_the_next_batch(folder, tmp_path, stop, worke
     (checkpoint,) = (tmp_path / "first").glob(f"*step={stop}.ckpt")
     rest = run(folder, tmp_path / "rest", 12, resume=checkpoint, workers=workers)
     assert first + rest == whole
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(1, 0), (4, 1), (5, 2), (7, 2)])
+def test_a_stopped_run_on_shards_goes_on_with_the_next_batch(folder, tmp_path, stop, workers):
+    """As many workers as before: they are part of what a batch of a stream is a function of."""
+    make_shards(ShardsConfig(data=DataConfig(path=str(folder)), out=str(tmp_path / "shards"), shard_mb=0.007))
+    options = {"workers": workers, "source": "webdataset"}
+    whole = run(tmp_path / "shards", tmp_path / "whole", 12, **options)
+    first = run(tmp_path / "shards", tmp_path / "first", stop, **options)
+    (checkpoint,) = (tmp_path / "first").glob(f"*step={stop}.ckpt")
+    rest = run(tmp_path / "shards", tmp_path / "rest", 12, resume=checkpoint, **options)
+    assert first + rest == whole
+    assert [epoch for epoch, _, _ in whole] == [0] * 5 + [1] * 5 + [2] * 2
+    for epoch in range(2):
+        assert len({index for at, batch, _ in whole for index in batch if at == epoch}) == 20
 
 
 def test_a_run_of_shortened_epochs_goes_on_too(folder, tmp_path):

@@ -94,7 +94,7 @@ def test_torchvision_sets_are_read_from_their_files(tmp_path):
     assert train.classes[:2] == ["0 - zero", "1 - one"]
     assert np.array_equal(test.read(2)[:, :, 0], pixels[14])
     assert test.size(0) == (28, 28)
-    assert test.name(2) == "MNIST picture 2"
+    assert test.name(2) == "MNIST test picture 2"
 
 
 def test_every_torchvision_set_exists_with_its_parts():

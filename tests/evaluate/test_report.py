@@ -177,13 +177,13 @@ def pictures(folder: Path, names: list[str]) -> str:
 @pytest.mark.parametrize("judge", [linear, knn])
 def test_pictures_that_cannot_judge_are_one_line(run_dir, tmp_path, judge):
     flat = pictures(tmp_path / "flat", [f"{i}.png" for i in range(4)])
-    with pytest.raises(ValueError, match=r"data.path=.*flat has no labels to judge by"):
+    with pytest.raises(ValueError, match=r"data.path=.*flat has no labels: give data.path= with a folder"):
         judge(run_dir, f"data.path={flat}")
     names = [f"{part}/{name}/{i}.png" for part in ("train", "test") for name in "ab" for i in range(4)]
-    with pytest.raises(ValueError, match="two classes at least; all training pictures are 'bird'"):
+    with pytest.raises(ValueError, match="training pictures of one class alone, bird: two are needed"):
         judge(run_dir, "train_limit=1")
     more = pictures(tmp_path / "more", [*names, "test/zebra/0.png"])
-    with pytest.raises(ValueError, match="class 'zebra' has test pictures but no training picture"):
+    with pytest.raises(ValueError, match="the class zebra, of which there is no training picture"):
         judge(run_dir, f"data.path={more}")
 
 

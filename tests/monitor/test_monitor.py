@@ -1,7 +1,7 @@
 """What the callbacks log, write and leave alone."""
 
 import json
-import logging
+import resource
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ import torch
 from ssl_vit.data.loading import batch_length, pictures_of
 from ssl_vit.monitor.console import clock
 from ssl_vit.monitor.look import picture_grid
-from ssl_vit.monitor.records import AtomicCheckpoints, JsonLines
+from ssl_vit.monitor.records import JsonLines
 
 
 def test_clock():
@@ -49,18 +49,20 @@ def test_metrics_are_appended_and_a_full_disk_does_not_stop_the_run(tmp_path, ca
     assert caplog.text.count("training goes on without it") == 1
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch, caplog):
-    path, writer = tmp_path / "last.ckpt", AtomicCheckpoints()
-    writer.save_checkpoint({"step": 1}, path)
-
-    def full(handle):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with caplog.at_level(logging.ERROR):
-        writer.save_checkpoint({"step": 2}, path)
-    assert "last.ckpt was not written" in caplog.text
-    assert "the run goes on" in caplog.text
-    assert "No space left on device" in caplog.text
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+def test_a_line_that_is_cut_off_by_a_full_disk_is_taken_back(tmp_path, caplog):
+    logger = JsonLines(tmp_path / "metrics.jsonl")
+    logger.log_metrics({"a": 1}, 0)
+    whole = logger.size()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole + 5, limits[1]))
+    try:
+        logger.log_metrics({"a": 2}, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert logger.size() == whole
+    assert "training goes on without it" in caplog.text
+    logger.log_metrics({"a": 3}, 2)
+    logger.cut(10**6)
+    assert [json.loads(line)["step"] for line in logger.path.read_text().splitlines()] == [0, 2]
+    logger.cut(whole)
+    assert [json.loads(line)["step"] for line in logger.path.read_text().splitlines()] == [0]

@@ -1,0 +1,85 @@
+"""Signals that end a run: it stops between two steps, after a checkpoint. Needs no torch.
+
+Ctrl-C (SIGINT), SIGTERM, and in a SLURM job SIGUSR1, which asks for the job to be queued again.
+"""
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+log = logging.getLogger("ssl_vit")
+
+
+class Stopped(BaseException):
+    """A signal has ended a run; no error, so nothing that handles errors catches it.
+
+    Args:
+        number: of the signal. step: optimiser steps that are done.
+    """
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+        self.number = number
+        self.run_dir: Path | None = None
+        """To be named with resume=; None where the same command finds it by itself."""
+
+    @property
+    def status(self) -> int:
+        """Exit status, as a shell reports a signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.number
+
+    def command(self, argv: Sequence[str]) -> str:
+        """The command that goes on where the one of these words was stopped."""
+        words = list(argv)
+        if self.run_dir is not None:
+            names = ("resume", "run_dir", "init_from")
+            words = [word for word in words if word.partition("=")[0] not in names] + [f"resume={self.run_dir}"]
+        return shlex.join(["python", *words])
+
+
+class Signals:
+    """Remembers the first signal that asks a run to stop. A second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.received, self.speaks = 0, True
+
+    def listen(self, speaks: bool = True) -> None:
+        """Take the signals' handling over, where this is the main thread, which alone can.
+
+        Args:
+            speaks: whether to say what Ctrl-C does.
+        """
+        self.speaks = speaks
+        if threading.current_thread() is not threading.main_thread():
+            return
+        requeue = [signal.SIGUSR1] if in_slurm_job() else []
+        for number in (signal.SIGINT, signal.SIGTERM, *requeue):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == signal.SIGINT and self.speaks:  # print() is not safe here
+            os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once\n")
+        self.received = self.received or number
+
+
+def in_slurm_job() -> bool:
+    """Whether SLURM has started this process."""
+    return "SLURM_JOB_ID" in os.environ
+
+
+def requeue() -> None:
+    """Queue this SLURM job again; where that fails the log says so."""
+    try:
+        words = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+        subprocess.run(words, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", "") or error
+        log.error(f"SLURM did not queue the job again, do it by hand ({reason})")

@@ -1,0 +1,28 @@
+"""Pack pictures into tar shards: python tools/make_shards.py data.path=FOLDER out=SHARDS [key=value ...] [--help]."""
+
+import json
+import logging
+
+from ssl_vit.command import guarded
+from ssl_vit.config.explain import help_text
+from ssl_vit.config.load import read
+from ssl_vit.config.tools import ShardsConfig
+
+USAGE = "python tools/make_shards.py [data.source=folder] data.path=FOLDER out=SHARDS [key=value ...]"
+
+
+def main(words: list[str]) -> None:
+    if "--help" in words:
+        print(help_text(ShardsConfig, USAGE))
+        return
+    config = read(ShardsConfig, words).config
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    from ssl_vit.data.packing import make_shards
+
+    result = make_shards(config)
+    print(f"next: python tools/pretrain.py method=mae data.source=webdataset data.path={config.out}")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    guarded(main)
