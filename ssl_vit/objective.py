@@ -98,7 +98,7 @@ class Objective(pl.LightningModule, ABC):
 
     def configure_model(self) -> None:
         """Spread the weights over the processes where the trainer's strategy is ModelParallelStrategy."""
-        mesh = mesh_of(self.trainer)
+        mesh = mesh_of(self._trainer)
         if mesh is None or self._sharded:
             return
         if self.trainer.is_global_zero:
@@ -124,12 +124,12 @@ class Objective(pl.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         sharded = checkpoint.get("sharded", False)  # older ones do not say
-        if sharded != self._sharded:  # Lightning numbers the optimizer's state otherwise
+        if sharded != self._sharded and self._trainer is not None:  # the optimizer's state is numbered otherwise
             raise ValueError(
                 f"the checkpoint to resume was made {'with' if sharded else 'without'} trainer.strategy=fsdp: go on "
                 "with the strategy that it had, or begin a run from its weights with init_from="
             )
-        if not sharded:  # else the strategy has loaded them, name by name
+        if not self._sharded:  # else the strategy has loaded them, name by name
             require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint to resume")
 
     def decays(self, name: str, parameter: Tensor) -> bool:

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def mesh_of(trainer: pl.Trainer) -> "DeviceMesh | None":
-    """The processes that a trainer spreads weights over; None where each has all of them.
+def mesh_of(trainer: pl.Trainer | None) -> "DeviceMesh | None":
+    """The processes that a trainer spreads weights over; None where each has all of them, and outside a trainer.
 
     Raises:
         ValueError: the strategy splits single layers over processes, which nothing here is made for.
     """
-    if not isinstance(trainer.strategy, ModelParallelStrategy):
+    if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
         return None
     mesh = trainer.strategy.device_mesh
     if mesh["tensor_parallel"].size() > 1:

@@ -8,6 +8,7 @@ import torch.multiprocessing as mp
 from ranks import MAKERS, SHARDED, normed, run, train
 
 from ssl_vit.checkpoint import load_encoder
+from ssl_vit.methods.dino import DINO
 
 RANKS = 2
 
@@ -93,6 +94,8 @@ def test_a_sharded_run_is_not_resumed_by_another_strategy(together, tmp_path):
 def test_a_sharded_checkpoint_is_one_file_with_the_whole_encoder(together):
     path = Path(together[0]["folder"]) / "half.ckpt"
     state = torch.load(path, weights_only=True)["state_dict"]
+    method = DINO.load_from_checkpoint(path, weights_only=True).state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in method.items())
     for which, prefix in (("teacher", "teacher_encoder."), ("student", "encoder.")):
         for name, tensor in load_encoder(path, which=which).state_dict().items():
             assert torch.equal(tensor, state[prefix + name])
