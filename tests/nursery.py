@@ -10,6 +10,8 @@ import runpy
 import sys
 
 if __name__ == "__main__":
+    import sklearn.datasets
+    import sklearn.linear_model  # noqa: F401
     import torchvision.io  # noqa: F401
 
     import ssl_vit.pretrain  # noqa: F401

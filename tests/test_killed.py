@@ -75,7 +75,7 @@ def test_a_run_may_be_killed_at_any_step(nursery, folder, settings, whole, metho
 
 
 def test_two_processes_that_are_killed_end_as_two_that_were_not(nursery, folder, free_port):
-    words = words_of("mae", "trainer.checkpoint_every_steps=1")
+    words = words_of("mae", "trainer.checkpoint_every_steps=1", "data.batch_size=128")
     for name in ("two", "two-killed"):
         processes = nursery.start_two(folder, free_port, *words, f"run_dir={name}")
         if name == "two-killed":

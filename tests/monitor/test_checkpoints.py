@@ -4,6 +4,8 @@ import errno
 import logging
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,40 +16,50 @@ from ssl_vit import runs
 from ssl_vit.monitor.checkpoints import AtomicCheckpoints, Checkpoints, go_on_from_here
 
 
-@pytest.fixture(params=["the kernel refuses", "the disk is full", "it reads back wrong"])
-def failing(request, monkeypatch):
-    """A disk that takes no checkpoint, while it is entered."""
-
-    def fail(patch: pytest.MonkeyPatch) -> None:
-        if request.param == "the kernel refuses":
-            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-            request.addfinalizer(lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limits))
-        elif request.param == "the disk is full":
-
-            def full(handle: int) -> None:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-            patch.setattr("os.fsync", full)
-        else:
-            write = os.fsync
-
-            def spoil(handle: int) -> None:
-                write(handle)
-                os.pwrite(handle, b"spoilt", 300)
-
-            patch.setattr("os.fsync", spoil)
-
-    return fail
+@contextmanager
+def kernel_refuses() -> Iterator[None]:
+    """No file may grow beyond 100 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@contextmanager
+def disk_is_full() -> Iterator[None]:
+    """What is written cannot be flushed."""
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        yield
+
+
+@contextmanager
+def reads_back_wrong() -> Iterator[None]:
+    """Some bytes are others than were written."""
+    write = os.fsync
+
+    def spoil(handle: int) -> None:
+        os.pwrite(handle, b"spoilt", 1000)
+        write(handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", spoil)
+        yield
+
+
+@pytest.mark.parametrize("failing", [kernel_refuses, disk_is_full, reads_back_wrong])
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, failing, caplog):
     path, writer = tmp_path / "step-0000001.ckpt", AtomicCheckpoints()
     weights = torch.arange(1000.0)
     writer.save_checkpoint({"step": 1, "weights": weights}, path)
     assert writer.error is None
-    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.ERROR):
-        failing(patch)
+    with caplog.at_level(logging.ERROR), failing():
         writer.save_checkpoint({"step": 2, "weights": weights}, path)
     assert isinstance(writer.error, OSError)
     assert "step-0000001.ckpt was not written" in caplog.text
