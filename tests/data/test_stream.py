@@ -198,7 +198,9 @@ class Broken(Memory):
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
 def test_a_picture_that_cannot_be_read_changes_no_other(on_error):
     whole = batches(stream(Memory(7, 12, 5), 8))
-    with_faults = batches(stream(Broken(7, 12, 5), 8, on_error=on_error, faults=Faults(1.0)))
+    faults = Faults(1.0)
+    faults.pictures = 24
+    with_faults = batches(stream(Broken(7, 12, 5), 8, on_error=on_error, faults=faults))
     broken = {0, 5, 7, 12, 17, 19}
     named = set()
     for ours, theirs in zip(with_faults, whole, strict=True):
