@@ -2,7 +2,8 @@
 
 Parameter names are timm's.
 
-Letters: B sequences of S tokens in a batch, T tokens of all sequences together, D width, d channels of a head.
+Letters: B sequences of S tokens in a batch, T tokens of all sequences together, D width, d channels of a head; R tokens
+of width A that are attended to, where they are not the sequence's own.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -27,11 +28,11 @@ def lengths(layout: Layout) -> list[int]:
 
 def attend(
     q: Float[Tensor, "B heads S d"],
-    k: Float[Tensor, "B heads S d"],
-    v: Float[Tensor, "B heads S d"],
-    bias: Float[Tensor, "heads S S"] | None = None,
+    k: Float[Tensor, "B heads R d"],
+    v: Float[Tensor, "B heads R d"],
+    bias: Float[Tensor, "heads S R"] | None = None,
 ) -> Float[Tensor, "B heads S d"]:
-    """softmax(q k^T / sqrt(d) + bias) v: by PyTorch's fused kernel, or by plain products where those are faster.
+    """softmax(q k^T / sqrt(d) + bias) v: by PyTorch's fused kernel, or by products where they are faster; often R = S.
 
     They are on CPUs, for a bias (at 197 tokens in float32 1.2 times, in bf16 2.6) and in bf16 with a backward pass (2.1
     to 5 times at 37 to 197 tokens; the fused kernel's forward pass alone is 1.2 to 1.6 times as fast). One thread.
@@ -70,6 +71,22 @@ class Attention(nn.Module):
             q, k, v = self.split_heads(part.unflatten(0, (-1, S)))
             mixed.append(attend(q, k, v, bias).transpose(1, 2).flatten(2).flatten(0, 1))
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens to others, of another width; one matrix for their keys and values."""
+
+    def __init__(self, width: int, heads: int, attended_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(attended_width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "B S D"], attended: Float[Tensor, "B R A"]) -> Float[Tensor, "B S D"]:
+        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(attended).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -136,6 +153,22 @@ class Block(nn.Module):
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), layout)
 
 
+class CrossBlock(nn.Module):
+    """Pre-norm block of cross-attention and an MLP: its tokens see others, never one another."""
+
+    def __init__(self, width: int, heads: int, attended_width: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm_attended = nn.LayerNorm(attended_width, eps=1e-6)
+        self.attn = CrossAttention(width, heads, attended_width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+
+    def forward(self, x: Float[Tensor, "B S D"], attended: Float[Tensor, "B R A"]) -> Float[Tensor, "B S D"]:
+        x = x + self.attn(self.norm1(x), self.norm_attended(attended))
+        return x + self.mlp(self.norm2(x))
+
+
 def run_blocks(
     blocks: Iterable[nn.Module],
     sequences: Sequence[Float[Tensor, "_ _ D"]],
@@ -162,7 +195,7 @@ def run_blocks(
 def compile_blocks(network: nn.Module) -> None:
     """torch.compile every transformer block in a network: encoder, decoder, teacher."""
     for module in network.modules():
-        if isinstance(module, Block):
+        if isinstance(module, Block | CrossBlock):
             module.compile()
 
 

@@ -14,6 +14,10 @@ class MAEConfig:
     """Share of patches hidden."""
     norm_pix: bool = True
     """Normalise each target patch by its own mean and deviation."""
+    decoder: str = "self"
+    """What a decoder block attends to: self (all tokens), or cross (hidden patches read the visible tokens)."""
+    predicted: float | None = None
+    """Share of the hidden patches that decoder=cross predicts; null: a third. decoder=self predicts them all."""
     decoder_width: int = 512
     """Channels of a decoder token."""
     decoder_depth: int = 8
@@ -27,6 +31,11 @@ class MAEConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.mask_ratio < 1, "method.mask_ratio", self.mask_ratio, "in (0, 1)")
+        one_of("method.decoder", self.decoder, ("self", "cross"))
+        share = self.predicted
+        require(share is None or 0 < share <= 1, "method.predicted", share, "in (0, 1], or null")
+        rule = "null with method.decoder=self, which predicts every hidden patch; choose method.decoder=cross"
+        require(share is None or self.decoder == "cross", "method.predicted", share, rule)
         require(self.decoder_width > 0, "method.decoder_width", self.decoder_width, "a positive integer")
         require(self.decoder_width % 4 == 0, "method.decoder_width", self.decoder_width, "a multiple of 4")
         require(self.decoder_depth > 0, "method.decoder_depth", self.decoder_depth, "a positive integer")
@@ -34,6 +43,13 @@ class MAEConfig:
         rule = f"a divisor of method.decoder_width={self.decoder_width}"
         require(legal, "method.decoder_heads", self.decoder_heads, rule)
         interval("method.crop_scale", self.crop_scale, 0.01, 1.0)
+
+    @property
+    def predicted_share(self) -> float:
+        """Of the hidden patches. A third is a quarter of all at the mask ratio of 75 % (arXiv:2401.14391)."""
+        if self.decoder == "self":
+            return 1.0
+        return 1 / 3 if self.predicted is None else self.predicted
 
 
 @dataclass(kw_only=True)
