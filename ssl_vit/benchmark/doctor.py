@@ -290,8 +290,7 @@ def run(config: RunConfig, method_name: str) -> None:
     findings = examine(config, method_name)
     print("\n".join(table(findings)))
     where = "the pictures" if findings.supply > findings.demand else "the device"
-    readers = f"{findings.workers} workers" if findings.workers else "no workers"
-    rate = findings.batch_size / findings.seconds
+    rate, readers = findings.batch_size / findings.seconds, f"data.workers={findings.workers}"
     print(f"\nbottleneck   {findings.bottleneck}: the run waits for {where}, {rate:,.0f} pictures/s with {readers}")
     advice = findings.advice()
     for line in advice or ["nothing: no setting makes this stage faster"]:
