@@ -92,10 +92,14 @@ def batches_of(data, epochs: int = 2, rank: tuple[int, int] | None = None) -> li
     if rank is not None:
         data.trainer = SimpleNamespace(global_rank=rank[0], world_size=rank[1])
     loader, batches = data.train_dataloader(), []
-    for epoch in range(epochs):
-        loader.sampler.set_epoch(epoch)
-        batches += list(loader)
-        assert len(batches) == (epoch + 1) * len(loader)
+    try:
+        for epoch in range(epochs):
+            loader.sampler.set_epoch(epoch)
+            batches += list(loader)
+            assert len(batches) == (epoch + 1) * len(loader)
+    finally:
+        if loader.num_workers:  # else they wait for the garbage collector, in the middle of another test
+            loader._iterator._shutdown_workers()
     return batches
 
 
