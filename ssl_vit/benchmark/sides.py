@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_vit.blocks import compile_blocks
+from ssl_vit.config.schema import SIZES
 from ssl_vit.methods.base import Method
 from ssl_vit.optim import decay_groups
 
@@ -99,3 +100,11 @@ def timed(step: Step, batch: Any, device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def transformers_shape(size: str, image_size: int, patch_size: int) -> dict[str, Any]:
+    """The keywords by which transformers' configurations name an encoder's shape; sizes in pixels."""
+    width, depth, heads = SIZES[size]
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    shape = dict(zip(names, (width, depth, heads, 4 * width), strict=True))
+    return shape | {"image_size": image_size, "patch_size": patch_size}

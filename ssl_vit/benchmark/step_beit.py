@@ -120,14 +120,8 @@ def transformers_model(setting: Setting) -> Step:
     require_peers("transformers")
     from transformers import BeitConfig, BeitForMaskedImageModeling
 
-    width, depth, heads = SIZES[setting.size]
     config = BeitConfig(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        image_size=IMAGE,
-        patch_size=PATCH,
+        **sides.transformers_shape(setting.size, IMAGE, PATCH),
         vocab_size=WORDS,
         use_mask_token=True,
         use_shared_relative_position_bias=True,

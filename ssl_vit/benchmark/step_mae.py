@@ -93,14 +93,8 @@ def transformers_model(setting: Setting) -> Step:
     require_peers("transformers")
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    width, depth, heads = SIZES[setting.size]
     config = ViTMAEConfig(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-        image_size=IMAGE,
-        patch_size=PATCH,
+        **sides.transformers_shape(setting.size, IMAGE, PATCH),
         decoder_hidden_size=DECODER["decoder_width"],
         decoder_num_hidden_layers=DECODER["decoder_depth"],
         decoder_num_attention_heads=DECODER["decoder_heads"],

@@ -85,6 +85,8 @@ def test_without_network_it_is_one_line(monkeypatch):
         raise ConnectionError("no route to host\nand much more")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(OSError, match=r"encoder=timm:resnet18: its weights could not be had \(no route to host and much more\)") as e:
+    with pytest.raises(
+        OSError, match=r"encoder=timm:resnet18: its weights could not be had \(no route to host and much more\)"
+    ) as e:
         load_timm("resnet18")
     assert "\n" not in str(e.value)
