@@ -142,7 +142,8 @@ class Objective(pl.LightningModule, ABC):
         if not self.global_batch:
             self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
-        own = seeded_generator(torch.device("cpu"), self.seed, *self._position, self.global_rank)
+        own = self.generator(torch.device("cpu"))
+        assert own is not None  # a step is taken by a trainer
         torch.manual_seed(own.initial_seed() + 1)  # drop path draws from PyTorch's own generators
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()
