@@ -7,14 +7,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_vit.checkpoint import load_encoder, save_encoder
-    from ssl_vit.data.module import ImageDataModule
-    from ssl_vit.encoder import VisionTransformer
-    from ssl_vit.evaluate.classifier import Classifier, load_classifier
-    from ssl_vit.evaluate.finetune import FineTune
+    from ssl_vit.data.datamodule import ImageDataModule
     from ssl_vit.methods.beit import BEiT
     from ssl_vit.methods.dino import DINO
     from ssl_vit.methods.mae import MAE
+    from ssl_vit.models.vit import VisionTransformer
+    from ssl_vit.models.weights import load_encoder, save_encoder
+    from ssl_vit.supervised.classifier import Classifier, load_classifier
+    from ssl_vit.supervised.finetune import FineTune
     from ssl_vit.tokenizers.base import load_tokenizer
 
 __version__ = "0.1.0"
@@ -36,14 +36,14 @@ _HOME = {
     "BEiT": "ssl_vit.methods.beit",
     "DINO": "ssl_vit.methods.dino",
     "MAE": "ssl_vit.methods.mae",
-    "Classifier": "ssl_vit.evaluate.classifier",
-    "FineTune": "ssl_vit.evaluate.finetune",
-    "ImageDataModule": "ssl_vit.data.module",
-    "VisionTransformer": "ssl_vit.encoder",
-    "load_classifier": "ssl_vit.evaluate.classifier",
-    "load_encoder": "ssl_vit.checkpoint",
+    "Classifier": "ssl_vit.supervised.classifier",
+    "FineTune": "ssl_vit.supervised.finetune",
+    "ImageDataModule": "ssl_vit.data.datamodule",
+    "VisionTransformer": "ssl_vit.models.vit",
+    "load_classifier": "ssl_vit.supervised.classifier",
+    "load_encoder": "ssl_vit.models.weights",
     "load_tokenizer": "ssl_vit.tokenizers.base",
-    "save_encoder": "ssl_vit.checkpoint",
+    "save_encoder": "ssl_vit.models.weights",
 }
 
 

@@ -14,18 +14,18 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from ssl_vit.checkpoint import require_fit
 from ssl_vit.config.checks import override
 from ssl_vit.config.schema import OptimConfig, TrainingRun
-from ssl_vit.data.draws import seeded_generator
-from ssl_vit.data.loading import full_length, pictures_of
-from ssl_vit.data.views import View
-from ssl_vit.distributed import mean_over_ranks
-from ssl_vit.guard import DivergenceError, Guard
-from ssl_vit.optim import clip_all, decay_groups, scaled_lr, total_norm
-from ssl_vit.progress import is_logged, share_done, share_of_epochs
-from ssl_vit.schedules import warmup_cosine
-from ssl_vit.sharding import gather, mesh_of, plain_copy, shard
+from ssl_vit.data.loader import full_length, pictures_of
+from ssl_vit.data.rng import seeded_generator
+from ssl_vit.data.transforms.crops import View
+from ssl_vit.methods.guard import DivergenceError, Guard
+from ssl_vit.models.weights import require_fit
+from ssl_vit.optim.param_groups import clip_all, decay_groups, scaled_lr, total_norm
+from ssl_vit.optim.progress import is_logged, share_done, share_of_epochs
+from ssl_vit.optim.schedules import warmup_cosine
+from ssl_vit.parallel.distributed import mean_over_ranks
+from ssl_vit.parallel.fsdp import gather, mesh_of, plain_copy, shard
 
 log = logging.getLogger("ssl_vit")
 

@@ -14,7 +14,7 @@ if __name__ == "__main__":
     import sklearn.linear_model  # noqa: F401
     import torchvision.io  # noqa: F401
 
-    import ssl_vit.pretrain  # noqa: F401
+    import ssl_vit.train.pretraining  # noqa: F401
     from ssl_vit.methods import beit, dino, mae  # noqa: F401
 
     print("ready", flush=True)

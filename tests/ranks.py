@@ -15,14 +15,14 @@ from pytorch_lightning.strategies import ModelParallelStrategy
 from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
-from ssl_vit.checkpoint import save_encoder
-from ssl_vit.config.tokenizers import KMeansConfig
-from ssl_vit.encoder import VisionTransformer
-from ssl_vit.evaluate.finetune import FineTune
-from ssl_vit.heads import BatchNorm
+from ssl_vit.config.tokenizer_schema import KMeansConfig
 from ssl_vit.methods.beit import BEiT
 from ssl_vit.methods.dino import DINO
+from ssl_vit.methods.heads import BatchNorm
 from ssl_vit.methods.mae import MAE
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import save_encoder
+from ssl_vit.supervised.finetune import FineTune
 from ssl_vit.tokenizers.dvae import DVAETraining
 from ssl_vit.tokenizers.kmeans import KMeans
 from ssl_vit.tokenizers.vqkd import VQKDTraining

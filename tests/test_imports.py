@@ -41,12 +41,12 @@ def test_load_encoder_needs_torch_and_safetensors_alone(tmp_path):
 
 
 def test_configuration_loads_no_torch():
-    code = "from ssl_vit.command import read_run_words; read_run_words(['method=mae'])"
+    code = "from ssl_vit.cli.main import read_run_words; read_run_words(['method=mae'])"
     assert not loaded_after(code) & (HEAVY | {"torch", "numpy"})
 
 
 def test_a_dry_run_loads_torch_but_not_lightning():
-    code = "from ssl_vit.command import read_run_words; from ssl_vit.plan import make_plan\n"
+    code = "from ssl_vit.cli.main import read_run_words; from ssl_vit.train.plan import make_plan\n"
     code += "make_plan(read_run_words(['method=mae']).config).lines()"
     loaded = loaded_after(code)
     assert "torch" in loaded

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_runs import METHODS, assert_same_end, figures_of, last_step_logged, steps_kept, words_of
 
-from ssl_vit.config.tokenizers import KMeansConfig
+from ssl_vit.config.tokenizer_schema import KMeansConfig
 from ssl_vit.tokenizers.base import save_tokenizer
 from ssl_vit.tokenizers.kmeans import KMeans
 

@@ -37,7 +37,7 @@ def imports(path: Path) -> set[str]:
 
 
 def room(path: Path) -> str:
-    """encoder for ssl_vit/encoder.py, data for ssl_vit/data/views.py."""
+    """encoder for ssl_vit/models/vit.py, data for ssl_vit/data/transforms/crops.py."""
     return path.relative_to(ROOT / "ssl_vit").parts[0].removesuffix(".py")
 
 

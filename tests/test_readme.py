@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import ssl_vit
-from ssl_vit.command import read_finetune_words, read_run_words
-from ssl_vit.config.evaluation import KNNConfig, LinearProbeConfig
-from ssl_vit.config.finetune import PredictConfig
-from ssl_vit.config.load import read, read_tokenizer
-from ssl_vit.config.tokenizers import TOKENIZERS
-from ssl_vit.config.tools import ShardsConfig
+from ssl_vit.cli.main import read_finetune_words, read_run_words
+from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
+from ssl_vit.config.finetune_schema import PredictConfig
+from ssl_vit.config.resolve import read, read_tokenizer
+from ssl_vit.config.tokenizer_schema import TOKENIZERS
+from ssl_vit.config.tool_schema import ShardsConfig
 from ssl_vit.methods import HOMES, method_named
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ def test_the_encoder_block_runs(tmp_path):
 
 
 def test_every_method_of_the_configuration_has_a_class():
-    from ssl_vit.config.methods import METHODS
+    from ssl_vit.config.pretrain_schema import METHODS
 
     assert HOMES.keys() == METHODS.keys()
     for name, config in METHODS.items():

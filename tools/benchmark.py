@@ -5,10 +5,10 @@ suite=views|step|startup|probe|memory, or suite=doctor with the settings of a ru
 
 import importlib
 
-from ssl_vit.command import guarded, read_run_words
-from ssl_vit.config.explain import help_text, run_help
-from ssl_vit.config.load import read
-from ssl_vit.config.tools import DOCTOR, SUITES, BenchmarkConfig
+from ssl_vit.cli.main import guarded, read_run_words
+from ssl_vit.config.help import help_text, run_help
+from ssl_vit.config.resolve import read
+from ssl_vit.config.tool_schema import DOCTOR, SUITES, BenchmarkConfig
 
 USAGE = "python tools/benchmark.py suite=views|step|startup|probe|memory|doctor [key=value ...]"
 DOCTOR_USAGE = "python tools/benchmark.py suite=doctor method=mae [recipe=digits] [key=value ...]"
@@ -31,7 +31,7 @@ def doctor(words: list[str]) -> None:
         print(run_help(words, DOCTOR_USAGE))
         return
     resolved = read_run_words(words)
-    from ssl_vit.benchmark.doctor import run
+    from ssl_vit.train.doctor import run
 
     run(resolved.config, resolved.method)
 

@@ -2,8 +2,8 @@
 
 import json
 
-from ssl_vit.command import guarded, read_finetune_words
-from ssl_vit.config.explain import finetune_help, resolved_table
+from ssl_vit.cli.main import guarded, read_finetune_words
+from ssl_vit.config.help import finetune_help, resolved_table
 
 USAGE = "python tools/finetune.py [encoder=RUN_OR_FILE] [recipe=digits] [key=value ...] [--dry-run]"
 
@@ -14,13 +14,13 @@ def main(words: list[str]) -> None:
         return
     resolved = read_finetune_words([word for word in words if word != "--dry-run"])
     if "--dry-run" in words:
-        from ssl_vit.evaluate.classifier import start_of
-        from ssl_vit.plan import make_plan
+        from ssl_vit.supervised.classifier import start_of
+        from ssl_vit.train.plan import make_plan
 
         _, architecture = start_of(resolved.config)
         print(resolved_table(resolved), *make_plan(resolved.config, architecture).lines(), sep="\n")
         return
-    from ssl_vit.finetune import finetune
+    from ssl_vit.train.finetuning import finetune
 
     if done := finetune(resolved.config):
         run_dir, result = done

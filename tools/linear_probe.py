@@ -1,8 +1,8 @@
 """Judge an encoder by a linear probe: python tools/linear_probe.py [encoder=RUN_OR_FILE] [key=value ...] [--help]."""
 
-from ssl_vit.command import guarded, read_probe_words
-from ssl_vit.config.evaluation import LinearProbeConfig
-from ssl_vit.config.explain import help_text
+from ssl_vit.cli.main import guarded, read_probe_words
+from ssl_vit.config.evaluation_schema import LinearProbeConfig
+from ssl_vit.config.help import help_text
 
 USAGE = "python tools/linear_probe.py [encoder=RUN_OR_FILE] [key=value ...]"
 
@@ -12,7 +12,7 @@ def main(words: list[str]) -> None:
         print(help_text(LinearProbeConfig, USAGE))
         return
     config = read_probe_words(words, LinearProbeConfig).config
-    from ssl_vit.evaluate.report import evaluate, show
+    from ssl_vit.supervised.report import evaluate, show
 
     show(evaluate(config))
 

@@ -3,10 +3,10 @@
 import json
 import logging
 
-from ssl_vit.command import guarded
-from ssl_vit.config.explain import help_text
-from ssl_vit.config.load import read
-from ssl_vit.config.tools import ShardsConfig
+from ssl_vit.cli.main import guarded
+from ssl_vit.config.help import help_text
+from ssl_vit.config.resolve import read
+from ssl_vit.config.tool_schema import ShardsConfig
 
 USAGE = "python tools/make_shards.py [data.source=folder] data.path=FOLDER out=SHARDS [key=value ...]"
 
@@ -17,7 +17,7 @@ def main(words: list[str]) -> None:
         return
     config = read(ShardsConfig, words).config
     logging.basicConfig(format="%(message)s", level=logging.INFO)
-    from ssl_vit.data.packing import make_shards
+    from ssl_vit.data.shard_writer import make_shards
 
     result = make_shards(config)
     print(f"next: python tools/pretrain.py method=mae data.source=webdataset data.path={config.out}")

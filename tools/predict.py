@@ -1,9 +1,9 @@
 """Classify pictures: python tools/predict.py images=FILE_OR_FOLDER [model=RUN_OR_FILE] [out=predictions.csv]."""
 
-from ssl_vit.command import guarded
-from ssl_vit.config.explain import help_text
-from ssl_vit.config.finetune import PredictConfig
-from ssl_vit.config.load import read
+from ssl_vit.cli.main import guarded
+from ssl_vit.config.finetune_schema import PredictConfig
+from ssl_vit.config.help import help_text
+from ssl_vit.config.resolve import read
 
 USAGE = "python tools/predict.py images=FILE_OR_FOLDER [model=RUN_OR_FILE] [out=predictions.csv] [top=5]"
 
@@ -13,7 +13,7 @@ def main(words: list[str]) -> None:
         print(help_text(PredictConfig, USAGE))
         return
     config = read(PredictConfig, words).config
-    from ssl_vit.evaluate.predict import predict
+    from ssl_vit.supervised.predict import predict
 
     out, table = predict(config)
     unread = [row for row in table if row["error"]]

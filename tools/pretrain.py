@@ -1,7 +1,7 @@
 """Pretrain an encoder: python tools/pretrain.py method=mae [recipe=digits] [key=value ...] [--help] [--dry-run]."""
 
-from ssl_vit.command import guarded, read_run_words
-from ssl_vit.config.explain import resolved_table, run_help
+from ssl_vit.cli.main import guarded, read_run_words
+from ssl_vit.config.help import resolved_table, run_help
 
 USAGE = "python tools/pretrain.py method=mae [recipe=digits] [key=value ...] [--dry-run]"
 
@@ -12,11 +12,11 @@ def main(words: list[str]) -> None:
         return
     resolved = read_run_words([word for word in words if word != "--dry-run"])
     if "--dry-run" in words:
-        from ssl_vit.plan import make_plan
+        from ssl_vit.train.plan import make_plan
 
         print(resolved_table(resolved), *make_plan(resolved.config).lines(), sep="\n")
         return
-    from ssl_vit.pretrain import pretrain
+    from ssl_vit.train.pretraining import pretrain
 
     if run_dir := pretrain(resolved.config, resolved.method):
         print(f"next: python tools/linear_probe.py encoder={run_dir}")

@@ -2,9 +2,9 @@
 
 import json
 
-from ssl_vit.command import guarded, read_run_words
-from ssl_vit.config.explain import resolved_table, tokenizer_help
-from ssl_vit.config.load import read_tokenizer
+from ssl_vit.cli.main import guarded, read_run_words
+from ssl_vit.config.help import resolved_table, tokenizer_help
+from ssl_vit.config.resolve import read_tokenizer
 
 USAGE = "python tools/train_tokenizer.py [recipe=digits] [key=value ...] [--dry-run]"
 
@@ -15,11 +15,11 @@ def main(words: list[str]) -> None:
         return
     resolved = read_run_words([word for word in words if word != "--dry-run"], read_tokenizer)
     if "--dry-run" in words:
-        from ssl_vit.plan import make_plan
+        from ssl_vit.train.plan import make_plan
 
         print(resolved_table(resolved), *make_plan(resolved.config).lines(), sep="\n")
         return
-    from ssl_vit.train_tokenizer import train_tokenizer
+    from ssl_vit.train.tokenizing import train_tokenizer
 
     if done := train_tokenizer(resolved.config, resolved.method):
         run_dir, result = done

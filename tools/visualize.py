@@ -1,9 +1,9 @@
 """Look at what an encoder sees: python tools/visualize.py images=FILE_OR_FOLDER [encoder=RUN_OR_FILE] [--help]."""
 
-from ssl_vit.command import guarded
-from ssl_vit.config.explain import help_text
-from ssl_vit.config.load import read
-from ssl_vit.config.tools import VisualizeConfig
+from ssl_vit.cli.main import guarded
+from ssl_vit.config.help import help_text
+from ssl_vit.config.resolve import read
+from ssl_vit.config.tool_schema import VisualizeConfig
 
 USAGE = "python tools/visualize.py images=FILE_OR_FOLDER [encoder=RUN_OR_FILE] [key=value ...]"
 

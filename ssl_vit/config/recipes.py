@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from ssl_vit.config.checks import ConfigError, nearest
-from ssl_vit.config.methods import METHODS
+from ssl_vit.config.pretrain_schema import METHODS
 from ssl_vit.config.schema import RunConfig
 
 LEGAL_METHODS = f"one of {', '.join(METHODS)}, or package.module:Class"

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from ssl_vit.data.pictures import PictureError, Source
+from ssl_vit.data.sources.base import PictureError, Source
 
 log = logging.getLogger(__name__)
 _GROUP = 64  # pictures per task: a task costs as much as decoding a small picture

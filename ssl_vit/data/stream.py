@@ -18,12 +18,12 @@ from PIL import Image
 from torch.utils.data import Dataset, DistributedSampler
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.draws import permutation, uniforms
-from ssl_vit.data.faults import Faults, StandIns
-from ssl_vit.data.loading import Batch, Views
-from ssl_vit.data.pictures import PictureError, Source, open_picture
-from ssl_vit.data.shards import Sample, Shards
-from ssl_vit.data.views import View
+from ssl_vit.data.corrupt import Faults, StandIns
+from ssl_vit.data.loader import Batch, Views
+from ssl_vit.data.rng import permutation, uniforms
+from ssl_vit.data.sources.base import PictureError, Source, open_picture
+from ssl_vit.data.sources.webdataset import Sample, Shards
+from ssl_vit.data.transforms.crops import View
 
 UNCOUNTED = 2**32
 """Numbers kept free for each shard where nobody has counted its pictures."""

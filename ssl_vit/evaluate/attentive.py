@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vit.config.evaluation import LinearProbeConfig
-from ssl_vit.data.draws import permutation
-from ssl_vit.data.sources import Split
-from ssl_vit.evaluate.exam import Exam, Verdict, enough_epochs, require_finite
+from ssl_vit.config.evaluation_schema import LinearProbeConfig
+from ssl_vit.data.rng import permutation
+from ssl_vit.data.sources.registry import Split
+from ssl_vit.evaluate.backbones import Subject
+from ssl_vit.evaluate.evaluation import Exam, Verdict, enough_epochs, require_finite
 from ssl_vit.evaluate.features import extract
-from ssl_vit.evaluate.subjects import Subject
-from ssl_vit.optim import scaled_lr
-from ssl_vit.schedules import cosine
+from ssl_vit.optim.param_groups import scaled_lr
+from ssl_vit.optim.schedules import cosine
 
 HEADS = 12
 """AIM's attention heads, or the largest number below that divides the width."""

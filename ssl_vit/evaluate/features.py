@@ -16,11 +16,11 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ssl_vit.data.draws import stratified
-from ssl_vit.data.module import ImageDataModule
-from ssl_vit.data.sources import Split
-from ssl_vit.distributed import interleaved
-from ssl_vit.evaluate.subjects import Feature, Subject
+from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.rng import stratified
+from ssl_vit.data.sources.registry import Split
+from ssl_vit.evaluate.backbones import Feature, Subject
+from ssl_vit.parallel.distributed import interleaved
 
 JUDGED = 1000
 """Held-out pictures on which something is chosen, at least."""

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ssl_vit.config.evaluation import KNNConfig
-from ssl_vit.evaluate.exam import Exam, Verdict
+from ssl_vit.config.evaluation_schema import KNNConfig
+from ssl_vit.evaluate.backbones import Subject
+from ssl_vit.evaluate.evaluation import Exam, Verdict
 from ssl_vit.evaluate.features import best_feature
-from ssl_vit.evaluate.subjects import Subject
 
 TRAIN_CHUNK, TEST_CHUNK = 16384, 1024
 """Training and test pictures at a time: their similarities take 64 MB, however many pictures there are."""

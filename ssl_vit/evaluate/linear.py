@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ssl_vit.config.evaluation import LinearProbeConfig
-from ssl_vit.evaluate.exam import Exam, Verdict, enough_epochs, require_finite
+from ssl_vit.config.evaluation_schema import LinearProbeConfig
+from ssl_vit.evaluate.backbones import Feature, Subject
+from ssl_vit.evaluate.evaluation import Exam, Verdict, enough_epochs, require_finite
 from ssl_vit.evaluate.features import Table, best_feature, held_out_parts
-from ssl_vit.evaluate.heads import Heads, Training, train_heads
-from ssl_vit.evaluate.subjects import Feature, Subject
-from ssl_vit.optim import scaled_lr
+from ssl_vit.evaluate.linear_heads import Heads, Training, train_heads
+from ssl_vit.optim.param_groups import scaled_lr
 
 ITERATIONS = 1000
 """Of scikit-learn's L-BFGS, at most."""

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ssl_vit.config.checks import nearest
-from ssl_vit.config.evaluation import TIMM
+from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import POOLS
-from ssl_vit.evaluate.subjects import WHOLE, Subject
+from ssl_vit.evaluate.backbones import WHOLE, Subject
 
 
 def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> "TimmTransformer | TimmPooled":

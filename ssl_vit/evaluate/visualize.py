@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ssl_vit.checkpoint import load_encoder
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from ssl_vit.config.tools import VisualizeConfig
-from ssl_vit.data.folder import Folder, scan
-from ssl_vit.data.photometry import normalize
-from ssl_vit.data.pictures import open_picture, pixels
-from ssl_vit.encoder import VisionTransformer
-from ssl_vit.maps import attention_mask, attention_pictures, enlarge, principal_colours
-from ssl_vit.runs import newest_run, write_atomic
+from ssl_vit.config.tool_schema import VisualizeConfig
+from ssl_vit.data.sources.base import open_picture, pixels
+from ssl_vit.data.sources.folder import Folder, scan
+from ssl_vit.data.transforms.color import normalize
+from ssl_vit.evaluate.attention import attention_mask, attention_pictures, enlarge, principal_colours
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import load_encoder
+from ssl_vit.run.files import newest_run, write_atomic
 
 
 def visualize(config: VisualizeConfig) -> list[Path]:

@@ -8,10 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.checkpoint import TRAINED, initialise, save_encoder
 from ssl_vit.config.checks import override
 from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig
-from ssl_vit.encoder import VisionTransformer
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import TRAINED, initialise, save_encoder
 from ssl_vit.objective import Objective
 
 

@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ssl_vit.blocks import Block, init_blocks, narrow_normal, run_blocks
-from ssl_vit.config.methods import BEiTConfig, BEiTRun
-from ssl_vit.data.photometry import Photometry
-from ssl_vit.data.views import RandomCrop, TokenCrop
-from ssl_vit.distributed import mean_over_ranks
-from ssl_vit.masking import block_masks, scaled_block
+from ssl_vit.config.pretrain_schema import BEiTConfig, BEiTRun
+from ssl_vit.data.transforms.color import Photometry
+from ssl_vit.data.transforms.crops import RandomCrop, TokenCrop
 from ssl_vit.methods.base import Method
-from ssl_vit.progress import is_logged
+from ssl_vit.methods.masking import block_masks, scaled_block
+from ssl_vit.models.blocks import Block, init_blocks, narrow_normal, run_blocks
+from ssl_vit.optim.progress import is_logged
+from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.tokenizers.base import load_tokenizer, require_tokens
 
 Views = Sequence[Float[Tensor, "B C _ _"]]

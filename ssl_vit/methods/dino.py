@@ -15,19 +15,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_vit.config.methods import DINOConfig, DINORun
-from ssl_vit.data.photometry import Photometry
-from ssl_vit.data.views import MultiCrop, RandomCrop
-from ssl_vit.distributed import mean_over_ranks, sum_over_ranks
-from ssl_vit.ema import follow, frozen_copy
-from ssl_vit.encoder import VisionTransformer
+from ssl_vit.config.pretrain_schema import DINOConfig, DINORun
+from ssl_vit.data.transforms.color import Photometry
+from ssl_vit.data.transforms.crops import MultiCrop, RandomCrop
+from ssl_vit.evaluate.attention import attention_pictures
 from ssl_vit.evaluate.features import feature_std
-from ssl_vit.heads import ProjectionHead
-from ssl_vit.maps import attention_pictures
 from ssl_vit.methods.base import Method
-from ssl_vit.optim import clip_each
-from ssl_vit.progress import is_logged, share_done, share_of_epochs
-from ssl_vit.schedules import cosine, linear
+from ssl_vit.methods.heads import ProjectionHead
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.optim.ema import follow, frozen_copy
+from ssl_vit.optim.param_groups import clip_each
+from ssl_vit.optim.progress import is_logged, share_done, share_of_epochs
+from ssl_vit.optim.schedules import cosine, linear
+from ssl_vit.parallel.distributed import mean_over_ranks, sum_over_ranks
 
 
 def centred_targets(

@@ -19,13 +19,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ssl_vit.blocks import Block, CrossBlock, init_linear, run_blocks
-from ssl_vit.config.methods import MAEConfig, MAERun
-from ssl_vit.data.views import RandomCrop
-from ssl_vit.encoder import VisionTransformer, images_of, pixels_per_patch
-from ssl_vit.masking import as_mask, kept_patches, split_by_noise
+from ssl_vit.config.pretrain_schema import MAEConfig, MAERun
+from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Method
-from ssl_vit.positions import resample, sincos_2d
+from ssl_vit.methods.masking import as_mask, kept_patches, split_by_noise
+from ssl_vit.models.blocks import Block, CrossBlock, init_linear, run_blocks
+from ssl_vit.models.pos_embed import resample, sincos_2d
+from ssl_vit.models.vit import VisionTransformer, images_of, pixels_per_patch
 
 
 def target_pixels(

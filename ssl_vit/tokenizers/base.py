@@ -18,10 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ssl_vit.checkpoint import require_fit
 from ssl_vit.config.schema import PatchGrid
-from ssl_vit.config.tokenizers import TOKENIZERS, TokenizerConfig
-from ssl_vit.runs import write_atomic, write_json
+from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerConfig
+from ssl_vit.models.weights import require_fit
+from ssl_vit.run.files import write_atomic, write_json
 from ssl_vit.tokenizers.dalle import load_dalle
 
 WEIGHTS, ABOUT = "tokenizer.safetensors", "tokenizer.json"

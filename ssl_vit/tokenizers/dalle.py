@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32, Int64
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ssl_vit.checkpoint import State, require_fit
+from ssl_vit.models.weights import State, require_fit
 
 EPSILON = 0.1
 """Pixels are squeezed into [0.1, 0.9]: logit_laplace_eps of dall_e/utils.py; the paper's appendix A.3 tells why."""

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ssl_vit.config.tokenizers import DVAEConfig, DVAERun
-from ssl_vit.data.views import RandomCrop
-from ssl_vit.distributed import mean_over_ranks
-from ssl_vit.progress import is_logged, share_done
-from ssl_vit.schedules import cosine, linear
+from ssl_vit.config.tokenizer_schema import DVAEConfig, DVAERun
+from ssl_vit.data.transforms.crops import RandomCrop
+from ssl_vit.optim.progress import is_logged, share_done
+from ssl_vit.optim.schedules import cosine, linear
+from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.tokenizers.base import Tokenizer
 from ssl_vit.tokenizers.training import TokenizerTraining
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ssl_vit.config.tokenizers import KMeansConfig
-from ssl_vit.encoder import images_of, pixels_per_patch
+from ssl_vit.config.tokenizer_schema import KMeansConfig
+from ssl_vit.models.vit import images_of, pixels_per_patch
 from ssl_vit.tokenizers.base import Tokenizer
 
 CHUNK = 2**24

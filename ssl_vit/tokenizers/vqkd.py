@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ssl_vit.blocks import init_linear
-from ssl_vit.checkpoint import load_encoder
 from ssl_vit.config.schema import EncoderConfig
-from ssl_vit.config.tokenizers import VQKDConfig, VQKDRun
-from ssl_vit.data.views import RandomCrop
-from ssl_vit.distributed import from_first_rank, interleaved, sum_over_ranks
-from ssl_vit.encoder import VisionTransformer
-from ssl_vit.progress import is_logged
+from ssl_vit.config.tokenizer_schema import VQKDConfig, VQKDRun
+from ssl_vit.data.transforms.crops import RandomCrop
+from ssl_vit.models.blocks import init_linear
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import load_encoder
+from ssl_vit.optim.progress import is_logged
+from ssl_vit.parallel.distributed import from_first_rank, interleaved, sum_over_ranks
 from ssl_vit.tokenizers.base import Tokenizer
 from ssl_vit.tokenizers.training import TokenizerTraining
 

@@ -6,10 +6,10 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.config.tools import ShardsConfig
-from ssl_vit.data.module import ImageDataModule
-from ssl_vit.data.packing import make_shards
-from ssl_vit.data.views import RandomCrop
+from ssl_vit.config.tool_schema import ShardsConfig
+from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.shard_writer import make_shards
+from ssl_vit.data.transforms.crops import RandomCrop
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

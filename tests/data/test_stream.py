@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.faults import Faults
-from ssl_vit.data.module import ImageDataModule
-from ssl_vit.data.pictures import PictureError
-from ssl_vit.data.shards import Sample, Shards
+from ssl_vit.data.corrupt import Faults
+from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.sources.base import PictureError
+from ssl_vit.data.sources.webdataset import Sample, Shards
 from ssl_vit.data.stream import UNCOUNTED, Buffer, Stream, StreamSampler
-from ssl_vit.data.views import RandomCrop
+from ssl_vit.data.transforms.crops import RandomCrop
 
 VIEW = RandomCrop((4, 4), (0.2, 1.0))
 
@@ -237,8 +237,8 @@ def module(path, **options) -> ImageDataModule:
 @pytest.fixture
 def packed(tmp_path, write):
     """30 pictures of two classes in several shards."""
-    from ssl_vit.config.tools import ShardsConfig
-    from ssl_vit.data.packing import make_shards
+    from ssl_vit.config.tool_schema import ShardsConfig
+    from ssl_vit.data.shard_writer import make_shards
 
     for i in range(30):
         write(tmp_path / "pictures" / ("cat" if i < 20 else "dog") / f"{i:02}.png", 6, 6, seed=i)
@@ -248,7 +248,7 @@ def packed(tmp_path, write):
 
 
 def test_faults_of_a_stream_are_counted(packed):
-    from ssl_vit.data.shards import scan
+    from ssl_vit.data.sources.webdataset import scan
 
     file = min(packed.glob("*.tar"))
     offset, size, _ = scan(file)[3].tolist()

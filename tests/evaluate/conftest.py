@@ -5,13 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_vit.config.evaluation import KNNConfig, LinearProbeConfig
+from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.module import ImageDataModule
-from ssl_vit.encoder import VisionTransformer
-from ssl_vit.evaluate.exam import Exam
+from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.evaluate.backbones import OwnEncoder
+from ssl_vit.evaluate.evaluation import Exam
 from ssl_vit.evaluate.features import HERE
-from ssl_vit.evaluate.subjects import OwnEncoder
+from ssl_vit.models.vit import VisionTransformer
 
 CLASSES = ("bird", "cat", "dog")
 TRAIN, TEST = 10, 4  # of each class

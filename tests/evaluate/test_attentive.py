@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from ssl_vit.evaluate.attentive import AttentiveHead, judge_attentive, tokens_of
-from ssl_vit.evaluate.subjects import RawPixels
+from ssl_vit.evaluate.backbones import RawPixels
 
 
 @pytest.mark.parametrize(("width", "heads"), [(24, 12), (20, 10), (13, 1)])

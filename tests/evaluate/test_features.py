@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ssl_vit.evaluate.backbones import Feature, RawPixels
 from ssl_vit.evaluate.features import (
     Place,
     Table,
@@ -20,7 +21,6 @@ from ssl_vit.evaluate.features import (
     rankme,
     tracked,
 )
-from ssl_vit.evaluate.subjects import Feature, RawPixels
 
 ROOT = Path(__file__).resolve().parents[2]
 FEATURES = [Feature(blocks, pool) for blocks in ((2,), (0, 1, 2), (1,)) for pool in ("cls", "mean", "both")]
@@ -112,11 +112,11 @@ def test_the_best_feature_is_the_one_that_tells_held_out_pictures():
 SHARED = """
 import sys, torch
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.module import ImageDataModule
-from ssl_vit.distributed import joined
-from ssl_vit.encoder import VisionTransformer
+from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.parallel.distributed import joined
+from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.evaluate.features import Place, describer, extract
-from ssl_vit.evaluate.subjects import OwnEncoder
+from ssl_vit.evaluate.backbones import OwnEncoder
 torch.manual_seed(3)
 subject = OwnEncoder(VisionTransformer(width=24, depth=3, heads=2, patch_size=4, image_size=16).eval())
 config = DataConfig(source="folder", path=sys.argv[1], batch_size=4, workers=0)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from ssl_vit.config.evaluation import LinearProbeConfig
-from ssl_vit.evaluate.exam import enough_epochs
+from ssl_vit.config.evaluation_schema import LinearProbeConfig
+from ssl_vit.evaluate.backbones import Feature, RawPixels
+from ssl_vit.evaluate.evaluation import enough_epochs
 from ssl_vit.evaluate.features import Table
-from ssl_vit.evaluate.heads import Training
 from ssl_vit.evaluate.linear import best_head, grid_features, judge_grid, judge_logreg
-from ssl_vit.evaluate.subjects import Feature, RawPixels
+from ssl_vit.evaluate.linear_heads import Training
 
 WHOLE = Feature((0,), "mean")
 

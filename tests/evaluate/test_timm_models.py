@@ -6,9 +6,9 @@ import pytest
 import timm
 import torch
 
-from ssl_vit.encoder import VisionTransformer
-from ssl_vit.evaluate.subjects import Feature
+from ssl_vit.evaluate.backbones import Feature
 from ssl_vit.evaluate.timm_models import TimmPooled, TimmTransformer, load_timm
+from ssl_vit.models.vit import VisionTransformer
 
 IMAGES = torch.randn(2, 3, 32, 32)
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_vit.checkpoint import save_encoder
-from ssl_vit.config.tools import VisualizeConfig
-from ssl_vit.encoder import VisionTransformer
+from ssl_vit.config.tool_schema import VisualizeConfig
+from ssl_vit.evaluate.attention import attention_mask, attention_pictures, enlarge, principal_colours
 from ssl_vit.evaluate.visualize import visualize
-from ssl_vit.maps import attention_mask, attention_pictures, enlarge, principal_colours
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import save_encoder
 
 
 def test_mask_holds_the_fewest_patches_with_the_mass():

@@ -9,9 +9,9 @@ from lightly.loss.swav_loss import sinkhorn
 from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import update_momentum
 
-from ssl_vit.ema import follow, frozen_copy
-from ssl_vit.heads import ProjectionHead, ScaledProduct
 from ssl_vit.methods.dino import centred_targets, cross_entropy_of_pairs, sinkhorn_targets
+from ssl_vit.methods.heads import ProjectionHead, ScaledProduct
+from ssl_vit.optim.ema import follow, frozen_copy
 
 GRID = list(itertools.product([0.02, 0.04, 0.07], [0.1, 0.3], [0.0, 0.5], [(2, 2), (2, 8), (1, 4), (3, 3)]))
 

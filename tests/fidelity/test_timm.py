@@ -5,7 +5,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 
 from ssl_vit.config.schema import SIZES
-from ssl_vit.encoder import VisionTransformer
+from ssl_vit.models.vit import VisionTransformer
 
 
 def timm_model(size: str, registers: int = 0, **options) -> TimmTransformer:

@@ -7,10 +7,10 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from ssl_vit.config.load import ConfigError, read_run
-from ssl_vit.config.methods import BEiTRun
-from ssl_vit.config.tokenizers import KMeansConfig
-from ssl_vit.data.module import ImageDataModule
+from ssl_vit.config.pretrain_schema import BEiTRun
+from ssl_vit.config.resolve import ConfigError, read_run
+from ssl_vit.config.tokenizer_schema import KMeansConfig
+from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.methods.beit import BEiT
 from ssl_vit.tokenizers.base import save_tokenizer
 from ssl_vit.tokenizers.kmeans import KMeans

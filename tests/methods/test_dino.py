@@ -8,12 +8,12 @@ import torch
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 
-from ssl_vit.checkpoint import load_encoder, save_encoder
-from ssl_vit.config.load import ConfigError, read_run
-from ssl_vit.data.module import ImageDataModule
-from ssl_vit.data.views import MultiCrop
+from ssl_vit.config.resolve import ConfigError, read_run
+from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.transforms.crops import MultiCrop
 from ssl_vit.methods.dino import DINO, cross_entropy_of_pairs, sinkhorn_targets
-from ssl_vit.optim import clip_each
+from ssl_vit.models.weights import load_encoder, save_encoder
+from ssl_vit.optim.param_groups import clip_each
 
 ENCODER = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 16, "drop_path": 0.0}
 SMALL = {"local_crops": 2, "local_size": 8, "prototypes": 24, "head_hidden": 16, "head_bottleneck": 8}

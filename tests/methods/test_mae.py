@@ -7,8 +7,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from ssl_vit.encoder import images_of
 from ssl_vit.methods.mae import MAE, in_channels, patch_statistics, reconstruction_loss, target_pixels
+from ssl_vit.models.vit import images_of
 
 ENCODER = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 16}
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ssl_vit.blocks import CrossAttention, CrossBlock, attend, compile_blocks, run_blocks
-from ssl_vit.config.load import ConfigError, read_run
-from ssl_vit.encoder import images_of
+from ssl_vit.config.resolve import ConfigError, read_run
 from ssl_vit.methods.mae import MAE, CrossDecoder, in_channels, target_pixels, tokens_by_depth
+from ssl_vit.models.blocks import CrossAttention, CrossBlock, attend, compile_blocks, run_blocks
+from ssl_vit.models.vit import images_of
 
 ENCODER = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 16}
 DECODER = {"decoder": "cross", "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}

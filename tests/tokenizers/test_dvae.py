@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from ssl_vit.config.tokenizers import DVAEConfig
+from ssl_vit.config.tokenizer_schema import DVAEConfig
 from ssl_vit.tokenizers.base import load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.dvae import DVAE, DVAETraining, divergence_from_uniform, strides_of, unevenness
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans as Reference
 
-from ssl_vit.config.tokenizers import KMeansConfig
-from ssl_vit.encoder import pixels_per_patch
+from ssl_vit.config.tokenizer_schema import KMeansConfig
+from ssl_vit.models.vit import pixels_per_patch
 from ssl_vit.tokenizers import kmeans
 from ssl_vit.tokenizers.base import load_tokenizer, require_tokens, save_tokenizer
 from ssl_vit.tokenizers.kmeans import KMeans, fit_kmeans
@@ -71,8 +71,8 @@ def test_a_tokenizer_of_the_users_own_needs_only_a_vocabulary():
 
 
 def test_files_that_hold_no_tokenizer_are_refused(tmp_path):
-    from ssl_vit.checkpoint import save_encoder
-    from ssl_vit.encoder import VisionTransformer
+    from ssl_vit.models.vit import VisionTransformer
+    from ssl_vit.models.weights import save_encoder
 
     path = save_encoder(VisionTransformer(width=16, depth=1, heads=2, patch_size=4, image_size=8), tmp_path)
     with pytest.raises(ValueError, match=r"tokenizer=.*encoder.safetensors holds no tokenizer"):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from ssl_vit.checkpoint import save_encoder
-from ssl_vit.encoder import VisionTransformer
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import save_encoder
 from ssl_vit.tokenizers.base import load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.vqkd import VQKDTraining, moved, spherical_kmeans, totals
 

@@ -1,0 +1,201 @@
+"""What every command shares: resuming a run with its own settings, and errors as one line. Imports no torch."""
+
+import ctypes
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from omegaconf import OmegaConf
+
+from ssl_vit.config.checks import require
+from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, LinearProbeConfig
+from ssl_vit.config.finetune_schema import FinetuneRun
+from ssl_vit.config.recipes import FINETUNE, TOKENIZER, recipes
+from ssl_vit.config.resolve import ConfigError, Resolved, read, read_finetune, read_run
+from ssl_vit.config.schema import TrainerConfig, TrainingRun
+from ssl_vit.config.tokenizer_schema import TokenizerRun
+from ssl_vit.run.files import CONFIG, facts_of, newest_run, run_prefix
+from ssl_vit.run.signals import Stopped
+
+Run = TypeVar("Run", bound=TrainingRun)
+Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
+STARTED = "LOCAL_WORLD_SIZE"
+"""What torchrun sets to the number of processes that it starts on a machine."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+
+
+def guarded(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a command; a mistake in its input becomes one line on standard error and exit status 2 or 1.
+
+    A run that a signal has stopped says by which command it goes on; exit status 128 + the signal's number: 130 for
+    Ctrl-C, 143 for SIGTERM. SSL_VIT_TRACEBACK=1 shows where an error comes from.
+    """
+    keep_freed_memory()
+    try:
+        main(sys.argv[1:])
+    except Stopped as stop:
+        print(f"{stop}; go on with: {stop.command(sys.argv)}", file=sys.stderr)
+        raise SystemExit(stop.status) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        if os.environ.get("SSL_VIT_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, ConfigError) else 1) from None
+    raise SystemExit(0)
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory it frees, where its C library is glibc; done nowhere else.
+
+    glibc gives large blocks back to the kernel at once, which clears every page of them when the next step asks again:
+    on a CPU each step allocates its activations, and each batch its pictures, anew. MALLOC_* variables in the
+    environment, glibc's own settings of this, have precedence.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)  # never: a step may free more than any threshold that mallopt takes
+
+
+def read_run_words(words: list[str], read_words: Callable[[list[str]], Resolved[Run]] = read_run) -> Resolved[Run]:
+    """A run's settings; with resume= they are those of the run it continues, and run_dir is its directory.
+
+    Args:
+        read_words: read_run for a pretraining, read_tokenizer for a tokenizer's training, and so on.
+
+    Raises:
+        ConfigError, FileNotFoundError: a setting is wrong; the run to continue is not there.
+    """
+    resolved = read_words(words)
+    run = resumed_run(resolved)
+    if run is not None:
+        if any(word.startswith("recipe=") for word in words):
+            resolved = read_words(words)
+        else:
+            resolved = read_words([*words, f"recipe={run / CONFIG}"])
+            resolved.config.recipe = OmegaConf.load(run / CONFIG).recipe  # what it was made by, and goes on to be
+        resolved.config.run_dir = str(run)
+    require_started(resolved.config.trainer)
+    return resolved
+
+
+def require_started(trainer: TrainerConfig) -> None:
+    """ValueError unless the processes that torchrun started are those of the settings: else each would train alone."""
+    here, everywhere = int(os.environ.get(STARTED, 0)), int(os.environ.get("WORLD_SIZE", 0))
+    if here:
+        rule = f"auto, or {here}, the processes that torchrun started on this machine"
+        require(trainer.devices in ("auto", here), "trainer.devices", trainer.devices, rule)
+        machines = everywhere // here
+        rule = f"{machines}, the machines that torchrun started processes on"
+        require(trainer.num_nodes == machines, "trainer.num_nodes", trainer.num_nodes, rule)
+
+
+def resumed_run(resolved: Resolved[Run]) -> Path | None:
+    """The run that resume= means: itself, that of a checkpoint, or for `auto` run_dir or the newest of its kind.
+
+    None without resume=, and for `auto` where there is nothing to continue yet.
+    """
+    config = resolved.config
+    if not config.resume:
+        return None
+    if config.resume != "auto":
+        path = Path(config.resume)
+        if not path.exists():
+            raise FileNotFoundError(f"resume={config.resume}: there is no such run or checkpoint")
+        return path if path.is_dir() else path.parents[1]
+    if config.run_dir:
+        return Path(config.run_dir) if (Path(config.run_dir) / CONFIG).exists() else None
+    try:
+        name = TOKENIZER if isinstance(config, TokenizerRun) else resolved.method
+        return newest_run(run_prefix(name, config.recipe), CONFIG)
+    except FileNotFoundError:
+        return None
+
+
+def read_finetune_words(words: list[str]) -> Resolved[FinetuneRun]:
+    """A fine-tuning's settings: its data is by default what the encoder was trained on, its recipe the one so named.
+
+    Raises:
+        ConfigError, FileNotFoundError: a setting is wrong; there is no such encoder, or no such run to continue.
+    """
+    return read_run_words(words, _read_on_encoder)
+
+
+def _read_on_encoder(words: list[str]) -> Resolved[FinetuneRun]:
+    given = {word.partition("=")[0] for word in words}
+    resolved = read_finetune(words)
+    if "recipe" not in given and resolved.config.resume not in ("", "auto"):
+        return resolved  # the run to continue has it all
+    encoder = Path(resolved.config.encoder) if resolved.config.encoder else newest_run()
+    if not encoder.exists():
+        raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
+    facts = facts_of(encoder)
+    if "recipe" not in given:
+        words = [*words, f"recipe={_recipe_for(encoder, facts)}"]
+        resolved = read_finetune(words)
+    set_above = {key for key, origin in resolved.origin.items() if origin != "default"}
+    resolved = read_finetune(words, {"data": _pictures_of(facts, resolved.config, set_above)})
+    resolved.config.encoder = str(encoder)
+    if "recipe" not in given:
+        resolved.origin["recipe"] = "encoder"
+    return resolved
+
+
+def _recipe_for(encoder: Path, facts: dict[str, Any]) -> str:
+    """The recipe named as that of the encoder's pretraining."""
+    legal, name = recipes(FINETUNE), facts.get("recipe", "")
+    if name not in legal:
+        said = f"its recipe={name} has no counterpart" if name else "it does not say by which recipe it was trained"
+        raise ConfigError(f"recipe= is missing for encoder={encoder}: {said}; give one of {', '.join(legal)}")
+    return name
+
+
+def _pictures_of(facts: dict[str, Any], config: FinetuneRun, set_above: set[str]) -> dict[str, Any]:
+    """An encoder's data settings, without its place where another source or path is given."""
+    data: dict[str, Any] = dict(facts.get("data", {}))
+    if data.get("source") == "digits" and "data.path" in set_above:
+        del data["source"]  # which has no path: then it is a folder's
+    if "data.path" in set_above or ("data.source" in set_above and config.data.source != data.get("source")):
+        data |= {"path": "", "test_path": ""}
+    return data
+
+
+def read_probe_words(words: list[str], config_class: type[Evaluation]) -> Resolved[Evaluation]:
+    """An evaluation's settings; the data is by default what the encoder was trained on."""
+    encoder = _encoder_of(words, config_class)
+    known: dict[str, Any] = {}
+    if not encoder.startswith(TIMM):
+        if not Path(encoder).exists():
+            raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
+        known = facts_of(Path(encoder))
+    lower = {"data": known["data"]} if "data" in known else {}
+    readout = dict(known.get("readout", {}))
+    protocol = readout.pop("protocol", None)
+    if protocol and config_class is LinearProbeConfig:
+        lower["protocol"] = protocol
+    config = read(config_class, words, lower).config
+    if config.few and readout.get("layer") == "best":
+        readout["layer"] = "last"  # few pictures leave none to choose it on
+    lower |= readout if config.as_trained else {}
+    resolved = read(config_class, words, lower)
+    if "data" not in lower and not any(word.startswith("data.") for word in words):
+        raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
+    resolved.config.encoder = encoder
+    return resolved
+
+
+def _encoder_of(words: list[str], config_class: type[Evaluation]) -> str:
+    """What is to be judged, by default the newest run; a mistake in the words is reported before its absence."""
+    given = next((word.partition("=")[2] for word in words if word.startswith("encoder=")), "")
+    if given:
+        return given
+    try:
+        return str(newest_run())
+    except FileNotFoundError:
+        read(config_class, words)
+        raise

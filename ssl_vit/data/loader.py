@@ -1,0 +1,263 @@
+"""From a source to batches: which pictures in which order, read and turned into views on the workers.
+
+The sampler hands out (epoch, index), so a worker knows all that a draw depends on and holds no state: a batch is a
+function of (seed, epoch, its place in the epoch), whatever the number of workers.
+
+Letters: B pictures of a batch, C channels, H W pixels.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from ssl_vit.data.corrupt import Fault, Faults, StandIns
+from ssl_vit.data.rng import permutation, uniforms
+from ssl_vit.data.sources.base import PictureError, Source
+from ssl_vit.data.transforms.crops import View
+
+Batch = dict[str, Any]
+"""images: uint8 [B, C, H, W], or a list of such; label: int64 [B], -1 = none; index: int64 [B].
+
+For a view with photometry also draws: float64 array [B, draws], which stays on the CPU. Where data.on_error=skip left
+pictures out, skipped: their number.
+"""
+
+
+class Views(Dataset):
+    """One view of each picture, a whole batch at a time.
+
+    stand_ins: for pictures that cannot be read; without them such a picture raises PictureError. numbers: of the
+    pictures of a source that is part of a larger one; their draws depend on them, and a batch gives them as index.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: View,
+        seed: int,
+        labels: np.ndarray,
+        stand_ins: StandIns | None = None,
+        numbers: np.ndarray | None = None,
+    ) -> None:
+        self.source, self.view, self.seed, self.labels, self.stand_ins = source, view, seed, labels, stand_ins
+        self.numbers = numbers
+
+    @property
+    def faults(self) -> Faults | None:
+        """The record of pictures that cannot be read; None where such a picture stops the run."""
+        return None if self.stand_ins is None else self.stand_ins.faults
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+        """The batch of (epoch, index) keys, all of one epoch; with `faults` where pictures could not be read.
+
+        A picture that takes another's place comes under that one's index, label and draws. A batch in which a place
+        stays empty has nothing but faults.
+        """
+        found: list[Fault] = []
+        skips = self.stand_ins is not None and self.stand_ins.skips
+        batch = self._batch(keys, found, skips)
+        if skips and not batch:
+            batch = self._batch(keys, found, False)
+        return batch | {"faults": found} if found else batch
+
+    def _batch(self, keys: list[tuple[int, int]], found: list[Fault], skips: bool) -> Batch:
+        """{} where a place stays empty; with skips where all of them do."""
+        index = np.array([key[1] for key in keys])
+        numbers = index if self.numbers is None else self.numbers[index]
+        draws = uniforms(self.seed, keys[0][0], numbers, self.view.draws)
+        views, kept = [], []
+        for place, number in enumerate(index.tolist()):
+            picture = self._picture(number, found, skips)
+            if picture is not None:
+                views.append(self.view(picture, draws[place]))
+                kept.append(place)
+            elif not skips:
+                return {}
+        if not kept:
+            return {}
+        draws = draws[kept]
+        batch = {"images": _stack(views), "label": torch.from_numpy(self.labels[index[kept]])}
+        batch |= {"index": torch.from_numpy(numbers[kept])}
+        batch |= {"draws": draws} if hasattr(self.view, "photometry") else {}
+        return batch | {"skipped": len(keys) - len(kept)} if len(kept) < len(keys) else batch
+
+    def _picture(self, index: int, found: list[Fault], skips: bool) -> Tensor | None:
+        if self.stand_ins is None:
+            pixels = self.source.read(index)
+        else:
+            pixels = self.stand_ins.read(index, found)
+            if pixels is None and not skips:
+                pixels = self.stand_ins.replace(index, found)
+        if pixels is None:
+            return None
+        return torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)  # PIL's memory is read-only
+
+
+def _stack(views: list[Any]) -> Tensor | list[Tensor]:
+    """[B, C, H, W], or for views that are lists of crops one such stack per crop."""
+    if isinstance(views[0], Tensor):
+        return torch.stack(views).contiguous()
+    return [torch.stack(crops).contiguous() for crops in zip(*views, strict=True)]
+
+
+class EpochSampler(DistributedSampler):
+    """(epoch, index) of this rank's pictures, in the epoch's own random order; every rank gets equally many.
+
+    Lightning calls set_epoch, and leaves a DistributedSampler alone. Pictures that do not divide by the ranks are left
+    out of this epoch; with fewer pictures than ranks they are repeated.
+
+    pictures: how many there are, or the indices of those that are used.
+    """
+
+    def __init__(self, pictures: int | np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        chosen = np.arange(pictures) if isinstance(pictures, int) else pictures
+        super().__init__(chosen, num_replicas=world_size, rank=rank, seed=seed)  # pyright: ignore
+        self.num_samples = max(1, len(chosen) // world_size)
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        chosen: np.ndarray = self.dataset  # pyright: ignore
+        order = chosen[permutation(self.seed, self.epoch, len(chosen))]
+        mine = np.resize(order, self.num_samples * self.num_replicas)[self.rank :: self.num_replicas]
+        epoch, skip, self.skip = self.epoch, self.skip, 0
+        return ((epoch, int(index)) for index in mine[skip:])
+
+
+class ShuffledShare:
+    """(epoch, index) of some pictures in the epoch's own random order: every `processes`-th of them, from `rank` on.
+
+    Every process gets equally many; the first ones come again where they do not divide. `epoch` is set by who trains.
+    """
+
+    def __init__(self, index: np.ndarray, seed: int, rank: int = 0, processes: int = 1) -> None:
+        self.index, self.seed, self.rank, self.processes, self.epoch = index, seed, rank, processes, 0
+
+    def __len__(self) -> int:
+        return -(-len(self.index) // self.processes)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = self.index[permutation(self.seed, self.epoch, len(self.index))]
+        mine = np.resize(order, len(self) * self.processes)[self.rank :: self.processes]
+        return iter([(self.epoch, int(index)) for index in mine])
+
+
+class Loader(DataLoader):
+    """A DataLoader of Views or of a Stream, which notes in the main process the pictures that could not be read.
+
+    Iterating raises ValueError where more of them cannot be read than data.max_bad allows, and PictureError where none
+    can take a picture's place.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        faults: Faults | None = self.dataset.faults  # pyright: ignore
+        if faults is None:
+            yield from super().__iter__()
+            return
+        faults.check()
+        for batch in super().__iter__():
+            if found := batch.pop("faults", None):
+                faults.note(found)
+                faults.check()
+                if not batch:
+                    name, reason = found[-1]
+                    raise PictureError(f"{name} cannot be read ({reason}), nor any that may take its place: repair it")
+            yield batch
+
+
+class TrainLoader(Loader):
+    """A Loader that can go on in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
+
+    trained: Callable[[], int] | None = None
+    """Says how many batches of this epoch have been trained on; without it, as many as were handed out."""
+    _delivered = 0
+    _resumed: dict[str, int] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # A generator, so that nothing is read before the first batch is asked for: on resuming, Lightning makes the
+        # iterator before it sets the epoch.
+        sampler: EpochSampler = self.sampler  # pyright: ignore
+        state, self._resumed = self._resumed, None
+        self._delivered = state["batches"] if state is not None and state["epoch"] == sampler.epoch else 0
+        sampler.skip = self._delivered * (self.batch_size or 1)
+        for batch in super().__iter__():
+            self._delivered += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch, and batches of it that are behind us."""
+        if self._resumed is not None:  # loaded, and nothing read since
+            return dict(self._resumed)
+        batches = self._delivered if self.trained is None else self.trained()
+        return {"epoch": self.sampler.epoch, "batches": batches}  # pyright: ignore
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Begin the next pass behind those batches, if it is of the same epoch."""
+        self._resumed = dict(state_dict)
+
+
+def pictures_of(batch: Any) -> Any:
+    """The normalised pictures of a batch: ImageDataModule's dict, (pictures, labels), or the pictures themselves.
+
+    Pictures are [B, C, H, W], or for methods of several crops a list of such.
+    """
+    images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
+    for crop in images if isinstance(images, list | tuple) else [images]:
+        if isinstance(crop, Tensor) and not crop.is_floating_point():
+            raise ValueError(
+                f"pictures arrive as {crop.dtype}; a method takes normalised floats [B, C, H, W]: "
+                "normalise them in your dataset, or use ssl_vit.ImageDataModule"
+            )
+    return images
+
+
+def labels_of(batch: Any) -> Tensor:
+    """The labels of a batch: int64 [B], of ImageDataModule's dict or of (pictures, labels)."""
+    if isinstance(batch, dict):
+        return batch["label"]
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        return batch[1]
+    raise ValueError("a batch has no labels: give (pictures, labels), or use ssl_vit.ImageDataModule(labelled=True)")
+
+
+def batch_length(images: Any) -> int:
+    """Pictures in a batch, of which there may be several crops."""
+    return len(images[0] if isinstance(images, list | tuple) else images)
+
+
+def full_length(batch: Any) -> int:
+    """Pictures that a batch was to have: those it has, and those that data.on_error=skip left out of it."""
+    return batch_length(pictures_of(batch)) + (batch.get("skipped", 0) if isinstance(batch, dict) else 0)
+
+
+def whole_batch(batch: Batch) -> Batch:
+    """The collate function: __getitems__ has made the batch."""
+    return batch
+
+
+def loader_options(workers: int) -> dict[str, Any]:
+    """Keywords of every DataLoader.
+
+    Workers are forked where that exists: they see the pictures in memory without a copy. A DataLoader draws a seed for
+    its workers, which nothing here uses; it has a generator of its own, so PyTorch's global one is not moved.
+    """
+    options: dict[str, Any] = {"collate_fn": whole_batch, "num_workers": workers}
+    options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
+    if workers:
+        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+        options |= {"persistent_workers": True, "multiprocessing_context": method, "worker_init_fn": stand_apart}
+    return options
+
+
+def stand_apart(worker: int) -> None:
+    """Keep a data worker out of its run's process group: Ctrl-C is for the run, which needs it to end its step."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)

@@ -1,0 +1,183 @@
+"""Pictures in nested folders, with or without a folder for each class; made for millions of files.
+
+Letters: n pictures.
+"""
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from PIL import Image
+
+from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources.base import Source, open_picture
+
+ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+TEST_WORDS = ("test", "val", "validation")
+_ENDINGS = tuple(f".{ending}".encode() for ending in ENDINGS)
+
+
+@dataclass
+class Listing:
+    """Picture files below a folder: paths relative to it in one array of bytes, whatever their number."""
+
+    root: bytes
+    names: UInt8[np.ndarray, " bytes"]
+    ends: Int64[np.ndarray, " n"]
+    """Where each name ends in names."""
+    labels: Int64[np.ndarray, " n"]
+    classes: list[str]
+    other: str
+    """What else was seen: number of files, and their commonest endings."""
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def path(self, index: int) -> str:
+        """Full path of one file."""
+        start = self.ends[index - 1] if index else 0
+        return os.fsdecode(os.path.join(self.root, self.names[start : self.ends[index]].tobytes()))
+
+
+class Folder(Source):
+    """The pictures of a Listing."""
+
+    def __init__(self, data: DataConfig, channels: int, listing: Listing) -> None:
+        super().__init__(data, channels, listing.labels, listing.classes)
+        self.listing = listing
+
+    def open(self, index: int) -> Image.Image:
+        return open_picture(self.listing.path(index))
+
+    def name(self, index: int) -> str:
+        return self.listing.path(index)
+
+
+def training_files(data: DataConfig) -> Listing:
+    """Pictures under data.path/train, or under data.path without its test part.
+
+    Raises:
+        ValueError: no such folder, or no pictures in it.
+    """
+    root = _folder("data.path", data.path)
+    parts = _parts(root)
+    tests = [parts[word] for word in TEST_WORDS if word in parts]
+    if data.test_path:
+        tests.append(_folder("data.test_path", data.test_path))
+    return _filled("data.path", data.path, scan(parts.get("train", root), least_classes=2, without=tests))
+
+
+def test_files(data: DataConfig) -> Listing | None:
+    """Pictures under data.test_path, or of the test, val or validation folder of data.path; None without any.
+
+    Where several exist, the first one with class folders: ImageNet's `test` has no labels, its `val` has.
+    """
+    if data.test_path:
+        root = _folder("data.test_path", data.test_path)
+        return _filled("data.test_path", data.test_path, scan(root, least_classes=1))
+    parts = _parts(_folder("data.path", data.path))
+    listings = [scan(parts[word], least_classes=1) for word in TEST_WORDS if word in parts]
+    listings = [listing for listing in listings if len(listing)]
+    labelled = [listing for listing in listings if listing.classes]
+    return next(iter(labelled + listings), None)
+
+
+def scan(root: bytes, least_classes: int, without: list[bytes] | None = None) -> Listing:
+    """Every picture below root, in the order of the names; hidden files and the folders of `without` are left out.
+
+    The class is the first folder below root, when every picture lies in one and there are at least least_classes.
+    """
+    names, ends, tops = bytearray(), array("q"), array("q")
+    numbers: dict[bytes | None, int] = {}
+    other: Counter[str] = Counter()
+    for top, relative in _files(root, {_identity(path) for path in without or []}):
+        if relative.lower().endswith(_ENDINGS):
+            names += relative
+            ends.append(len(names))
+            tops.append(numbers.setdefault(top, len(numbers)))
+        else:
+            other[os.fsdecode(os.path.splitext(relative)[1]).lower() or "no ending"] += 1
+    labels, classes = np.full(len(ends), -1), []
+    if None not in numbers and len(numbers) >= least_classes:
+        folders = sorted(top for top in numbers if top is not None)
+        order = np.argsort([numbers[folder] for folder in folders])
+        labels, classes = order[np.array(tops, dtype=np.int64)], [os.fsdecode(folder) for folder in folders]
+    stored = np.frombuffer(bytes(names), np.uint8), np.array(ends, dtype=np.int64)
+    common = ", ".join(f"{number} {ending}" for ending, number in other.most_common(3))
+    return Listing(root, *stored, labels, classes, f"{other.total()} files seen" + (f" ({common})" if common else ""))
+
+
+def _files(root: bytes, seen: set[tuple[int, int]]) -> Iterator[tuple[bytes | None, bytes]]:
+    """(first folder below root or None, path relative to root) of every visible file; each folder once.
+
+    `seen`: identities of folders not to enter, so a loop of links ends. Links to folders are followed last: a folder
+    that also lies below root itself counts where it lies.
+    """
+    seen.discard(_identity(root))
+    stack: list[tuple[bytes | None, bytes]] = [(None, b"")]
+    links: list[tuple[bytes | None, bytes]] = []
+    while stack or links:
+        top, below = stack.pop() if stack else links.pop(0)
+        identity = _identity(os.path.join(root, below))
+        if identity in seen:
+            continue
+        seen.add(identity)
+        folders = []
+        for entry in _entries(os.path.join(root, below)):
+            relative = os.path.join(below, entry.name)
+            kind = _kind(entry)
+            if kind == "folder":
+                (links if entry.is_symlink() else folders).append((top or entry.name, relative))
+            elif kind == "file":
+                yield top, relative
+        stack += reversed(folders)
+
+
+def _entries(path: bytes) -> list[os.DirEntry[bytes]]:
+    """What is visible in a folder, by name."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(b".")), key=lambda entry: entry.name)
+    except OSError as error:
+        line = f"data.path={os.fsdecode(path)} cannot be opened: {error.strerror}: make it readable"
+        raise ValueError(line) from error
+
+
+def _kind(entry: os.DirEntry[bytes]) -> str:
+    """folder, file or other."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
+    except OSError:  # a link that leads to itself
+        return "other"
+
+
+def _identity(path: bytes) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _parts(root: bytes) -> dict[str, bytes]:
+    """The folders named train, test, val, validation directly under root, in any case."""
+    found = {os.fsdecode(entry.name).lower(): entry.path for entry in _entries(root) if _kind(entry) == "folder"}
+    return {word: found[word] for word in ("train", *TEST_WORDS) if word in found}
+
+
+def _folder(key: str, path: str) -> bytes:
+    if not path:
+        raise ValueError(f"{key}= is empty: give the folder of your pictures")
+    if not os.path.exists(path):
+        raise ValueError(f"{key}={path} does not exist: give the folder of your pictures")
+    if not os.path.isdir(path):
+        raise ValueError(f"{key}={path} is a file: give a folder, or data.source=parquet for a parquet file")
+    return os.fsencode(path)
+
+
+def _filled(key: str, path: str, listing: Listing) -> Listing:
+    if len(listing):
+        return listing
+    where = "" if os.fsdecode(listing.root) == path else f"/{os.path.basename(os.fsdecode(listing.root))}"
+    raise ValueError(f"{key}={path}{where} holds no pictures: {listing.other}, pictures end in {', '.join(ENDINGS)}")

@@ -1,0 +1,182 @@
+"""Data sets of Hugging Face: by number, or with data.streaming shard after shard. Needs the extra hf.
+
+data.path is a folder that `save_to_disk` wrote, or what `load_dataset` takes: a name on the hub, NAME:CONFIG where it
+has several, or a local folder of parquet files. Pictures are in the column `image`, or the only one of pictures, labels
+in `label`. The files' bytes go through our own decoder, as with any other source.
+"""
+
+import os
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+
+from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources.base import PictureError, Source, open_picture
+from ssl_vit.data.sources.folder import TEST_WORDS
+from ssl_vit.data.sources.webdataset import Sample, Shards
+
+_SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder that save_to_disk wrote
+_ROWS = 16  # of a stream, read at once
+
+
+class Rows(Source):
+    """The rows of a data set, by number; they stay in the files that they are mapped from."""
+
+    def __init__(self, data: DataConfig, channels: int, path: str, rows: Any) -> None:
+        column = picture_column(path, rows.features)
+        if not len(rows):
+            raise ValueError(f"data.path={path} holds no pictures: it has no rows")
+        self.rows, self.column, self.path = _undecoded(rows, column).select_columns([column]), column, path
+        labels, classes = np.full(len(rows), -1), class_names(rows.features)
+        if classes is not None:
+            labels = _numbers(rows)
+            classes += [str(label) for label in range(len(classes), int(labels.max()) + 1)]
+        super().__init__(data, channels, labels, classes if classes and (labels >= 0).any() else [])
+
+    def open(self, index: int) -> Image.Image:
+        return open_picture(BytesIO(_bytes(self.rows[index][self.column])))
+
+    def name(self, index: int) -> str:
+        return f"{self.path} row {index}"
+
+
+class StreamedRows(Shards):
+    """The rows of a data set from where it lies, a file of it after the other."""
+
+    def __init__(self, path: str, rows: Any) -> None:
+        self.column = picture_column(path, rows.features or {"image": None})
+        self.rows, self.counts = _undecoded(rows, self.column), None
+        self.names = [f"{path} file {number}" for number in range(rows.num_shards)]
+
+    def read(self, shard: int) -> Iterator[Sample]:
+        row = 0
+        try:
+            # iter() and not for: that would share the rows among a loader's workers once more.
+            for batch in self.rows.shard(num_shards=len(self.names), index=shard).iter(_ROWS):
+                labels = batch.get("label", [None] * _ROWS)
+                for value, label in zip(batch[self.column], labels, strict=False):
+                    name = f"{self.names[shard]} row {row}"
+                    yield Sample(_bytes(value), label if type(label) is int and label >= 0 else -1, name)
+                    row += 1
+        except Exception as error:  # a download's, or the file format's: they have nothing in common
+            reason = " ".join(str(error).split())
+            raise PictureError(f"{self.names[shard]} cannot be read past row {row}: {reason}: try again") from error
+
+
+def training_rows(data: DataConfig, channels: int) -> Rows:
+    """The `train` part of data.path, or all of it. ValueError where it cannot be loaded."""
+    parts = _loaded("data.path", data.path)
+    rows = parts.get("train", parts.get(""))
+    if rows is None:
+        raise ValueError(f"data.path={data.path} has no part train, only {', '.join(parts)}")
+    return Rows(data, channels, data.path, rows)
+
+
+def test_rows(data: DataConfig, channels: int) -> Rows | None:
+    """The part test, val or validation of data.test_path, or all of it; by default those of data.path.
+
+    Where several exist, the first one with labels. None without any. ValueError where it cannot be loaded.
+    """
+    if data.remote and not data.test_path:
+        return None
+    key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
+    parts = _loaded(key, path)
+    found = [Rows(data, channels, path, parts[word]) for word in TEST_WORDS if word in parts]
+    if data.test_path and not found:
+        return Rows(data, channels, path, next(iter(parts.values())))
+    return next(iter(sorted(found, key=lambda rows: not rows.classes)), None)
+
+
+def streamed_rows(data: DataConfig) -> StreamedRows:
+    """The `train` part of data.path, to be read while training. ValueError where it cannot be opened."""
+    parts = _loaded("data.path", data.path, streaming=True)
+    if "train" not in parts:
+        raise ValueError(f"data.path={data.path} has no part train, only {', '.join(parts)}")
+    return StreamedRows(data.path, parts["train"])
+
+
+def count(data: DataConfig) -> int | None:
+    """Number of training rows of a saved folder; None where that takes loading it, and for a stream."""
+    if data.streaming or not is_saved(data.path):
+        return None
+    parts = _loaded("data.path", data.path)
+    return len(parts.get("train", parts.get("", ())))
+
+
+def is_saved(path: str) -> bool:
+    """Whether save_to_disk wrote this folder."""
+    return any((Path(path) / name).exists() for name in _SAVED)
+
+
+def picture_column(path: str, features: Any) -> str:
+    """`image`, or the only column of pictures. ValueError where there is neither."""
+    if "image" in features:
+        return "image"
+    pictures = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    if len(pictures) != 1:
+        advice = "rename the one with the pictures"
+        raise ValueError(f"data.path={path} has no column image, only {', '.join(features)}: {advice}")
+    return pictures[0]
+
+
+def class_names(features: Any) -> list[str] | None:
+    """Names of the classes of `label`, empty where they are only numbers; None where it holds no class numbers."""
+    feature = features.get("label")
+    integers = str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
+    return list(getattr(feature, "names", None) or []) if integers else None
+
+
+def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
+    """The parts of a data set by name; "" for one that has no parts."""
+    datasets = _datasets()
+    if not path:
+        raise ValueError(f"{key}= is empty: give a folder that save_to_disk wrote, or a name on the hub")
+    if streaming and is_saved(path):
+        raise ValueError(f"{key}={path} is on this machine, and saved: read it with data.streaming=false")
+    name, _, config = (path, "", "") if os.path.exists(path) else path.partition(":")
+    try:
+        whole = (
+            datasets.load_from_disk(path)
+            if is_saved(path)
+            else datasets.load_dataset(name, config or None, streaming=streaming)
+        )
+    except Exception as error:  # no network, no such name, a broken file: they have nothing in common
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{key}={path} could not be loaded: {reason}") from error
+    return dict(whole) if isinstance(whole, dict) else {"": whole}
+
+
+def _undecoded(rows: Any, column: str) -> Any:
+    """The rows with encoded pictures."""
+    feature = (rows.features or {}).get(column)
+    return rows.cast_column(column, _datasets().Image(decode=False)) if hasattr(feature, "decode") else rows
+
+
+def _bytes(value: Any) -> bytes:
+    """Of a picture: bytes, or {bytes, path} of Hugging Face, whose path may be a file of this machine."""
+    found = value if isinstance(value, bytes) else (value or {}).get("bytes")
+    path = None if isinstance(value, bytes) else (value or {}).get("path")
+    if found is None and path and os.path.isfile(path):
+        found = Path(path).read_bytes()
+    if not found:
+        raise OSError("its row holds no picture bytes")
+    return found
+
+
+def _numbers(rows: Any) -> Int64[np.ndarray, " n"]:
+    table = rows.select_columns(["label"]).with_format("arrow")[:]
+    return np.maximum(table.column("label").fill_null(-1).to_numpy().astype(np.int64), -1)
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        line = "data.source=hf needs datasets: uv sync --extra hf, or pip install 'ssl_vit[hf]'"
+        raise ImportError(line) from error
+    return datasets

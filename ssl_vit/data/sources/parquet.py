@@ -1,0 +1,169 @@
+"""Encoded pictures in parquet files: a column `image`, and `label` where there are classes. Needs pyarrow.
+
+Letters: n pictures.
+"""
+
+import io
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+from PIL import Image
+
+from ssl_vit.config.schema import DataConfig
+from ssl_vit.data import splits
+from ssl_vit.data.sources.base import Source, open_picture
+from ssl_vit.data.splits import Kind
+
+KIND = Kind("parquet file", ".parquet")
+MEMORY_LIMIT = 4 * 10**9
+"""Encoded bytes above which they go to a temporary file (in TMPDIR) that is mapped into memory."""
+_ROWS = 1024
+
+
+class Parquet(Source):
+    """The rows of some parquet files, their encoded pictures in one array, shared with forked workers."""
+
+    def __init__(self, data: DataConfig, channels: int, files: list[Path]) -> None:
+        size = sum(_image_bytes(file) for file in files)
+        with io.BytesIO() if size <= MEMORY_LIMIT else tempfile.TemporaryFile() as store:
+            lengths, labels = _load(files, store)
+            store.flush()
+            in_memory = isinstance(store, io.BytesIO)
+            self.values = np.frombuffer(store.getvalue(), np.uint8) if in_memory else np.memmap(store, np.uint8, "r")
+        if not len(lengths):
+            raise ValueError(f"data.path={data.path} holds no pictures: {len(files)} parquet files without a row")
+        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
+        self.files = files
+        self.first_rows = np.cumsum([0] + [rows(file) for file in files])
+        if data.on_error == "raise" and not lengths.all():
+            empty = self.name(int(np.argmin(lengths)))
+            raise ValueError(f"data.path={empty} holds no picture bytes: embed them, or drop the row")
+        classes = _class_names(files[0]) if (labels >= 0).any() else []
+        classes += [str(label) for label in range(len(classes), int(labels.max(initial=-1)) + 1)]
+        super().__init__(data, channels, labels, classes)
+
+    def open(self, index: int) -> Image.Image:
+        if self.offsets[index] == self.offsets[index + 1]:
+            raise ValueError("it holds no picture bytes, embed them")
+        return open_picture(io.BytesIO(self.values[self.offsets[index] : self.offsets[index + 1]].tobytes()))
+
+    def name(self, index: int) -> str:
+        file = int(np.searchsorted(self.first_rows, index, side="right")) - 1
+        return f"{self.files[file]} row {index - self.first_rows[file]}"
+
+
+def training_files(data: DataConfig) -> list[Path]:
+    """data.path itself, or its files whose name contains train; without any, all that are not test files.
+
+    Raises:
+        ValueError: no such path, or no parquet files for training there.
+    """
+    return splits.training_files(data, KIND, _has_labels)
+
+
+def test_files(data: DataConfig) -> list[Path] | None:
+    """Files of data.test_path, or those of data.path whose name contains test, val or validation; None without any.
+
+    Where test and val files exist, the first ones with labels.
+    """
+    return splits.test_files(data, KIND, _has_labels)
+
+
+def rows(file: Path) -> int:
+    """Number of rows, from the file's footer."""
+    return _opened(file).metadata.num_rows
+
+
+def _opened(file: Path) -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        line = "data.source=parquet needs pyarrow: uv sync --extra parquet, or pip install 'ssl_vit[parquet]'"
+        raise ImportError(line) from error
+    try:
+        return parquet.ParquetFile(file)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"data.path={file} cannot be read as parquet: {reason}") from error
+
+
+def _image_bytes(file: Path) -> int:
+    """Size of the image column in bytes; checks that it holds encoded pictures, and that labels are integers."""
+    opened = _opened(file)
+    import pyarrow as pa
+
+    schema, metadata = opened.schema_arrow, opened.metadata
+    columns = ", ".join(schema.names)
+    if "image" not in schema.names:
+        raise ValueError(f"data.path={file} has no column image, only {columns}: rename the one with the pictures")
+    kind = schema.field("image").type
+    encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+    if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
+        rule = "encoded bytes (binary) or Hugging Face's {bytes, path}"
+        raise ValueError(f"data.path={file} has a column image of type {kind}: it must hold {rule}")
+    if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
+        kind = schema.field("label").type
+        raise ValueError(f"data.path={file} has a column label of type {kind}: labels must be integers from 0")
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    leaves = [group.column(j) for group in groups for j in range(group.num_columns)]
+    return sum(leaf.total_uncompressed_size for leaf in leaves if leaf.path_in_schema in ("image", "image.bytes"))
+
+
+def _load(files: list[Path], store: Any) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+    """Write the encoded pictures of all rows into store; their lengths in bytes, and the labels (-1 = none)."""
+    lengths, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for file in files:
+        for batch in _batches(file, ["image", "label"]):
+            values, sizes = _encoded(batch.column("image"))
+            store.write(values)
+            lengths.append(sizes)
+            labels.append(_labels(batch))
+    return np.concatenate(lengths), np.concatenate(labels)
+
+
+def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
+    opened = _opened(file)
+    present = [name for name in columns if name in opened.schema_arrow.names]
+    try:
+        yield from opened.iter_batches(batch_size=_ROWS, columns=present)
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"data.path={file} cannot be read to its end: {reason}: copy it again") from error
+
+
+def _encoded(column: Any) -> tuple[np.ndarray, Int64[np.ndarray, " rows"]]:
+    """Bytes of the rows one after the other, and the length of each; 0 where there are none."""
+    import pyarrow as pa
+
+    if pa.types.is_struct(column.type):
+        column = column.flatten()[column.type.get_field_index("bytes")]
+    column = column.fill_null(b"").cast(pa.large_binary())
+    _, offset_buffer, value_buffer = column.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int64)[column.offset : column.offset + len(column) + 1]
+    values = np.frombuffer(value_buffer or b"", np.uint8)
+    return values[offsets[0] : offsets[-1]], np.diff(offsets)
+
+
+def _labels(batch: Any) -> Int64[np.ndarray, " rows"]:
+    if "label" not in batch.schema.names:
+        return np.full(batch.num_rows, -1)
+    return np.maximum(batch.column("label").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), -1)
+
+
+def _has_labels(files: list[Path]) -> bool:
+    return any("label" in batch.schema.names and (_labels(batch) >= 0).any()
+               for file in files for batch in _batches(file, ["label"]))  # fmt: skip
+
+
+def _class_names(file: Path) -> list[str]:
+    """From the schema's metadata: `classes` (a JSON list), or Hugging Face's ClassLabel."""
+    metadata = _opened(file).schema_arrow.metadata or {}
+    if b"classes" in metadata:
+        return [str(name) for name in json.loads(metadata[b"classes"])]
+    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    return list(features.get("label", {}).get("names", []))

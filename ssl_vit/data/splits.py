@@ -1,0 +1,81 @@
+"""Which files below a path are for training and which for testing, by a word in their names; for files of pictures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources.folder import TEST_WORDS
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Files that hold many pictures each."""
+
+    name: str
+    """Of one of them, in a message."""
+    ending: str
+
+
+Preferred = Callable[[list[Path]], bool]
+"""Whether test files are the better ones, where there are several groups."""
+
+
+def training_files(data: DataConfig, kind: Kind, preferred: Preferred) -> list[Path]:
+    """data.path itself, or its files whose name contains train; without any, all that are not test files.
+
+    Raises:
+        ValueError: no such path, or no files of this kind for training there.
+    """
+    groups = by_part("data.path", data.path, kind)
+    if Path(data.path).is_file():
+        return groups[""]
+    tests = test_files(data, kind, preferred) if data.test_path else None
+    others = [file.resolve() for file in tests or []]
+    chosen = [file for file in groups.get("train") or groups.get("", []) if file.resolve() not in others]
+    if not chosen:
+        names = ", ".join(file.name for group in groups.values() for file in group[:2])
+        raise ValueError(f"data.path={data.path} holds no training files, only {names}: give those for training")
+    return chosen
+
+
+def test_files(data: DataConfig, kind: Kind, preferred: Preferred) -> list[Path] | None:
+    """Files of data.test_path, or those of data.path whose name contains test, val or validation; None without any.
+
+    Where test and val files exist, the first preferred ones.
+    """
+    key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
+    groups = by_part(key, path, kind)
+    candidates = [groups[word] for word in TEST_WORDS if word in groups]
+    if len(candidates) > 1:
+        candidates.sort(key=lambda files: not preferred(files))
+    if data.test_path and not candidates:
+        return [file for group in groups.values() for file in group]
+    return candidates[0] if candidates else None
+
+
+def by_part(key: str, path: str, kind: Kind) -> dict[str, list[Path]]:
+    """Files of a path by the word in their name (or their own folder's): train, test, val, or nothing.
+
+    A file by itself is what it was given for, whatever its name.
+
+    Raises:
+        ValueError: no such path, or no files of this kind there.
+    """
+    advice = f"give a {kind.name}, or a folder of them"
+    if not path:
+        raise ValueError(f"{key}= is empty: {advice}")
+    root = Path(path)
+    if not root.exists():
+        raise ValueError(f"{key}={path} does not exist: {advice}")
+    if root.is_file():
+        return {"": [root]}
+    groups: dict[str, list[Path]] = {}
+    for file in sorted(root.rglob(f"*{kind.ending}")):
+        folder = "" if file.parent == root else file.parent.name.lower()
+        words = [word for word in ("train", *TEST_WORDS) if word in file.name.lower() or word == folder]
+        groups.setdefault(words[0] if words else "", []).append(file)
+    if not groups:
+        seen = sum(1 for file in root.rglob("*") if file.is_file())
+        raise ValueError(f"{key}={path} holds no {kind.name}s: {seen} files seen, none ends in {kind.ending}")
+    return groups

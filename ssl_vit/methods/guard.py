@@ -1,0 +1,84 @@
+"""Is a step sound? Losses and gradients are looked at before the optimiser moves, for all processes together."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ssl_vit.parallel.distributed import any_of_ranks
+
+
+class DivergenceError(FloatingPointError):
+    """Steps in a row whose loss or gradient was no number."""
+
+    def __init__(self, step: int, in_a_row: int) -> None:
+        super().__init__(
+            f"loss or gradient was not finite in {in_a_row} steps in a row before step {step}; the weights have not "
+            "moved since. Lower optim.base_lr, set optim.clip_grad=1, or train with trainer.precision=32-true"
+        )
+
+
+@dataclass(frozen=True)
+class BadStep:
+    """A step that was left out."""
+
+    step: int
+    """Optimiser steps before it."""
+    epoch: int
+    why: str
+    """loss or gradient, where this process saw it; else another process."""
+    pictures: list[int]
+    """Indices of this process's pictures, of all its batches; empty where batches have none."""
+
+
+class Guard:
+    """Says before each optimiser step whether it may be taken; a step is left out on all processes or on none.
+
+    On a GPU the answer is a single value that travels to the CPU once the backward pass is done.
+    """
+
+    def __init__(self) -> None:
+        self.skipped = False
+        """Whether the last step was left out."""
+        self.in_a_row = 0
+        """Steps left out since the last sound one."""
+        self.found: list[BadStep] = []
+        """Steps left out that nobody has written down yet."""
+        self._losses: list[Bool[Tensor, ""]] = []
+        self._index: list[Tensor] = []
+
+    def watch(self, loss: Float[Tensor, ""], batch: Any) -> None:
+        """Remember whether a batch's loss is finite, and which pictures it was of."""
+        self._losses.append(loss.detach().isfinite())
+        if isinstance(batch, dict) and "index" in batch:
+            self._index.append(batch["index"])
+
+    def judge(self, grad_norm: Float[Tensor, ""] | None, step: int, epoch: int) -> bool:
+        """Whether the step may be taken.
+
+        Args:
+            grad_norm: of all gradients together; None where a loss scale makes an infinite one an everyday thing.
+        """
+        losses, index = self._losses, self._index
+        self._losses, self._index = [], []
+        sound = torch.stack(losses).all()
+        finite = sound if grad_norm is None else sound & grad_norm.isfinite()
+        self.skipped = _known(any_of_ranks(~finite))
+        self.in_a_row = self.in_a_row + 1 if self.skipped else 0
+        if self.skipped:
+            why = "another process" if finite else "gradient" if sound else "loss"
+            self.found.append(BadStep(step, epoch, why, [int(i) for part in index for i in part]))
+        return not self.skipped
+
+
+def _known(flag: Bool[Tensor, ""]) -> bool:
+    """A device's flag on the CPU, by a copy that waits for what comes before it on the device and for nothing else."""
+    if not flag.is_cuda:
+        return bool(flag)
+    answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    event.synchronize()
+    return bool(answer)

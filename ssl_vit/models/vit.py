@@ -1,0 +1,275 @@
+"""The one Vision Transformer that every method trains (Dosovitskiy et al., 2021, arXiv:2010.11929).
+
+Parameter names are timm's, so weights move between the two without a key map.
+
+Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N = h * w patches, n <= N patches that
+reach the blocks, R registers, D width, S = 1 + n tokens (class token first), F = C * P * P pixel values of a patch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ssl_vit.config.checks import one_of
+from ssl_vit.config.schema import POOLS, EncoderConfig
+from ssl_vit.models.blocks import SCHEMES, Biases, Block, init_blocks, run_blocks, trunc_normal
+from ssl_vit.models.pos_embed import RelativeIndex, RelativePositionBias, relations, resample, sincos_2d
+
+
+def pixels_per_patch(
+    images: Float[Tensor, "B C H W"], patch_size: int, index: Int[Tensor, "B n"] | None = None
+) -> Float[Tensor, "B _ F"]:
+    """Cut images into flat patches, row-major over the grid; inside a patch channel, row, column.
+
+    Args:
+        index: which patches of each image, in which order; None means all. Only those are copied.
+    """
+    B, C, H, W = images.shape
+    P, h, w = patch_size, H // patch_size, W // patch_size
+    patches = images.view(B, C, h, P, w, P).permute(0, 2, 4, 1, 3, 5)  # [B, h, w, C, P, P]
+    if index is not None:
+        image = torch.arange(B, device=index.device)[:, None]
+        return patches[image, index // w, index % w].flatten(2)
+    return patches.reshape(B, h * w, C * P * P)
+
+
+def images_of(pixels: Float[Tensor, "B N F"], patch_size: int, h: int, w: int) -> Float[Tensor, "B C H W"]:
+    """The inverse of pixels_per_patch: flat patches of an h x w grid to images."""
+    patches = pixels.unflatten(2, (-1, patch_size, patch_size)).unflatten(1, (h, w))  # [B, h, w, C, P, P]
+    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
+
+
+class PatchEmbed(nn.Module):
+    """Pixels of a patch to a token, by one linear map; kept as a convolution's weight, as timm names and shapes it."""
+
+    def __init__(self, channels: int, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, pixels: Float[Tensor, "B n F"]) -> Float[Tensor, "B n D"]:
+        return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class VisionTransformer(nn.Module):
+    """Images to tokens in three steps that a method may call apart: patchify, locate, encode.
+
+    MAE patchifies and locates the visible patches only; BEiT swaps patches for its mask token between patchify and
+    locate; DINO and every evaluation call all three through forward. The encoder knows no method and no mask.
+
+    Args:
+        config: the whole architecture; or give its fields as keywords, `VisionTransformer(size="small")`.
+    """
+
+    pos_embed: Tensor
+    """Positions [1, 1 + N, D], class token first; with registers [1, N, D]. A parameter if learned, else a buffer.
+
+    Absent with relative positions, which are a bias of the attention scores: one table shared by all blocks
+    (rel_pos_bias), or one in each (attn.relative_position_bias_table).
+    """
+
+    def __init__(self, config: EncoderConfig | None = None, **options: Any) -> None:
+        super().__init__()
+        if config is not None and options:
+            raise ValueError(f"VisionTransformer takes a config or keywords, not both; got {sorted(options)} too")
+        self.config = config = config or EncoderConfig(**options)
+        self.facts: dict[str, Any] = {}  # what a saved encoder knows of its training: mean, std, method, data
+        self.width, self.depth, self.heads = config.shape
+        self.patch_size, self.grid = config.patch_size, config.grid
+        self.patch_embed = PatchEmbed(config.channels, config.patch_size, self.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
+        if config.registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.registers, self.width))
+        self._make_positions()
+        rates = [config.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
+        rows = relations(self.grid) if config.positions == "relative_per_block" else 0
+        self.blocks = nn.ModuleList(
+            Block(self.width, self.heads, config.mlp_ratio, config.layer_scale, rate, rows) for rate in rates
+        )
+        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        if not self.cls_token.is_meta:  # shapes alone: nothing to draw, and drawing would import torch._dynamo
+            self._init_weights()
+
+    def _make_positions(self) -> None:
+        # As in timm's models: without registers row 0 is the class token's, with them the table is the patches' alone.
+        h, w = self.grid
+        self.class_rows = 0 if self.config.registers or self.config.relative else 1
+        if self.config.positions == "relative":
+            self.rel_pos_bias = RelativePositionBias(self.grid, self.heads)
+        elif self.config.positions == "relative_per_block":
+            self.rel_pos_index = RelativeIndex(self.grid)
+        elif self.config.positions == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.class_rows + h * w, self.width))
+        else:  # a buffer: a frozen parameter would stop plain DDP
+            table = F.pad(sincos_2d(h, w, self.width), (0, 0, self.class_rows, 0))
+            self.register_buffer("pos_embed", table)
+
+    def _init_weights(self) -> None:
+        scheme = self.config.init
+        init_blocks(self.blocks, scheme)
+        if scheme in ("xavier", "beit"):
+            SCHEMES[scheme](self.patch_embed.proj.weight.data.flatten(1))  # as a linear map of a flat patch
+        if scheme == "beit":
+            nn.init.zeros_(self.patch_embed.proj.bias)  # pyright: ignore[reportArgumentType]
+        for token in (self.cls_token, getattr(self, "reg_token", None)):
+            if token is not None:
+                SCHEMES["beit"](token) if scheme == "beit" else nn.init.normal_(token, std=0.02)
+        if self.config.positions == "learned":
+            SCHEMES["beit"](self.pos_embed) if scheme == "beit" else trunc_normal(self.pos_embed)
+
+    def grid_of(self, images: Float[Tensor, "B C H W"]) -> tuple[int, int]:
+        """Patch grid (h, w) of images; ValueError unless channels and sides fit."""
+        C, H, W = images.shape[-3:]
+        if self.config.channels != C:
+            raise ValueError(f"images have {C} channels, but encoder.channels={self.config.channels}")
+        if H % self.patch_size or W % self.patch_size:
+            raise ValueError(
+                f"images are {H} x {W} pixels; both sides must be multiples of encoder.patch_size={self.patch_size}"
+            )
+        return H // self.patch_size, W // self.patch_size
+
+    def patchify(
+        self, images: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"] | None = None
+    ) -> Float[Tensor, "B _ D"]:
+        """Project pixels to patch tokens, row-major; with an index only those patches, in that order."""
+        self.grid_of(images)
+        return self.patch_embed(pixels_per_patch(images, self.patch_size, index))
+
+    def locate(
+        self, patches: Float[Tensor, "B n D"], h: int, w: int, index: Int[Tensor, "B n"] | None = None
+    ) -> Float[Tensor, "B n D"]:
+        """Add the positions of an h x w grid; `index` says which patches of it these are (None: all).
+
+        Relative positions add nothing here: encode takes the grid.
+        """
+        if self.config.relative:
+            return patches
+        table = resample(self.pos_embed[:, self.class_rows :], self.grid, (h, w))
+        return patches + (table if index is None else table[0][index])
+
+    def encode(self, patches: Float[Tensor, "B n D"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B S D"]:
+        """Located patches, any subset in any order, to normed tokens: class token first, then the patches.
+
+        Relative positions need all patches of a grid in their order; grid: which, by default that of the training
+        picture. ValueError where the patches are not as many.
+        """
+        return self.encode_many([patches], None if grid is None else [grid])[0]
+
+    def encode_many(
+        self, groups: Sequence[Float[Tensor, "_ _ D"]], grids: Sequence[tuple[int, int]] | None = None
+    ) -> list[Float[Tensor, "_ _ D"]]:
+        """As encode, for batches that differ in length and number; linear maps run once over all of them."""
+        biases = self._biases(groups, grids or [self.grid] * len(groups))
+        sequences = self._run([self.with_class_token(patches) for patches in groups], biases, 0, self.depth)
+        return [self.norm(self.without_registers(x)) for x in sequences]
+
+    def hidden_states(
+        self, patches: Float[Tensor, "B n D"], layers: Sequence[int], grid: tuple[int, int] | None = None
+    ) -> list[Float[Tensor, "B S D"]]:
+        """As encode, but the tokens after each of the chosen blocks, before the final norm; negative: from the last."""
+        wanted = [range(self.depth)[layer] for layer in layers]
+        biases = self._biases([patches], [grid or self.grid])
+        x, outputs, done = self.with_class_token(patches), dict[int, Tensor](), 0
+        for layer in sorted(set(wanted)):
+            (x,) = self._run([x], biases, done, layer + 1)
+            outputs[layer], done = self.without_registers(x), layer + 1
+        return [outputs[layer] for layer in wanted]
+
+    def biases(self, grids: Sequence[tuple[int, int]]) -> Sequence[Biases] | None:
+        """Relative positions of batches of whole grids, for each block; None with other positions.
+
+        Where the blocks share a table they are computed once.
+        """
+        if not self.config.relative:
+            return None
+        if self.config.positions == "relative":
+            made = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
+            return [[made[grid] for grid in grids]] * self.depth
+        tables = [block.attn.relative_position_bias_table for block in self.blocks]  # pyright: ignore
+        return [[self.rel_pos_index.look_up(table, grid) for grid in grids] for table in tables]  # pyright: ignore
+
+    def _biases(self, groups: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Sequence[Biases] | None:
+        for patches, (h, w) in zip(groups, grids, strict=True):
+            if self.config.relative and patches.shape[1] != h * w:
+                raise ValueError(
+                    f"encoder.positions={self.config.positions} needs all {h} x {w} patches of a grid, not "
+                    f"{patches.shape[1]}: give encode(patches, grid=(h, w)), or choose learned or sincos positions"
+                )
+        return self.biases(grids)
+
+    def with_class_token(self, patches: Float[Tensor, "B n D"]) -> Float[Tensor, "B _ D"]:
+        """Class token, registers, patches: what the first block sees."""
+        class_token = self.cls_token + self.pos_embed[:, :1] if self.class_rows else self.cls_token
+        tokens = [class_token.expand(len(patches), -1, -1)]
+        if self.config.registers:
+            tokens.append(self.reg_token.expand(len(patches), -1, -1))
+        return torch.cat([*tokens, patches], dim=1)
+
+    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+        """Located patches of whole images, all of them: what encode takes."""
+        return self.locate(self.patchify(images), *self.grid_of(images))
+
+    def without_registers(self, x: Float[Tensor, "B _ D"]) -> Float[Tensor, "B S D"]:
+        R = self.config.registers
+        return torch.cat([x[:, :1], x[:, 1 + R :]], dim=1) if R else x
+
+    def _run(self, sequences: list[Tensor], biases: Sequence[Biases] | None, first: int, end: int) -> list[Tensor]:
+        """Sequences through the blocks from `first` up to `end`."""
+        checkpointed = self.config.checkpoint_blocks and self.training and torch.is_grad_enabled()
+        return run_blocks(self.blocks[first:end], sequences, biases and biases[first:end], checkpointed)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
+        """Tokens after the final norm [B, 1 + N, D], class token first; registers are left out."""
+        return self.encode(self.embed(images), self.grid_of(images))
+
+    def layer_tokens(
+        self, images: Float[Tensor, "B C H W"], layers: Sequence[int] = (-1,)
+    ) -> list[Float[Tensor, "B S D"]]:
+        """Tokens after the chosen blocks, each through the final norm; negative layers count from the last."""
+        return [self.norm(x) for x in self.hidden_states(self.embed(images), layers, self.grid_of(images))]
+
+    def features(
+        self, images: Float[Tensor, "B C H W"], layers: Sequence[int] = (-1,), pool: str = "cls"
+    ) -> Float[Tensor, "B _"]:
+        """One vector per picture: [B, D] for each layer and pooling, side by side.
+
+        Args:
+            layers: blocks to read, such as [-1] or [-4, -3, -2, -1].
+            pool: "cls" (class token), "mean" (of the patches), "both" (class token, then mean).
+        """
+        one_of("pool", pool, POOLS)
+        parts = []
+        for tokens in self.layer_tokens(images, layers):
+            parts += [tokens[:, 0]] if pool != "mean" else []
+            parts += [tokens[:, 1:].mean(1)] if pool != "cls" else []
+        return torch.cat(parts, dim=1)
+
+    def feature_maps(
+        self, images: Float[Tensor, "B C H W"], layers: Sequence[int] = (-1,)
+    ) -> list[Float[Tensor, "B D h w"]]:
+        """Patch features as maps for dense tasks, one for each layer."""
+        grid = self.grid_of(images)
+        return [tokens[:, 1:].transpose(1, 2).unflatten(2, grid) for tokens in self.layer_tokens(images, layers)]
+
+    def attention_maps(self, images: Float[Tensor, "B C H W"], layer: int = -1) -> Float[Tensor, "B heads N"]:
+        """How much the class token attends to each patch in one block; the rest went to itself and the registers."""
+        wanted = range(self.depth)[layer]
+        patches = self.embed(images)
+        biases = self._biases([patches], [self.grid_of(images)])
+        (x,) = self._run([self.with_class_token(patches)], biases, 0, wanted)
+        block = self.blocks[wanted]
+        assert isinstance(block, Block)
+        q, k, _ = block.attn.split_heads(block.attn.qkv(block.norm1(x)))
+        scores = q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, heads, 1, S + R]
+        bias = biases[wanted][0] if biases else None
+        if bias is not None:
+            scores = scores + bias[:, :1]
+        return scores.softmax(-1)[:, :, 0, 1 + self.config.registers :]
+
+    def extra_repr(self) -> str:
+        changed = {k: v for k, v in asdict(self.config).items() if v != getattr(EncoderConfig(), k)}
+        return ", ".join(f"{key}={value}" for key, value in changed.items())

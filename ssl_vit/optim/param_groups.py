@@ -1,0 +1,70 @@
+"""Parameter groups, the learning-rate rule, clipping."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ssl_vit.parallel.distributed import local_parts, norms
+
+
+def scaled_lr(base_lr: float, global_batch: int) -> float:
+    """Learning rate for a global batch, linear in it: base_lr is per 256 pictures (arXiv:1706.02677)."""
+    return base_lr * global_batch / 256
+
+
+def decay_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, decays: Callable[[str, Tensor], bool]
+) -> list[dict[str, Any]]:
+    """Two groups for AdamW: what `decays(name, parameter)` decays, then the rest; frozen parameters in neither."""
+    named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
+    return [
+        {"params": [p for name, p in named if decays(name, p)], "weight_decay": weight_decay},
+        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
+    ]
+
+
+def layer_groups(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    weight_decay: float,
+    decays: Callable[[str, Tensor], bool],
+    layer_of: Callable[[str], int],
+    layers: int,
+    decay: float,
+) -> list[dict[str, Any]]:
+    """Groups for AdamW by layer and by what decays, lowest layer first; frozen parameters in none.
+
+    `scale` of a group is what its learning rate is multiplied by: decay ** (layers - layer), so 1 for the top layer
+    (ELECTRA, arXiv:2003.10555; as MAE's and BEiT's authors have it).
+
+    Args:
+        layer_of: name of a parameter -> its layer, in 0 .. layers.
+    """
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            groups.setdefault((layer_of(name), decays(name, parameter)), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay * decayed, "scale": decay ** (layers - layer)}
+        for (layer, decayed), parameters in sorted(groups.items())
+    ]
+
+
+def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
+    """Scale each parameter's own gradient down to the norm `largest`, if it is above (as DINO's authors clip)."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    scales = (largest / (norms(grads) + 1e-6)).clamp_max(1.0)
+    torch._foreach_mul_(local_parts(grads), list(scales.unbind()))  # pyright: ignore[reportPrivateImportUsage]
+
+
+def total_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """2-norm of all gradients together, whole ones where they are spread over processes."""
+    return norms([p.grad for p in parameters if p.grad is not None]).norm()
+
+
+def clip_all(parameters: Iterable[nn.Parameter], largest: float, norm: Float[Tensor, ""]) -> None:
+    """Scale all gradients by one number, so that their total norm, which is given, is at most `largest`."""
+    grads = local_parts(p.grad for p in parameters if p.grad is not None)
+    torch._foreach_mul_(grads, (largest / (norm + 1e-6)).clamp_max(1.0))  # pyright: ignore[reportPrivateImportUsage]

@@ -1,0 +1,76 @@
+"""Weights spread over processes, each with a share of every one (FSDP: Zhao et al., 2023, arXiv:2304.11277).
+
+PyTorch's fully_shard does it, under Lightning's ModelParallelStrategy. A transformer block, of a student or a teacher,
+is put together for its own passes and let go after them; what stands outside the blocks is put together for the step.
+Names of parameters stay.
+"""
+
+import copy
+from typing import TYPE_CHECKING, TypeVar
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import ModelParallelStrategy
+from torch import nn
+
+from ssl_vit.models.blocks import Block
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def mesh_of(trainer: pl.Trainer | None) -> "DeviceMesh | None":
+    """The processes that a trainer spreads weights over; None where each has all of them, and outside a trainer.
+
+    Raises:
+        ValueError: the strategy splits single layers over processes, which nothing here is made for.
+    """
+    if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
+        return None
+    mesh = trainer.strategy.device_mesh
+    if mesh["tensor_parallel"].size() > 1:
+        raise ValueError(
+            "ModelParallelStrategy must have tensor_parallel_size=1 and data_parallel_size=<number of processes>: "
+            "weights are sharded by block, layers are not split"
+        )
+    return mesh["data_parallel"]
+
+
+def shard(network: nn.Module, mesh: "DeviceMesh") -> None:
+    """Spread every weight of a network whose step is `training_step` over the processes of a mesh.
+
+    Raises:
+        ValueError: blocks hold tables of relative positions, which are read before the block that holds them runs.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # slow to import
+
+    blocks = [module for module in network.modules() if isinstance(module, Block)]
+    if any(hasattr(block.attn, "relative_position_bias_table") for block in blocks):
+        raise ValueError(
+            "trainer.strategy=fsdp cannot train encoder.positions=relative_per_block: take strategy=ddp, or "
+            "method.block_positions=false where an encoder with relative positions is fine-tuned"
+        )
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(network, mesh=mesh)
+    register_fsdp_forward_method(network, "training_step")
+
+
+def plain_copy(network: Network) -> Network:
+    """A copy of a network before it is sharded, which gather() fills; on the CPU."""
+    mesh = getattr(network, "_device_mesh", None)  # Lightning puts it there; it cannot be copied
+    return copy.deepcopy(network, {id(mesh): None}).cpu()
+
+
+def gather(network: nn.Module, copied: Network | None) -> Network | None:
+    """The copy with all weights of a sharded network; None on processes that have no copy.
+
+    Called on every process; the weights go to the first.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # slow to import
+
+    state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if copied is not None:
+        copied.load_state_dict(state)
+    return copied

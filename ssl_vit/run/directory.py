@@ -1,0 +1,101 @@
+"""Which directory a run has, the same on all of its processes, and from which checkpoint it goes on."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+from ssl_vit.config.resolve import to_yaml
+from ssl_vit.config.schema import TrainerConfig, TrainingRun
+from ssl_vit.parallel.distributed import agreed
+from ssl_vit.run.files import (
+    CHECKPOINTS,
+    CONFIG,
+    RUNS,
+    damage,
+    new_run_dir,
+    newest_checkpoint,
+    run_prefix,
+    write_atomic,
+)
+from ssl_vit.run.lock import hold
+
+
+def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | None]:
+    """The run's directory with its config.yaml, and the checkpoint to go on from, if any.
+
+    Args:
+        name: begins the directory's name, where it is made up.
+
+    Raises:
+        FileExistsError: run_dir holds another run already.
+        BlockingIOError: another process is writing into it.
+        FileNotFoundError, ValueError: it has no checkpoint to resume, or none that is whole.
+    """
+    require_strategy(config.trainer)
+    run_dir = Path(config.run_dir) if config.run_dir else made_up_run_dir(name, config)
+    os.environ["SSL_VIT_RUN_DIR"] = str(run_dir)  # Lightning starts the other processes of a node by this command
+    if not is_first_process():
+        return run_dir, checkpoint_to_resume(config.resume, run_dir)
+    hold(run_dir)
+    if (run_dir / CONFIG).exists() and not config.resume:
+        raise FileExistsError(f"run_dir={run_dir} holds a run already: add resume=auto, or name another directory")
+    checkpoint = checkpoint_to_resume(config.resume, run_dir)
+    write_atomic(run_dir / CONFIG, to_yaml(config, method))
+    return run_dir, checkpoint
+
+
+def require_strategy(trainer: TrainerConfig) -> None:
+    """ImportError in one line where the strategy's package is missing."""
+    if trainer.strategy == "deepspeed" and find_spec("deepspeed") is None:
+        raise ImportError("trainer.strategy=deepspeed needs the package deepspeed: `pip install deepspeed`")
+
+
+def made_up_run_dir(name: str, config: TrainingRun) -> Path:
+    """A directory that no run has yet, the same one on all processes of this run.
+
+    Under torchrun the first process says which. Under SLURM it is named by the job.
+
+    Raises:
+        ValueError: the processes have no way to agree on one.
+    """
+    if TorchElasticEnvironment.detect():
+        return Path(agreed(str(new_run_dir(name, config.recipe))))
+    if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
+        return RUNS / f"{run_prefix(name, config.recipe)}slurm-{SLURMEnvironment.job_id()}"
+    if "LOCAL_RANK" in os.environ and "SSL_VIT_RUN_DIR" in os.environ:  # started by Lightning
+        return Path(os.environ["SSL_VIT_RUN_DIR"])
+    if config.trainer.num_nodes > 1:
+        raise ValueError(
+            f"run_dir= is missing: trainer.num_nodes={config.trainer.num_nodes} machines cannot agree on a directory "
+            "unless torchrun or SLURM starts them; give the same one to each"
+        )
+    return new_run_dir(name, config.recipe)
+
+
+def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
+    """The checkpoint that resume= means: a file, or the newest of run_dir that is whole; for auto None without any.
+
+    Raises:
+        FileNotFoundError: run_dir has none. ValueError: it is damaged, or all are.
+    """
+    given = Path(resume)
+    if resume and given.is_file():
+        if problem := damage(given):
+            raise ValueError(f"resume={resume} is damaged ({problem}): give another, or resume={run_dir}")
+        return given
+    if not resume or (resume == "auto" and not any((run_dir / CHECKPOINTS).glob("*.ckpt"))):
+        return None
+    return newest_checkpoint(run_dir)
+
+
+def is_first_process() -> bool:
+    """Whether this process of the run writes and speaks; known before the processes have met.
+
+    torchrun gives each its RANK, SLURM its SLURM_PROCID, and Lightning's launcher its LOCAL_RANK on its machine.
+    """
+    given = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
+    machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
+    return int(given[0] if given else 0) == int(machine) == 0

@@ -1,0 +1,193 @@
+"""A classifier: a Vision Transformer with a head, in training, in files and in use.
+
+Letters: B images, C channels, H x W pixels, D width, N patches, S tokens, K classes.
+"""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ssl_vit.config.checks import one_of, require
+from ssl_vit.config.finetune_schema import FinetuneRun
+from ssl_vit.config.schema import EncoderConfig
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import load_encoder, load_strictly, require_fit, save_encoder, transfer
+from ssl_vit.run.files import MODEL, write_atomic
+
+
+class Classifier(nn.Module):
+    """Pictures to class scores.
+
+    The head sees the mean of the patches, through a norm of its own (then the encoder's is left out, as MAE's authors
+    do), or the class token after the encoder's norm.
+
+    Args:
+        encoder: it becomes a part of the classifier; with pool=mean its final norm is taken off.
+        classes: names, in the order of the scores.
+        pool: mean or cls.
+        distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4).
+        head_std: deviation of the head's initial weights; biases are 0.
+
+    Raises:
+        ValueError: a distillation token in an encoder with relative positions, where it would have no place.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        classes: list[str],
+        pool: str = "mean",
+        distilled: bool = False,
+        head_std: float = 2e-5,
+    ) -> None:
+        super().__init__()
+        one_of("method.pool", pool, ("mean", "cls"))
+        positions = encoder.config.positions
+        if distilled and encoder.config.relative:
+            raise ValueError(
+                f"distill.teacher= adds a token, which has no place with encoder.positions={positions}: "
+                "fine-tune an encoder with learned or sincos positions"
+            )
+        self.encoder, self.classes, self.pool, self.distilled = encoder, list(classes), pool, distilled
+        self.facts: dict[str, Any] = {}  # what a saved classifier knows of its training: mean, std, method, data
+        if pool == "mean":
+            encoder.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+            self.fc_norm = nn.LayerNorm(encoder.width, eps=1e-6)
+        self.head = _head(encoder.width, len(classes), head_std)
+        if distilled:
+            self.dist_token = nn.Parameter(torch.empty(1, 1, encoder.width))
+            nn.init.trunc_normal_(self.dist_token, std=0.02)
+            self.head_dist = _head(encoder.width, len(classes), head_std)
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Scores before the softmax; of two heads the mean."""
+        by_labels, by_teacher = self.both(images)
+        return by_labels if by_teacher is None else (by_labels + by_teacher) / 2
+
+    def both(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"] | None]:
+        """Scores of the head that learns from labels, and of the one that learns from a teacher, where there is one."""
+        encoder, grid = self.encoder, self.encoder.grid_of(images)
+        patches = encoder.embed(images)
+        N = patches.shape[1]
+        if self.distilled:
+            patches = torch.cat([patches, self.dist_token.to(patches.dtype).expand(len(patches), -1, -1)], dim=1)
+        (x,) = encoder.hidden_states(patches, [-1], grid)  # [B, 1 + N (+ 1), D]
+        mean = self.pool == "mean"
+        norm = self.fc_norm if mean else encoder.norm
+        by_labels = self.head(norm(x[:, 1 : 1 + N].mean(1) if mean else x[:, 0]))
+        return by_labels, self.head_dist(norm(x[:, -1])) if self.distilled else None
+
+    def export_encoder(self) -> VisionTransformer:
+        """The encoder by itself, a copy; with pool=mean its final norm is the one that the mean went through."""
+        state = self.encoder.state_dict()
+        if self.pool == "mean":
+            state |= {f"norm.{name}": tensor for name, tensor in self.fc_norm.state_dict().items()}
+        encoder = VisionTransformer(self.encoder.config)
+        load_strictly(encoder, state, "the classifier's encoder")
+        return encoder.eval()
+
+
+def _head(width: int, classes: int, std: float) -> nn.Linear:
+    head = nn.Linear(width, classes)
+    nn.init.trunc_normal_(head.weight, std=std)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def tuned_config(
+    config: EncoderConfig, image_size: Any = None, drop_path: float = 0.0, block_positions: bool = True
+) -> EncoderConfig:
+    """The architecture of an encoder to be fine-tuned: on another picture size, with drop path.
+
+    Sine-cosine positions become a learned parameter that starts from them, as in MAE's authors' fine-tuning. Relative
+    positions shared by the blocks become a table for each block, as in BEiT's.
+
+    Args:
+        image_size: a side or [height, width], in pixels; None is the start's.
+
+    Raises:
+        ValueError: image_size is no multiple of the patch.
+    """
+    kinds = {"sincos": "learned", "relative": "relative_per_block" if block_positions else "relative"}
+    positions = kinds.get(config.positions, config.positions)
+    size, patch = config.image_size if image_size is None else image_size, config.patch_size
+    whole = all(side % patch == 0 for side in (size if isinstance(size, list | tuple) else [size]))
+    require(whole, "image_size", size, f"a multiple of {patch}, the encoder's patch")
+    return replace(config, image_size=size, drop_path=drop_path, positions=positions)
+
+
+def tunable(start: VisionTransformer, *changes: Any, **more: Any) -> VisionTransformer:
+    """A copy of an encoder with the architecture that tuned_config makes of its own, and all of its weights."""
+    encoder = VisionTransformer(tuned_config(start.config, *changes, **more))
+    transfer(start, encoder, "the encoder to fine-tune")
+    encoder.facts = start.facts
+    return encoder
+
+
+def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
+    """Where a run starts, the pretrained encoder or one like it with fresh weights; the architecture it is tuned with.
+
+    Raises:
+        FileNotFoundError, ValueError: as load_encoder and tuned_config.
+    """
+    start = load_encoder(config.encoder)
+    if config.init == "scratch":
+        fresh = VisionTransformer(start.config)
+        fresh.facts, start = start.facts, fresh
+    method = config.method
+    return start, tuned_config(start.config, config.image_size, method.drop_path, method.block_positions)
+
+
+def save_classifier(model: Classifier, folder: Path, **facts: Any) -> Path:
+    """Write model.safetensors (complete in itself) and its encoder as encoder.safetensors and encoder.json.
+
+    Args:
+        facts: JSON values worth keeping: mean, std, method, data, step.
+    """
+    head = {"classes": model.classes, "pool": model.pool, "distilled": model.distilled}
+    known = {"encoder": asdict(model.encoder.config), "classifier": head, **facts}
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomic(folder / MODEL, save(state, metadata={"ssl_vit": json.dumps(known)}))
+    save_encoder(model.export_encoder(), folder, **facts)
+    return folder / MODEL
+
+
+def load_classifier(source: str | Path) -> Classifier:
+    """A classifier in eval mode from a fine-tuned run or its model.safetensors.
+
+    `classes` are the names of its scores, in their order; `facts` what is known of it, mean and std of its pictures
+    among them.
+
+    Raises:
+        FileNotFoundError: there is nothing at source, or a run that has not ended.
+        ValueError: it holds no classifier, or weights are missing, unknown or misshapen.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"model={source}: there is no such file or run")
+    if path.is_dir():
+        path = path / MODEL
+        if not path.exists():
+            raise FileNotFoundError(
+                f"model={source} has no {MODEL}: make one with `python tools/finetune.py encoder={source}`, or with "
+                f"resume={source} where it is a fine-tuning that was stopped"
+            )
+    if path.suffix != ".safetensors":
+        raise ValueError(f"model={source} must be a fine-tuned run or its {MODEL}")
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        facts = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
+    if "classifier" not in facts:
+        raise ValueError(f"{path} holds no classifier: make one with `python tools/finetune.py encoder={source}`")
+    model = Classifier(VisionTransformer(EncoderConfig(**facts["encoder"])), **facts["classifier"])
+    require_fit(model.state_dict(), state, path)
+    model.load_state_dict(state)
+    model.facts = facts
+    return model.eval()

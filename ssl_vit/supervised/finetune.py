@@ -1,0 +1,220 @@
+"""Fine-tuning: an encoder and a classification head, trained on labelled pictures.
+
+The recipe is that of MAE (He et al., 2022, arXiv:2111.06377, appendix A.1, table 9), which BEiT (arXiv:2106.08254) and
+DeiT (arXiv:2012.12877) share but for its numbers: AdamW with a learning rate that decays from the top layer down,
+mixup, CutMix, RandAugment, random erasing, label smoothing, stochastic depth; with a teacher DeiT's extra token.
+
+Letters: B images, C channels, H x W pixels, K classes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from ssl_vit.config.checks import override
+from ssl_vit.config.finetune_schema import DistillConfig, FinetuneConfig, FinetuneRun
+from ssl_vit.config.schema import OptimConfig
+from ssl_vit.data.loader import labels_of, pictures_of
+from ssl_vit.data.transforms.color import Photometry
+from ssl_vit.data.transforms.crops import RandomCrop
+from ssl_vit.data.transforms.mixing import draw_boxes, draw_mix, erase, mix_pictures, mix_targets
+from ssl_vit.data.transforms.randaugment import Augmented, Jittered
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.objective import Objective
+from ssl_vit.optim.ema import follow, frozen_copy
+from ssl_vit.optim.param_groups import layer_groups
+from ssl_vit.parallel.distributed import mean_over_ranks
+from ssl_vit.supervised.classifier import Classifier, save_classifier, tunable
+
+
+def soft_cross_entropy(
+    logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], class_weights: Float[Tensor, " K"] | None = None
+) -> Float[Tensor, ""]:
+    """Cross-entropy against probabilities, in float32, averaged over the batch.
+
+    Args:
+        class_weights: each picture counts by the weight of its class, of a mixture by the mixed weight; the average is
+            then over weights, as in PyTorch's cross_entropy, those of all processes.
+    """
+    losses = -(targets * logits.float().log_softmax(1)).sum(1)
+    if class_weights is None:
+        return losses.mean()
+    weights = targets @ class_weights
+    return (weights * losses).sum() / mean_over_ranks(weights.sum())
+
+
+def balancing_weights(counts: Int64[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """n / (K n_c) for each class: n pictures of K classes, n_c of this one (King and Zeng, 2001)."""
+    return counts.sum() / (len(counts) * counts.clamp_min(1).float())
+
+
+def hard_distillation(student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"]) -> Float[Tensor, ""]:
+    """Cross-entropy against the teacher's best class (DeiT, arXiv:2012.12877, equation 3)."""
+    return F.cross_entropy(student.float(), teacher.argmax(1))
+
+
+def soft_distillation(
+    student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], temperature: float
+) -> Float[Tensor, ""]:
+    """Temperature squared times the Kullback-Leibler divergence from the teacher, over B K (DeiT's losses.py).
+
+    Equation 2 of the paper divides by B alone.
+    """
+    ours, theirs = (logits.float().div(temperature).log_softmax(1) for logits in (student, teacher))
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2 / student.numel()
+
+
+def layer_of(name: str, depth: int) -> int:
+    """Layer of a classifier's parameter for the decay of the learning rate, in 0 .. depth + 1 (the authors' rule).
+
+    0: tokens, positions and the patch embedding. Block i, from 0: i + 1, with its own table of relative positions. The
+    rest, a shared table and the heads among it: depth + 1.
+    """
+    name = name.removeprefix("encoder.")
+    if name.startswith(("cls_token", "reg_token", "pos_embed", "patch_embed")):
+        return 0
+    return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
+
+
+class FineTune(Objective):
+    """A classifier trained on labels, and on a teacher's answers where there is one.
+
+    Args:
+        encoder: where to start; it is copied.
+        classes: names, in the order of the labels.
+        optim: an OptimConfig, or a dict of the fields that differ from MAE's.
+        seed: every draw of a step is a function of (seed, epoch, batch, rank).
+        image_size: picture in pixels, a side or [height, width]; None is the encoder's.
+        counts: training pictures of each class, for class_weights.
+        teacher: normalised pictures [B, C, H, W] -> class scores [B, K]; adds a distillation token.
+        distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
+        options: fields of FinetuneConfig, such as mixup.
+
+    Raises:
+        ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, a picture size
+            that is no multiple of its patch, a teacher for one with relative positions.
+    """
+
+    Config = FinetuneRun
+    options: FinetuneConfig
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        classes: list[str],
+        optim: OptimConfig | dict[str, Any] | None = None,
+        seed: int = 0,
+        *,
+        image_size: Any = None,
+        counts: Int64[Tensor, " K"] | None = None,
+        teacher: nn.Module | None = None,
+        distill: DistillConfig | dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(optim, seed, **options)
+        self.distill: DistillConfig = override(DistillConfig(), distill, "distill")
+        cfg, channels = self.options, encoder.config.channels
+        for name in ("randaugment", "jitter"):
+            if getattr(cfg, name) and channels not in (1, 3):
+                raise ValueError(
+                    f"method.{name}={getattr(cfg, name):g} must be 0 for pictures of {channels} channels: colours are "
+                    "defined for 1 or 3"
+                )
+        tuned = tunable(encoder, image_size, cfg.drop_path, cfg.block_positions)
+        self.model = Classifier(tuned, classes, cfg.pool, teacher is not None, cfg.head_std)
+        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self.averaged = frozen_copy(self.model) if cfg.ema else None
+        if cfg.class_weights and counts is None:
+            raise ValueError("method.class_weights=true needs counts=, the training pictures of each class")
+        weights = balancing_weights(counts) if cfg.class_weights and counts is not None else None
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def train(self, mode: bool = True) -> "FineTune":
+        """Teacher and averaged weights stay in eval mode: no drop path in them."""
+        super().train(mode)
+        for frozen in (self.teacher, self.averaged):
+            if frozen is not None:
+                frozen.eval()
+        return self
+
+    def views(self) -> Augmented | Jittered:
+        cfg, encoder = self.options, self.model.encoder
+        crop = RandomCrop(encoder.config.height_width, cfg.crop_scale, flip=cfg.flip)
+        mean = encoder.facts.get("mean", [0.5] * encoder.config.channels)
+        fill = [min(255.0, round(255 * value)) for value in mean]
+        view = Augmented(crop, cfg.randaugment, cfg.randaugment_std, cfg.randaugment_ops, fill)
+        if not cfg.jitter:
+            return view
+        strengths = dict.fromkeys(("brightness", "contrast", "saturation"), cfg.jitter)
+        return Jittered(view, Photometry(**strengths, hue=0.0, jitter_p=1.0, grey_p=0.0, blur_p=0.0, solarize_p=0.0))
+
+    def inputs(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Normalised pictures and their labels."""
+        return pictures_of(batch), labels_of(batch)
+
+    def losses(self, labelled: tuple[Float[Tensor, "B C H W"], Int64[Tensor, " B"]]) -> dict[str, Float[Tensor, ""]]:
+        """{"classification": loss}, with a teacher {"distillation": ...} too, each by its weight in the sum."""
+        images, targets = self.augment(*labelled)
+        by_labels, by_teacher = self.model.both(images)
+        loss = soft_cross_entropy(by_labels, targets, self.class_weights)
+        if by_teacher is None or self.teacher is None:
+            return {"classification": loss}
+        with torch.no_grad():
+            answers = self.teacher(images)
+        cfg = self.distill
+        if cfg.kind == "hard":
+            taught = hard_distillation(by_teacher, answers)
+        else:
+            taught = soft_distillation(by_teacher, answers, cfg.temperature)
+        return {"classification": (1 - cfg.alpha) * loss, "distillation": cfg.alpha * taught}
+
+    def augment(
+        self, images: Float[Tensor, "B C H W"], labels: Int64[Tensor, " B"]
+    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
+        """Pictures with boxes erased, then mixed, and their targets; a function of (seed, epoch, batch, rank)."""
+        cfg, (height, width), random = self.options, images.shape[-2:], self.random()
+        if cfg.erasing_p:
+            boxes = draw_boxes(len(images), height, width, cfg.erasing_p, random)
+            images = erase(images, boxes, self.generator(images.device))
+        mix = draw_mix(height, width, cfg.mixup, cfg.cutmix, cfg.mix_p, cfg.switch_p, random)
+        targets = mix_targets(labels, len(self.model.classes), mix, cfg.label_smoothing)
+        return mix_pictures(images, mix), targets
+
+    def random(self) -> np.random.Generator:
+        """Source of this step's draws on the host; outside a trainer PyTorch's own state decides."""
+        generator = self.generator(torch.device("cpu"))
+        return np.random.default_rng(int(torch.randint(2**62, ())) if generator is None else generator.initial_seed())
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optim, depth = self.optim_config, self.model.encoder.depth
+        groups = layer_groups(
+            self.model.named_parameters(),
+            optim.weight_decay,
+            self.decays,
+            lambda name: layer_of(name, depth),
+            depth + 1,
+            self.options.layer_decay,
+        )
+        return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
+
+    def decays(self, name: str, parameter: Tensor) -> bool:
+        """As MAE's and BEiT's authors: not vectors, class token and positions."""
+        return super().decays(name, parameter) and not name.endswith(("cls_token", "reg_token", "pos_embed"))
+
+    def after_step(self) -> None:
+        if self.averaged is not None:
+            follow(self.averaged, self.model, self.options.ema)
+
+    def judged(self) -> Classifier:
+        """The classifier that is saved and judged: the averaged one where there is one."""
+        return self.model if self.averaged is None else self.averaged
+
+    def export(self, folder: Path, **facts: Any) -> Path:
+        """Write the classifier, and its encoder."""
+        return save_classifier(self.judged(), folder, **facts)

@@ -1,0 +1,167 @@
+"""Checkpoints: written between two steps, whole or not at all, read back, the last few kept; and the stop by a signal.
+
+A checkpoint of step s is written when all that belongs to the step is done: its line in metrics.jsonl, and the look at
+an epoch that it ended. So it is written when the next batch is at hand, or at the end.
+"""
+
+import io
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint
+
+from ssl_vit.parallel.distributed import Agreement
+from ssl_vit.run.files import CHECKPOINTS, METRICS, checkpoint_path, damage, step_of, write_atomic
+from ssl_vit.run.signals import Signals, Stopped
+from ssl_vit.train.jsonl import JsonLines
+
+log = logging.getLogger("ssl_vit")
+MINUTES = 10
+"""Between two checkpoints, where the steps between them are not given."""
+DUE = 1
+"""Asks the processes for a checkpoint; a signal's number, which is larger, asks them to stop."""
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, reads it back and renames it.
+
+    Where that fails, what was there stays, `error` has the reason, and the log says it.
+    """
+
+    error: OSError | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        try:
+            write_atomic(Path(path), buffer.getvalue(), damage)
+            self.error = None
+        except OSError as error:  # not raised: the other processes wait for this one behind the writing
+            log.error(f"checkpoint: {error}")
+            self.error = error
+
+
+class Checkpoints(Checkpoint):
+    """Writes checkpoints/step-<steps>.ckpt and lets a signal stop the run after one.
+
+    While steps are left out (Guard) none is due: a run that goes back goes to one from before them.
+    After an error between two steps (a picture that cannot be read) a process that trains alone writes one too. Within
+    a step the weights may have moved and their average not yet: then nothing is written.
+
+    Args:
+        every_steps: optimiser steps between two checkpoints; None: ten minutes.
+        keep: how many are kept, the newest.
+    """
+
+    def __init__(self, run_dir: Path, every_steps: int | None, keep: int) -> None:
+        self.run_dir, self.every_steps, self.keep = run_dir, every_steps, keep
+        self.metrics, self.writer, self.signals = JsonLines(run_dir / METRICS), AtomicCheckpoints(), Signals()
+        self.inside = False
+        """Whether a step is being taken."""
+        self._step = self._saved_step = 0
+        self._saved_at = 0.0
+        self._lines: int | None = None  # bytes of metrics.jsonl when the checkpoint was written that is gone on from
+        self._kept: list[Path] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"metrics_bytes": self.metrics.size()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._lines = state_dict["metrics_bytes"]
+
+    def begin(self, step: int) -> None:
+        """Know the checkpoints of the run's past, which is of so many steps."""
+        found = sorted((self.run_dir / CHECKPOINTS).glob("step-*.ckpt"), key=step_of)
+        self._kept = [path for path in found if step_of(path) <= step]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.signals.listen(trainer.is_global_zero)
+        self._agreement, self._saved_at = Agreement(), time.monotonic()
+        self._step = self._saved_step = trainer.global_step
+        lines = self._lines if trainer.global_step else 0
+        if trainer.is_global_zero and lines is not None:
+            self.metrics.cut(lines)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.inside = False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # The step that loggers write; after some resumes Lightning's count of it is one too many.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
+        if trainer.global_step > self._step:  # and not between accumulated batches
+            self._step = trainer.global_step
+            self._between_steps(trainer)
+        self.inside = True
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        accumulating = trainer.global_step == self._step
+        self.inside = accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+
+    def _between_steps(self, trainer: pl.Trainer) -> None:
+        step, wish = trainer.global_step, self.signals.received
+        by_clock = trainer.is_global_zero and not self.every_steps
+        if not wish and by_clock and time.monotonic() - self._saved_at >= 60 * MINUTES:
+            wish, self._saved_at = DUE, time.monotonic()
+        agreed = self._agreement.ask(wish)
+        due = agreed == DUE or (self.every_steps and step % self.every_steps == 0)
+        if agreed > DUE or (due and not trainer.lightning_module.guard.in_a_row):  # pyright: ignore
+            self.save(trainer)
+        if agreed > DUE:
+            raise Stopped(agreed, step)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        alone = trainer.world_size == 1  # else the others know nothing of it, and would be waited for in vain
+        if isinstance(exception, Exception) and alone and not self.inside and trainer.global_step > self._saved_step:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> OSError | None:
+        """Write a checkpoint and drop the oldest; every process calls it. On the first one what prevented it."""
+        path = checkpoint_path(self.run_dir, trainer.global_step)
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero and self.writer.error is None:
+            self._drop_all_but(path)
+        self._saved_step = trainer.global_step
+        return self.writer.error
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        go_on_from_here(checkpoint["loops"]["fit_loop"])
+
+    def _drop_all_but(self, newest: Path) -> None:
+        """Leave `keep` checkpoints of this run's own past.
+
+        Others are of steps that an earlier attempt reached, from which this run did not go on; and there may be the
+        beginning of one, by a process that was killed as it wrote.
+        """
+        self._kept = [*(path for path in self._kept if path != newest), newest][-self.keep :]
+        found = set(newest.parent.glob("step-*.ckpt")) | set(newest.parent.glob(".step-*.ckpt.*"))
+        for path in found - set(self._kept):
+            path.unlink(missing_ok=True)
+
+
+def go_on_from_here(progress: dict[str, Any]) -> None:
+    """Mend Lightning's counts, in a checkpoint of a moment between two steps, so that the next batch is the next one.
+
+    Lightning counts an epoch as done that a limit of steps or time has cut short. Behind a whole epoch, and with
+    trainer.max_steps, it would go on in the middle of the next one.
+    """
+    epoch, batch = progress["epoch_progress"], progress["epoch_loop.batch_progress"]
+    for counts in (batch["total"], batch["current"]):  # of the batch that is at hand, and not trained on
+        counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
+    ended = epoch["current"]["processed"] == epoch["current"]["ready"]
+    if ended and batch["is_last_batch"]:
+        batch["current"] = dict.fromkeys(batch["current"], 0)
+        batch["is_last_batch"] = False
+    elif ended and batch["current"]["completed"]:
+        for counts in epoch.values():
+            counts["processed"] = counts["completed"] = counts["ready"] - 1

@@ -1,0 +1,85 @@
+"""Progress for people: a bar on a terminal, plain lines in a log file."""
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ssl_vit.callbacks.collapse import Health
+from ssl_vit.optim.progress import share_done
+
+FIGURES = {
+    "train/loss": "loss {:.4f}",
+    "train/lr": "lr {:.2e}",
+    "throughput/images_per_second": "{:,.0f} images/s",
+    "throughput/data_wait": "data wait {:.0%}",
+    "monitor/linear_top1": "probe {:.3f}",
+    "monitor/knn_top1": "k-NN {:.3f}",
+    "monitor/top1": "top-1 {:.3f}",
+}
+
+
+def clock(seconds: float) -> str:
+    """3725 -> 1:02:05."""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+
+
+class Console(pl.Callback):
+    """Epoch, step, loss, lr, images/s, share of time waiting for data, time left; on the first process.
+
+    Args:
+        health: whose verdict is shown too, where it has one.
+        every_seconds: between two lines, where standard output is no terminal.
+    """
+
+    def __init__(self, health: Health | None = None, every_seconds: float = 10.0) -> None:
+        self.health, self.every_seconds = health, every_seconds
+        self.bar: Progress | None = None
+        self.started = self.told = 0.0
+        self.share_before = 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = self.told = time.monotonic()
+        self.share_before = share_done(trainer, agreed=False)  # of a resumed run
+        if trainer.is_global_zero and sys.stdout.isatty():
+            columns = (BarColumn(20), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
+            self.bar = Progress(*columns, TextColumn("{task.description}"))
+            self.bar.start()
+            self.bar.add_task("", total=1.0)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if not trainer.is_global_zero or now - self.told < (0.5 if self.bar else self.every_seconds):
+            return
+        self.told = now
+        self._tell(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._tell(trainer, pl_module)
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        share = share_done(trainer, agreed=False)  # the other processes do not ask
+        known = trainer.callback_metrics
+        figures = [text.format(float(known[key])) for key, text in FIGURES.items() if key in known]
+        gained = max(1e-9, share - self.share_before)
+        left = clock((time.monotonic() - self.started) * (1 - share) / gained)
+        verdict = [self.health.word] if self.health and self.health.word else []
+        words = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *figures, *verdict, f"{left} left"]
+        if self.bar:
+            self.bar.update(self.bar.task_ids[0], completed=share, description="  ".join(words))
+        else:
+            print(f"{share:4.0%}  " + "  ".join(words), flush=True)

@@ -1,0 +1,95 @@
+"""What a run will do, before it does it: size, global batch, learning rate, steps. Needs torch, but not Lightning."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from ssl_vit.cli.main import STARTED
+from ssl_vit.config.schema import EncoderConfig, PatchGrid, TrainerConfig, TrainingRun
+from ssl_vit.data.sources.registry import count
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.optim.param_groups import scaled_lr
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures that follow from a config."""
+
+    config: TrainingRun
+    patches: PatchGrid
+    """The training picture and its patches; an EncoderConfig where there is an encoder."""
+    parameters: int | None
+    """Of the encoder, where there is one."""
+    pictures: int | None
+    """For training; None where they cannot be counted cheaply."""
+    processes: int
+    global_batch: int
+    """Pictures per optimiser step."""
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimiser steps; pictures that do not fill a batch wait for the next epoch."""
+        if self.pictures is None:
+            return None
+        trainer, batch = self.config.trainer, self.config.data.batch_size
+        batches = max(1, self.pictures // self.processes // batch)
+        return max(1, -(-batches // trainer.accumulate))
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps of the run, where no clock ends it."""
+        trainer = self.config.trainer
+        by_epochs = self.steps_per_epoch and self.steps_per_epoch * trainer.max_epochs
+        limits = [limit for limit in (by_epochs, trainer.max_steps) if limit]
+        return min(limits, default=None)
+
+    def lines(self) -> list[str]:
+        """The plan for people."""
+        config, (h, w) = self.config, self.patches.grid
+        height, width = self.patches.height_width
+        per = f"{self.processes} x " if self.processes > 1 else ""
+        batch = f"{per}{config.data.batch_size}" + (
+            f" x {config.trainer.accumulate}" if config.trainer.accumulate > 1 else ""
+        )
+        limit = f", at most {config.trainer.max_minutes:g} minutes" if config.trainer.max_minutes else ""
+        rate = scaled_lr(config.optim.base_lr, self.global_batch)
+        encoder = []
+        if isinstance(self.patches, EncoderConfig):
+            wide, deep, heads = self.patches.shape
+            encoder = [f"encoder       ViT {wide} wide, {deep} deep, {heads} heads: {self.parameters:,} parameters"]
+        return [
+            *encoder,
+            f"picture       {height} x {width} pixels, {h} x {w} = {h * w} patches",
+            f"pictures      {_known(self.pictures)} for training",
+            f"global batch  {self.global_batch} = {batch}",
+            f"learning rate {rate:.3g} at the peak = base_lr {config.optim.base_lr:g} x {self.global_batch} / 256",
+            f"steps         {_known(self.steps)}{limit}; {_known(self.steps_per_epoch)} per epoch",
+        ]
+
+
+def _known(number: int | None) -> str:
+    return "not counted before loading" if number is None else f"{number:,}"
+
+
+def devices_of(trainer: TrainerConfig) -> int:
+    """Processes on a machine; auto is what torchrun started, else one for every GPU, or one."""
+    if trainer.devices != "auto":
+        return trainer.devices
+    return int(os.environ.get(STARTED, 0)) or max(1, torch.cuda.device_count())
+
+
+def make_plan(config: TrainingRun, patches: PatchGrid | None = None) -> Plan:
+    """Count parameters (on the meta device), pictures and steps. ValueError where the data cannot be found.
+
+    Args:
+        patches: of a run whose settings do not have them, because its encoder does.
+    """
+    patches, parameters = patches or config.patches, None
+    if isinstance(patches, EncoderConfig):
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in VisionTransformer(patches).parameters())
+    trainer, processes = config.trainer, devices_of(config.trainer) * config.trainer.num_nodes
+    pictures = count(config.data)
+    batch = config.data.batch_size if pictures is None else min(config.data.batch_size, max(1, pictures // processes))
+    return Plan(config, patches, parameters, pictures, processes, batch * processes * trainer.accumulate)

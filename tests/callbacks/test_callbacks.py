@@ -1,0 +1,68 @@
+"""What the callbacks log, write and leave alone."""
+
+import json
+import resource
+
+import pytest
+import torch
+
+from ssl_vit.callbacks.online_eval import picture_grid
+from ssl_vit.data.loader import batch_length, pictures_of
+from ssl_vit.train.console import clock
+from ssl_vit.train.jsonl import JsonLines
+
+
+def test_clock():
+    assert [clock(s) for s in (0, 61, 3725)] == ["0:00", "1:01", "1:02:05"]
+
+
+@pytest.mark.parametrize(
+    "batch", [torch.zeros(3, 1), {"images": torch.zeros(3, 1)}, [torch.zeros(3, 1), 0], {"images": [torch.zeros(3, 1)]}]
+)
+def test_batch_length_of_every_kind_of_batch(batch):
+    assert batch_length(pictures_of(batch)) == 3
+
+
+def test_picture_grid_shows_columns_in_display_colours():
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
+    red, black = torch.tensor([1.0, 0, 0]), torch.zeros(3)
+    normalised = [
+        ((colour - torch.tensor(mean)) / torch.tensor(std)).view(1, 3, 1, 1).expand(2, 3, 4, 4)
+        for colour in (red, black)
+    ]
+    grid = picture_grid(dict(zip("ab", normalised, strict=True)), mean, std)
+    assert grid.shape == (3, 14, 14)  # two rows and columns of 4 pixels, 2 of white around each
+    assert grid[:, 3, 3].tolist() == [255, 0, 0]
+    assert grid[:, 3, 9].tolist() == [0, 0, 0]
+    assert grid[:, 0, 0].tolist() == [255, 255, 255]
+
+
+def test_metrics_are_appended_and_a_full_disk_does_not_stop_the_run(tmp_path, caplog):
+    logger = JsonLines(tmp_path / "metrics.jsonl")
+    logger.log_metrics({"train/loss": torch.tensor(0.5)}, step=3)
+    logger.log_metrics({"train/loss": 0.25}, step=4)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [{"step": 3, "train/loss": 0.5}, {"step": 4, "train/loss": 0.25}]
+    broken = JsonLines(tmp_path)  # a folder cannot be appended to
+    broken.log_metrics({"a": 1}, 0)
+    broken.log_metrics({"a": 1}, 1)
+    assert caplog.text.count("training goes on without it") == 1
+
+
+def test_a_line_that_is_cut_off_by_a_full_disk_is_taken_back(tmp_path, caplog):
+    logger = JsonLines(tmp_path / "metrics.jsonl")
+    logger.log_metrics({"a": 1}, 0)
+    whole = logger.size()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (whole + 5, limits[1]))
+    try:
+        logger.log_metrics({"a": 2}, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert logger.size() == whole
+    assert "training goes on without it" in caplog.text
+    logger.log_metrics({"a": 3}, 2)
+    logger.cut(10**6)
+    assert [json.loads(line)["step"] for line in logger.path.read_text().splitlines()] == [0, 2]
+    logger.cut(whole)
+    assert [json.loads(line)["step"] for line in logger.path.read_text().splitlines()] == [0]

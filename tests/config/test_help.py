@@ -1,0 +1,157 @@
+"""Help pages say everything the dataclasses say; the table says where each value came from."""
+
+import dataclasses
+import inspect
+import sys
+
+import pytest
+
+from ssl_vit.config import help, schema
+from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
+from ssl_vit.config.finetune_schema import FinetuneRun, PredictConfig
+from ssl_vit.config.help import COMMON, field_doc, help_text, overview, resolved_table, run_help
+from ssl_vit.config.pretrain_schema import METHODS, MAERun
+from ssl_vit.config.resolve import ConfigError, read, settings_of
+from ssl_vit.config.schema import DataConfig, RunConfig
+
+PAGES = (schema, pretrain_schema, tokenizer_schema, evaluation_schema, tool_schema)
+CONFIGS = {
+    item for page in PAGES for item in vars(page).values() if inspect.isclass(item) and dataclasses.is_dataclass(item)
+}
+
+
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@dataclasses.dataclass(kw_only=True)
+class Inner:
+    """The inner part."""
+
+    rate: float = 0.5
+    """Share of
+    something."""
+    bare: int = 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class Base:
+    count: int | None = None
+    """How many."""
+    inner: Inner = dataclasses.field(default_factory=Inner)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Derived(Base):
+    """A small command."""
+
+    count: int | None = 3
+    pair: tuple[float, float] = (0.1, 1.0)
+    """Two of them."""
+
+
+def test_a_page_lists_inherited_overridden_and_nested_settings():
+    lines = [
+        "usage",
+        "",
+        "A small command.",
+        "  count=3".ljust(38) + "(an integer or null) How many.",
+        "  pair=[0.1, 1.0]".ljust(38) + "(a list of 2 numbers) Two of them.",
+        "",
+        "inner: The inner part.",
+        "  inner.rate=0.5".ljust(38) + "(a number) Share of something.",
+        "  inner.bare=1".ljust(38) + "(an integer)",
+    ]
+    assert help_text(Derived, "usage") == "\n".join(lines)
+
+
+def test_a_class_without_docstring_has_no_made_up_summary():
+    assert help_text(Base, "usage").splitlines()[:4] == [
+        "usage",
+        "",
+        "",
+        "  count=null".ljust(38) + "(an integer or null) How many.",
+    ]
+
+
+@pytest.mark.parametrize("config_class", [*METHODS.values(), LinearProbeConfig, KNNConfig, FinetuneRun, PredictConfig])
+def test_a_page_has_every_setting_with_its_default_and_its_docstring(config_class):
+    page = " ".join(help_text(config_class, "usage").split())
+    for key, setting in settings_of(config_class()).items():
+        assert f" {key}={help.shown(setting.default)} " in page
+        assert field_doc(setting.owner, key.rpartition(".")[2]) in page
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_a_page_fits_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert max(len(line) for line in help_text(MAERun, "usage").splitlines()) <= columns
+
+
+def test_help_of_a_method_shows_its_defaults():
+    page = run_help(["method=mae", "--help"], "usage")
+    assert "  optim.betas=[0.9, 0.95] " in page
+    assert "  encoder.positions=sincos " in page
+    assert "  method.mask_ratio=0.75 " in page
+
+
+def test_help_of_an_unknown_method_names_the_legal_ones():
+    with pytest.raises(ConfigError, match=r"^method=mea is not a method: .* \(did you mean mae\?\)$"):
+        run_help(["method=mea"], "usage")
+
+
+def test_help_alone_lists_methods_recipes_and_common_settings(monkeypatch, tmp_path):
+    path = tmp_path / "steel.yaml"
+    path.write_text("# Steel plates, one hour on one GPU\nseed: 1\n")
+    monkeypatch.setattr(help, "recipes", lambda method: {"steel": path})
+    page = run_help(["--help"], "usage")
+    assert page == overview("usage")
+    assert "    recipe=steel".ljust(38) + "Steel plates, one hour on one GPU" in page.splitlines()
+    for method in METHODS:
+        assert f"  method={method} " in page
+    for key in COMMON:
+        assert f"  {key}= " in page
+
+
+def test_common_settings_exist():
+    assert set(COMMON) <= set(settings_of(RunConfig()))
+
+
+TABLE = """\
+  count       default       3
+* inner.rate  command line  0.7
+* inner.bare  run           2
+  pair        default       [0.1, 1.0]"""
+
+
+def test_the_table_marks_what_changed_and_says_who_changed_it():
+    resolved = read(Derived, ["inner.rate=0.7"], {"inner": {"bare": 2}})
+    assert resolved_table(resolved) == TABLE
+
+
+def test_the_table_is_bold_only_on_a_terminal(monkeypatch):
+    resolved = read(Derived, ["inner.rate=0.7"])
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    lines = resolved_table(resolved).splitlines()
+    assert [line.startswith("\x1b[1m") for line in lines] == [False, True, False, False]
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in resolved_table(resolved)
+
+
+@pytest.mark.parametrize("config_class", sorted(CONFIGS, key=lambda item: item.__name__))
+def test_every_field_and_every_config_is_documented(config_class):
+    own_docstring = not config_class.__doc__.startswith(f"{config_class.__name__}(")
+    assert own_docstring
+    base = config_class()
+    sections = {field.name for field in dataclasses.fields(base) if dataclasses.is_dataclass(getattr(base, field.name))}
+    bare = {field.name for field in dataclasses.fields(base) if not field_doc(config_class, field.name)}
+    # A section is documented by its own class; `method` is one in every method's RunConfig.
+    assert bare - sections - {"method"} == set()
+
+
+def test_docs_come_from_the_class_that_has_the_field():
+    assert field_doc(DataConfig, "batch_size") == "Pictures per process and step."
+    assert field_doc(Derived, "count") == "How many."
+    assert field_doc(Derived, "no_such_field") == ""

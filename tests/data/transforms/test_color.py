@@ -1,0 +1,244 @@
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits, load_sample_images
+from torchvision.transforms.v2 import ColorJitter
+from torchvision.transforms.v2 import functional as F
+
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD
+from ssl_vit.data.rng import uniforms
+from ssl_vit.data.transforms import color as module
+from ssl_vit.data.transforms.color import ORDERS, Photometry, normalize
+from ssl_vit.data.transforms.color_ops import (
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    gaussian_blur,
+    solarize,
+    to_grey,
+)
+
+COUNT = 10_000
+ALL = Photometry(blur_p=0.5, solarize_p=0.5)
+
+
+def photographs(side: int = 40) -> torch.Tensor:
+    """Parts of scikit-learn's two photographs."""
+    whole = torch.from_numpy(np.stack(load_sample_images().images)).permute(0, 3, 1, 2)
+    return torch.cat([whole[:, :, top : top + side, 200 : 200 + side] for top in (0, 150, 300)])
+
+
+PICTURES = {
+    "random": torch.randint(0, 256, (6, 3, 24, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
+    "photographs": photographs(),
+    "digits": torch.from_numpy((load_digits().images[:6, None] * (255 / 16)).astype(np.uint8)).expand(-1, 3, -1, -1),
+    "one colour": torch.tensor([0, 255, 128, 127, 1, 254], dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 9, 9),
+    "primaries": torch.eye(3, dtype=torch.uint8).mul(255).view(1, 3, 3, 1).expand(6, 3, 3, 9).repeat(1, 1, 3, 1),
+    "one channel": photographs()[:, :1],
+}
+pictures = pytest.mark.parametrize("images", PICTURES.values(), ids=PICTURES.keys())
+
+
+def one_by_one(operation, images: torch.Tensor, *factors: list[float]) -> torch.Tensor:
+    """torchvision on each image alone, in its own range of floats, 0 .. 1."""
+    return torch.stack([operation(image / 255, *factor) for image, *factor in zip(images, *factors, strict=True)]) * 255
+
+
+def same(found: torch.Tensor, expected: torch.Tensor, atol: float = 0.01) -> None:
+    """The contract is one grey value of 255; floats in 0 .. 255 round a hundred times finer."""
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalize_is_torchvisions(channels):
+    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).expand(2, channels, 16, 16)
+    mean, std = IMAGENET_MEAN[:channels], IMAGENET_STD[:channels]
+    expected = F.normalize(images.float() / 255, mean, std)
+    for given_images in (images, images.float()):
+        found = normalize(given_images, mean, std)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # values to 2.7: two units in the last place
+
+
+def test_photometry_can_normalise_its_result():
+    images = PICTURES["photographs"]
+    u = uniforms(0, 0, np.arange(len(images)), ALL.draws)
+    found = ALL(images, u, (IMAGENET_MEAN, IMAGENET_STD))
+    torch.testing.assert_close(found, normalize(ALL(images, u), IMAGENET_MEAN, IMAGENET_STD), rtol=0, atol=1e-6)
+
+
+def test_normalize_refuses_lists_of_different_length():
+    with pytest.raises(ValueError, match="zip"):
+        normalize(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), [0.5] * 3, [0.5] * 2)
+
+
+@pictures
+@pytest.mark.parametrize(
+    ("ours", "theirs", "factors"),
+    [
+        (adjust_brightness, F.adjust_brightness, [0.0, 0.6, 1.0, 1.4, 0.9, 2.0]),
+        (adjust_contrast, F.adjust_contrast, [0.0, 0.6, 1.0, 1.4, 0.9, 2.0]),
+        (adjust_saturation, F.adjust_saturation, [0.0, 0.8, 1.0, 1.2, 0.5, 2.0]),
+        (adjust_hue, F.adjust_hue, [-0.5, -0.1, 0.0, 0.07, 0.35, 0.5]),
+    ],
+    ids=["brightness", "contrast", "saturation", "hue"],
+)
+def test_each_jitter_is_torchvisions_with_a_factor_per_image(images, ours, theirs, factors):
+    floats = images.float()
+    expected = one_by_one(theirs, floats, factors)
+    same(ours(floats, torch.tensor(factors)), expected)
+    assert torch.equal(floats, images.float()), "the images were written into"
+    same(ours(floats, torch.tensor(factors), out=floats), expected)
+
+
+@given(st.lists(st.floats(0, 255, width=32), min_size=3, max_size=3), st.floats(-0.5, 0.5))
+@settings(deadline=None, max_examples=300)
+def test_hue_is_torchvisions_on_any_colour(colour, shift):
+    pixel = torch.tensor(colour).view(1, 3, 1, 1)
+    found = adjust_hue(pixel, torch.tensor([shift]))
+    same(found, F.adjust_hue(pixel / 255, shift) * 255)
+    same(found.amax(1), pixel.amax(1))
+    same(found.amin(1), pixel.amin(1))
+
+
+@pictures
+def test_grey_is_torchvisions(images):
+    channels = images.shape[1]
+    same(to_grey(images.float()), one_by_one(partial(F.rgb_to_grayscale, num_output_channels=channels), images.float()))
+
+
+@pictures
+@pytest.mark.parametrize("radius", [1, 6])
+def test_blur_is_torchvisions_with_a_sigma_per_image(images, radius):
+    sigma = [0.1, 0.21, 0.5, 1.0, 1.6, 2.0]
+    kernel = [2 * radius + 1] * 2
+    expected = one_by_one(lambda image, s: F.gaussian_blur(image, kernel, [s, s]), images.float(), sigma)
+    same(gaussian_blur(images.float(), torch.tensor(sigma), radius), expected)
+
+
+def test_solarize_is_torchvisions_on_whole_numbers_and_within_one_between_them():
+    values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    assert torch.equal(solarize(values.float()), F.solarize(values, 128).float())
+    between = torch.linspace(0, 255, 9999).view(1, 1, 1, -1)
+    same(solarize(between), F.solarize(between / 255, 128 / 255) * 255, atol=1)
+
+
+def reference(photometry: Photometry, images: torch.Tensor, u: np.ndarray) -> torch.Tensor:
+    """Image by image through torchvision."""
+    strengths = photometry.strengths(u)
+    changed = []
+    for b, image in enumerate(images / 255):
+        jitters = [
+            partial(F.adjust_brightness, brightness_factor=strengths.brightness[b]),
+            partial(F.adjust_contrast, contrast_factor=strengths.contrast[b]),
+            partial(F.adjust_saturation, saturation_factor=strengths.saturation[b]),
+            partial(F.adjust_hue, hue_factor=strengths.hue[b]),
+        ]
+        for number in strengths.order[b] if strengths.jitter[b] else []:
+            image = jitters[number](image)
+        if strengths.grey[b]:
+            image = F.rgb_to_grayscale(image, num_output_channels=len(image))
+        if strengths.blur[b]:
+            image = F.gaussian_blur(image, [13, 13], [strengths.sigma[b]] * 2)
+        changed.append(F.solarize(image, 128 / 255) if strengths.solarize[b] else image)
+    return torch.stack(changed) * 255
+
+
+@pictures
+@pytest.mark.parametrize("cached", [1, 30_000, 2**30], ids=["one by one", "a few at a time", "all at once"])
+def test_photometry_is_the_chain_of_torchvisions(images, cached, monkeypatch):
+    monkeypatch.setattr(module, "CACHED_BYTES", cached)
+    monkeypatch.setattr(module, "SMALL_BYTES", cached - 1)
+    images = images.repeat(12, 1, 1, 1)
+    u = uniforms(0, 0, np.arange(len(images)), ALL.draws)
+    found = ALL(images, u)
+    assert found.dtype == torch.float32
+    assert found.is_contiguous()
+    same(found, reference(ALL, images, u), atol=1)  # solarisation jumps by up to 1 where theirs does
+
+
+def test_an_image_is_changed_alike_whatever_else_is_in_the_batch():
+    images = PICTURES["photographs"].repeat(4, 1, 1, 1)
+    u = uniforms(0, 0, np.arange(24), ALL.draws)
+    together = ALL(images, u)
+    alone = torch.cat([ALL(images[b : b + 1], u[b : b + 1]) for b in range(24)])
+    same(together, alone, atol=1e-3)  # sums of other lengths round otherwise
+    backwards = ALL(images.flip(0), u[::-1].copy()).flip(0)
+    same(backwards, together, atol=1e-3)
+
+
+def test_an_empty_batch_stays_empty():
+    assert ALL(torch.empty(0, 3, 16, 16, dtype=torch.uint8), np.empty((0, ALL.draws))).shape == (0, 3, 16, 16)
+
+
+def test_photometry_does_not_write_into_its_input():
+    images = PICTURES["photographs"].clone()
+    ALL(images, uniforms(0, 0, np.arange(6), ALL.draws))
+    assert torch.equal(images, PICTURES["photographs"])
+
+
+def test_each_operation_has_its_probability():
+    photometry = Photometry(blur_p=0.1, solarize_p=0.2)
+    strengths = photometry.strengths(uniforms(0, 0, np.arange(COUNT), photometry.draws))
+    for name, p in {"jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarize": 0.2}.items():
+        share = getattr(strengths, name).mean()
+        assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / COUNT), name  # four deviations of a binomial
+    for name, p in {"jitter": 0.0, "grey": 1.0, "blur": 1.0, "solarize": 0.0}.items():
+        extreme = Photometry(jitter_p=0.0, grey_p=1.0, blur_p=1.0, solarize_p=0.0)
+        assert (getattr(extreme.strengths(uniforms(0, 0, np.arange(COUNT), photometry.draws)), name) == p).all(), name
+
+
+def test_factors_are_uniform_in_torchvisions_ranges():
+    photometry = Photometry(brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1, blur_p=1.0, solarize_p=0.0)
+    strengths = photometry.strengths(uniforms(0, 0, np.arange(COUNT), photometry.draws))
+    jitter = ColorJitter(brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1)
+    ranges = {name: getattr(jitter, name) for name in ("brightness", "contrast", "saturation", "hue")}
+    for name, (low, high) in (ranges | {"sigma": (0.1, 2.0)}).items():
+        places = np.sort((getattr(strengths, name) - low) / (high - low))
+        assert places[0] >= 0, name
+        assert places[-1] <= 1, name
+        gap = abs(places - (np.arange(COUNT) + 0.5) / COUNT).max()
+        assert gap < 1.95 / np.sqrt(COUNT), name  # p = .001 of the Kolmogorov distribution
+
+
+def test_every_order_of_the_jitter_is_as_likely():
+    order = ALL.strengths(uniforms(0, 0, np.arange(COUNT), ALL.draws)).order
+    assert (np.sort(order, axis=1) == np.arange(4)).all()
+    _, counts = np.unique(order, axis=0, return_counts=True)
+    assert len(counts) == len(ORDERS) == 24
+    chi_square = ((counts - COUNT / 24) ** 2 / (COUNT / 24)).sum()
+    assert chi_square < 23 + 5 * np.sqrt(2 * 23)  # mean and five deviations of chi-square with 23 degrees of freedom
+
+
+def test_draws_of_one_operation_say_nothing_about_another():
+    strengths = ALL.strengths(uniforms(0, 0, np.arange(COUNT), ALL.draws))
+    columns = [np.asarray(values if values.ndim == 1 else values[:, 0], dtype=float) for values in strengths]
+    correlations = np.corrcoef(columns) - np.eye(len(columns))
+    assert abs(correlations).max() < 4.5 / np.sqrt(COUNT)
+
+
+def test_other_channels_can_be_brightened_and_blurred_only():
+    images = torch.randint(0, 256, (4, 5, 16, 16), dtype=torch.uint8)
+    plain = Photometry(contrast=0.0, saturation=0.0, hue=0.0, grey_p=0.0, jitter_p=1.0, blur_p=1.0, solarize_p=0.0)
+    u = uniforms(0, 0, np.arange(4), plain.draws)
+    strengths = plain.strengths(u)
+    brighter = images * torch.from_numpy(strengths.brightness).float().view(-1, 1, 1, 1)
+    sigma = torch.from_numpy(strengths.sigma).float()
+    same(plain(images, u), gaussian_blur(brighter.clamp(0, 255), sigma, 6))
+    with pytest.raises(ValueError, match=r"method\.jitter_p=0\.8 .* encoder\.channels=5 .* set both to 0"):
+        ALL(images, u)
+    with pytest.raises(ValueError, match=r"method\.grey_p=0\.2 .* encoder\.channels=5"):
+        Photometry(jitter_p=0.0, blur_p=0.0, solarize_p=0.0)(images, u)
+
+
+def test_views_smaller_than_the_blur_are_refused():
+    images = torch.zeros(2, 3, 6, 20, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"6 x 20 pixels are too small for a blur of 2\.0 pixels"):
+        ALL(images, uniforms(0, 0, np.arange(2), ALL.draws))
+    sharp = Photometry(blur_p=0.0, solarize_p=0.0)
+    assert sharp(images, uniforms(0, 0, np.arange(2), sharp.draws)).shape == images.shape

@@ -1,0 +1,48 @@
+"""Few labels: who is drawn, and what is said of it."""
+
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from ssl_vit.evaluate.few_shot import draw, judge_few, of_share, require_shots
+from ssl_vit.evaluate.linear import logistic_scores
+
+
+def test_shots_are_as_many_of_each_class_drawn_anew_by_each_seed():
+    labels = np.array([0] * 40 + [1] * 7 + [4] * 90)
+    draws = [draw(labels, lambda _: 5, seed) for seed in range(5)]
+    for rows in draws:
+        assert np.bincount(labels[rows]).tolist() == [5, 5, 0, 0, 5]
+        assert len(set(rows)) == 15
+    assert len({tuple(rows) for rows in draws}) == 5
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.1, [4, 1, 9]), (0.01, [1, 1, 1]), (1.0, [40, 7, 90])])
+def test_a_fraction_is_of_each_class_and_one_at_least(share, counts):
+    labels = np.repeat([0, 1, 2], [40, 7, 90])
+    assert np.bincount(labels[draw(labels, of_share(share), 0)]).tolist() == counts
+
+
+def test_five_draws_are_judged_by_logistic_regression(make_exam, subject):
+    exam = make_exam(shots=[1, 4], fraction=[0.5])
+    answers = judge_few(exam, subject, logistic_scores)
+    assert {kind: list(answer) for kind, answer in answers.items()} == {"shots": ["1", "4"], "fraction": ["0.5"]}
+    feature = exam.readable(subject)[0]
+    assert (feature.blocks, feature.pool) == ((2,), "mean")
+    train, test = (exam.table(subject, [feature], split) for split in ("train", "test"))
+    tops = []
+    for seed in range(5):
+        rows = draw(train.labels.numpy(), lambda _: 4, seed)
+        model = LogisticRegression(max_iter=1000).fit(train.values[rows].numpy(), train.labels[rows].numpy())
+        tops.append(float(model.score(test.values.numpy(), test.labels.numpy())))
+    assert answers["shots"]["4"]["mean"] == pytest.approx(mean(tops), abs=1e-4)
+    assert answers["shots"]["4"]["std"] == pytest.approx(stdev(tops), abs=1e-4)
+    assert answers["shots"]["4"]["top5"] is None  # three classes
+
+
+def test_more_shots_than_pictures_name_the_class(make_exam):
+    require_shots(make_exam(shots=[10]))
+    with pytest.raises(ValueError, match="shots=11: class 'bird' has only 10 training pictures"):
+        require_shots(make_exam(shots=[2, 11]))

@@ -1,0 +1,57 @@
+"""Classifiers and label-free figures against plain references."""
+
+import math
+
+import pytest
+import torch
+
+from ssl_vit.evaluate.linear import logistic_scores
+from ssl_vit.evaluate.metrics import top_k
+
+
+def blobs(count: int, seed: int, classes: int = 4, width: int = 12, noise: float = 2.0):
+    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % classes
+    return centres[labels] + noise * torch.randn(count, width, generator=generator), labels
+
+
+def test_logistic_regression_is_the_optimum_of_the_penalised_likelihood():
+    (train, labels), (test, _) = blobs(400, 1), blobs(100, 2)
+    scores = logistic_scores(train, labels, test)
+    # The same optimum by plain minimisation in float64; the bias is not penalised.
+    weights = torch.zeros(13, 4, dtype=torch.float64, requires_grad=True)
+    x, y = torch.cat([train, torch.ones(400, 1)], dim=1).double(), labels
+    solver = torch.optim.LBFGS([weights], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss():
+        solver.zero_grad()
+        value = torch.nn.functional.cross_entropy(x @ weights, y, reduction="sum") + weights[:12].square().sum() / 2
+        value.backward()
+        return value
+
+    solver.step(loss)
+    expected = (torch.cat([test, torch.ones(100, 1)], dim=1).double() @ weights).softmax(1).float()
+    torch.testing.assert_close(scores, expected.detach(), atol=2e-3, rtol=0)  # L-BFGS stops at 1e-4 of the gradient
+
+
+def test_classes_that_training_lacks_get_no_score():
+    train, labels = blobs(90, 1, classes=3)
+    scores = logistic_scores(train, labels * 2, train[:5])
+    assert scores.shape == (5, 5)
+    assert not scores[:, [1, 3]].any()
+    assert top_k(scores, torch.tensor([1, 3, 7, 1, 3]), 1) == 0.0
+
+
+def test_one_class_or_broken_features_are_refused():
+    with pytest.raises(ValueError, match="two classes at least"):
+        logistic_scores(torch.randn(4, 2), torch.zeros(4, dtype=torch.long), torch.randn(1, 2))
+    with pytest.raises(ValueError, match="features are not finite"):
+        logistic_scores(torch.full((4, 2), math.nan), torch.tensor([0, 1, 0, 1]), torch.randn(1, 2))
+
+
+def test_top_k_counts_hits_and_is_absent_without_enough_classes():
+    scores = torch.tensor([[0.1, 0.2, 0.7], [0.5, 0.4, 0.1]])
+    assert top_k(scores, torch.tensor([2, 1]), 1) == 0.5
+    assert top_k(scores, torch.tensor([2, 1]), 2) == 1.0
+    assert top_k(scores, torch.tensor([2, 1]), 5) is None

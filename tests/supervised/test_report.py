@@ -1,0 +1,244 @@
+"""Whole evaluations: every protocol from the command line, what they write, what they refuse."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ssl_vit.cli.main import read_probe_words
+from ssl_vit.config.evaluation_schema import PROTOCOLS, KNNConfig, LinearProbeConfig
+from ssl_vit.config.resolve import ConfigError
+from ssl_vit.config.schema import LINEAR_PROTOCOLS
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import save_encoder
+from ssl_vit.supervised.report import LINEAR, evaluate
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {"task", "top1", "top5", "encoder", "data", "layer", "protocol", "controls", "test_pictures", "seed", "seconds"}
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch, encoder, labelled):
+    """A run's folder: an encoder that knows its pictures and how it is read."""
+    monkeypatch.chdir(tmp_path)
+    data = {"source": "folder", "path": str(labelled), "batch_size": 7, "workers": 0}
+    readout = {"pool": "both", "layer": 2, "blocks": 1}
+    save_encoder(encoder, tmp_path / "run", mean=[0.4] * 3, std=[0.2] * 3, data=data, readout=readout, step=17)
+    return tmp_path / "run"
+
+
+def linear(run_dir: Path, *words: str):
+    return evaluate(read_probe_words([f"encoder={run_dir}", *words], LinearProbeConfig).config)
+
+
+def knn(run_dir: Path, *words: str):
+    return evaluate(read_probe_words([f"encoder={run_dir}", *words], KNNConfig).config)
+
+
+def test_every_protocol_has_settings_and_a_judge():
+    assert LINEAR.keys() == PROTOCOLS.keys() == set(LINEAR_PROTOCOLS)
+
+
+def test_a_run_says_which_protocol_judges_it_unless_the_command_does(tmp_path, encoder):
+    data, readout = {"source": "digits"}, {"pool": "cls", "layer": "best", "blocks": 1, "protocol": "logreg"}
+    save_encoder(encoder, tmp_path / "run", data=data, readout=readout)
+    save_encoder(encoder, tmp_path / "silent", data=data)
+
+    def resolved(run: str, config_class: type, *words: str):
+        return read_probe_words([f"encoder={tmp_path / run}", *words], config_class).config
+
+    as_trained = resolved("run", LinearProbeConfig)
+    assert (as_trained.protocol, as_trained.pool, as_trained.layer) == ("logreg", "cls", "best")
+    typed = resolved("run", LinearProbeConfig, "protocol=grid")
+    assert (typed.protocol, typed.pool, typed.layer) == ("grid", None, None)
+    assert resolved("run", LinearProbeConfig, "layer=2").layer == 2
+    assert resolved("run", KNNConfig).layer == "best"
+    assert (
+        resolved("run", KNNConfig, "shots=1,5").layer == resolved("run", LinearProbeConfig, "shots=5").layer == "last"
+    )
+    assert resolved("silent", LinearProbeConfig).protocol == "grid"
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_each_protocol_runs_from_the_command_line_on_digits(protocol, tmp_path):
+    made = VisionTransformer(width=16, depth=2, heads=2, patch_size=16, image_size=32)
+    save_encoder(made, tmp_path / "run", mean=[0.2] * 3, std=[0.2] * 3, data={"source": "digits", "batch_size": 256})
+    words = [f"encoder={tmp_path / 'run'}", f"protocol={protocol}", "train_limit=200", "controls=false"]
+    words += [] if protocol == "logreg" else ["epochs=2"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tools/linear_probe.py"), *words], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == json.loads((tmp_path / "run" / "linear_probe.json").read_text())
+    assert KEYS | {"calibration_error", "per_class", "head"} <= result.keys()
+    assert 0 <= result["top1"] <= result["top5"] <= 1
+    assert result["test_pictures"] == 360
+
+
+def test_two_processes_judge_as_one_does_and_the_first_speaks(run_dir, free_port):
+    """Live crops: each process describes half of a batch, and both train the same head on the whole of it."""
+    words = [f"encoder={run_dir}", "protocol=dino", "epochs=2", "batch_size=10", "base_lr=1", "controls=false"]
+    results = {}
+    for processes in (1, 2):
+        running = []
+        for rank in range(processes):
+            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "RANK": str(rank)}
+            environment = {**os.environ, **shared, "WORLD_SIZE": str(processes), "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, str(ROOT / "tools/linear_probe.py"), *words]
+            running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        printed = [process.communicate(timeout=240)[0] for process in running]
+        assert [process.returncode for process in running] == [0] * processes
+        assert printed[1:] == [""] * (processes - 1)
+        results[processes] = json.loads(printed[0].splitlines()[-1]) | {"seconds": 0}
+    assert results[1] == results[2]
+
+
+def test_an_evaluation_leaves_figures_a_picture_and_events(run_dir):
+    result = linear(run_dir, "protocol=logreg")
+    assert json.loads((run_dir / "linear_probe.json").read_text()) == result
+    assert set(result["controls"]) == {"random encoder", "raw pixels"}
+    assert result["head"] == {"blocks": [2], "pool": "both"}  # as the run says
+    assert set(result["per_class"]) == {"bird", "cat", "dog"}
+    with Image.open(run_dir / "linear_probe-confusion.png") as picture:
+        assert picture.size == (36, 36)
+    events = EventAccumulator(str(run_dir / "linear_probe")).Reload()
+    (point,) = events.Scalars("linear_probe/top1")
+    assert (point.step, round(point.value, 4)) == (17, result["top1"])
+    assert "linear_probe/calibration_error" in events.Tags()["scalars"]
+
+
+def test_the_grid_reads_more_than_the_run_says_unless_told(run_dir):
+    result = linear(run_dir, "controls=false", "epochs=1")
+    assert "best on held-out parts of 78 linear heads" in result["protocol"]
+    result = linear(run_dir, "controls=false", "epochs=1", "pool=cls", "blocks=1")
+    assert "of 13 linear heads" in result["protocol"]
+    assert (result["head"]["pool"], result["head"]["blocks"]) == ("cls", [3])
+
+
+def test_test_labels_choose_nothing(run_dir, labelled, tmp_path):
+    """With the test pictures' folders renamed around, all that is chosen stays."""
+    moved = tmp_path / "moved"
+    (moved / "test").mkdir(parents=True)
+    (moved / "train").symlink_to(labelled / "train")
+    for name, other in zip(("bird", "cat", "dog"), ("cat", "dog", "bird"), strict=True):
+        (moved / "test" / name).symlink_to(labelled / "test" / other)
+    for judge, words in ((linear, ["epochs=2"]), (knn, ["layer=best"]), (linear, ["protocol=beit", "epochs=1"])):
+        words = [*words, "controls=false"]
+        assert judge(run_dir, *words)["head"] == judge(run_dir, *words, f"data.path={moved}")["head"]
+
+
+def test_knn_says_which_k(run_dir):
+    result = knn(run_dir, "neighbours=2")
+    assert result["head"] == {"blocks": [2], "pool": "both", "neighbours": 2}
+    assert "2-NN, cosine, T=0.07" in result["protocol"]
+    assert knn(run_dir, "neighbours=1,3")["head"]["neighbours"] in (1, 3)
+
+
+@pytest.mark.parametrize("judge", [linear, knn])
+def test_few_labels_are_means_of_five_draws(run_dir, judge):
+    result = judge(run_dir, "shots=1,5", "fraction=0.2")
+    assert set(result["shots"]) == {"1", "5"}
+    assert result["top1"] == result["fraction"]["0.2"]["mean"]
+    assert set(result["shots"]["1"]) == {"mean", "std", "top5"}
+    assert set(result["controls"]) == {"random encoder", "raw pixels"}
+    assert "per_class" not in result
+    events = EventAccumulator(str(run_dir / result["task"])).Reload()
+    assert f"{result['task']}/shots_5" in events.Tags()["scalars"]
+
+
+def test_a_model_of_timm_is_judged_by_name(labelled, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
+    words = ["encoder=timm:resnet10t", "data.source=folder", f"data.path={labelled}", "data.workers=0"]
+    result = evaluate(read_probe_words([*words, "protocol=logreg"], LinearProbeConfig).config)
+    assert (result["encoder"], result["layer"], result["head"]["pool"]) == ("timm:resnet10t", 1, "whole")
+    assert (tmp_path / "runs" / "timm-resnet10t" / "linear_probe.json").exists()
+    with pytest.raises(ConfigError, match="encoder=timm:resnet10t does not say what it was trained on: give data"):
+        read_probe_words(["encoder=timm:resnet10t"], KNNConfig)
+
+
+def pictures(folder: Path, names: list[str]) -> str:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / name)
+    return str(folder)
+
+
+@pytest.mark.parametrize("judge", [linear, knn])
+def test_pictures_that_cannot_judge_are_one_line(run_dir, tmp_path, judge):
+    flat = pictures(tmp_path / "flat", [f"{i}.png" for i in range(4)])
+    with pytest.raises(ValueError, match=r"data.path=.*flat has no labels: give data.path= with a folder"):
+        judge(run_dir, f"data.path={flat}")
+    names = [f"{part}/{name}/{i}.png" for part in ("train", "test") for name in "ab" for i in range(4)]
+    with pytest.raises(ValueError, match="training pictures of one class alone, bird: two are needed"):
+        judge(run_dir, "train_limit=1")
+    more = pictures(tmp_path / "more", [*names, "test/zebra/0.png"])
+    with pytest.raises(ValueError, match="the class zebra, of which there is no training picture"):
+        judge(run_dir, f"data.path={more}")
+
+
+@pytest.mark.parametrize("words", [["protocol=grid"], ["protocol=attentive"], ["protocol=dino", "epochs=1"]])
+def test_broken_weights_are_one_line(run_dir, encoder, words):
+    encoder.blocks[0].attn.qkv.weight.data[0, 0] = torch.nan
+    facts = json.loads((run_dir / "encoder.json").read_text())
+    facts.pop("encoder")
+    save_encoder(encoder, run_dir, **facts)
+    with pytest.raises(ValueError, match="features are not finite: the encoder's weights are broken"):
+        linear(run_dir, *words)
+
+
+def test_an_encoder_of_other_channels_is_one_line(tmp_path, labelled):
+    save_encoder(VisionTransformer(width=8, depth=1, heads=1, patch_size=8, image_size=16, channels=4), tmp_path)
+    words = ["data.source=folder", f"data.path={labelled}"]
+    with pytest.raises(ValueError, match=r"takes pictures of 4 channels, data.mean=\[.*\] is of 3"):
+        linear(tmp_path, *words)
+    with pytest.raises(ValueError, match=r"has 3 bands \(RGB\), encoder.channels=4 asks for 4"):
+        linear(tmp_path, *words, "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "protocol=logreg", "controls=false")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["protocol=gird"], r"protocol=gird must be one of grid, .*did you mean grid\?"),
+        (["protocol=logreg", "epochs=3"], "epochs=3 must be null with protocol=logreg, which has none"),
+        (["base_lr=0.1"], "base_lr=0.1 must be null with protocol=grid, which has none"),
+        (["protocol=mae", "batch_size=0"], "batch_size=0 must be positive, or null"),
+        (["protocol=beit", "pool=cls"], "pool=cls must be null with protocol=beit, which says itself what it reads"),
+        (["protocol=attentive", "blocks=2"], "blocks=2 must be null with protocol=attentive"),
+        (["layer=best"], "layer=best must be last or a number with protocol=grid; protocol=logreg and k-NN can choose"),
+        (["shots=0"], r"shots=\[0\] must be positive integers"),
+        (["fraction=1.5"], r"fraction=\[1.5\] must be shares in \(0, 1\]"),
+        (["layer=best", "shots=1"], "layer=best must be last or a number with shots= or fraction="),
+        (["protocol=logreg", "layer=best", "blocks=2"], "blocks=2 must be 1 with layer=best"),
+        (["train_limit=-1"], "train_limit=-1 must be 0 or more"),
+        (["pool=max"], "pool=max must be one of cls, mean, both"),
+        (["blocks=0"], "blocks=0 must be a positive integer"),
+        (["seed=-1"], "seed=-1 must be 0 or more"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(run_dir, words, message):
+    with pytest.raises(ConfigError, match=message):
+        read_probe_words([f"encoder={run_dir}", *words], LinearProbeConfig)
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("neighbours=0", r"neighbours=\[0\] must be positive integers"),
+        ("neighbours=", r"neighbours=\[\] must be positive integers"),
+        ("temperature=0", "temperature=0.0 must be positive"),
+    ],
+)
+def test_a_wrong_setting_of_knn_is_one_line(run_dir, word, message):
+    with pytest.raises(ConfigError, match=message):
+        read_probe_words([f"encoder={run_dir}", word], KNNConfig)

@@ -1,0 +1,356 @@
+"""Whole runs, small ones: what they write, what they survive, what they refuse."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ssl_vit.cli.main import read_probe_words, read_run_words
+from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
+from ssl_vit.config.resolve import from_yaml
+from ssl_vit.data.loader import Views
+from ssl_vit.methods.mae import MAE
+from ssl_vit.models.weights import load_encoder
+from ssl_vit.run import files
+from ssl_vit.supervised.report import evaluate
+from ssl_vit.train.pretraining import pretrain
+
+SMALL = [
+    "method=mae",
+    "encoder.width=16",
+    "encoder.depth=1",
+    "encoder.heads=2",
+    "method.decoder_width=16",
+    "method.decoder_heads=2",
+    "trainer.max_epochs=1",
+    "trainer.max_minutes=null",
+    "data.workers=0",
+]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SSL_VIT_RUN_DIR", raising=False)
+
+
+DINO = [
+    "method=dino",
+    "encoder.width=16",
+    "encoder.depth=1",
+    "encoder.heads=2",
+    "method.head_hidden=16",
+    "method.head_bottleneck=8",
+    "trainer.max_epochs=1",
+    "trainer.max_minutes=null",
+    "data.workers=0",
+]
+
+
+def run(*words: str, small: list[str] = SMALL) -> Path:
+    settings = dict(word.split("=", 1) for word in (*small, *words))
+    resolved = read_run_words([f"{key}={value}" for key, value in settings.items()])
+    return pretrain(resolved.config, resolved.method)
+
+
+def pictures(folder: Path, names: list[str], side: int = 40) -> Path:
+    noise = np.random.default_rng(0)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise.integers(0, 255, (side, side, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+FOLDER = ["data.source=folder", "data.batch_size=4", "encoder.image_size=32", "monitor.every_epochs=1"]
+
+
+def test_a_run_leaves_what_the_readme_promises(capsys):
+    run_dir = run("run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "trainer.max_epochs=2")
+    found = {path.name for path in run_dir.iterdir()}
+    assert {"config.yaml", "checkpoints", "metrics.jsonl", "encoder.safetensors", "encoder.json", "pictures"} <= found
+    method, config = from_yaml((run_dir / "config.yaml").read_text())
+    assert (method, config.encoder.width, config.trainer.max_steps) == ("mae", 16, 12)
+    assert (run_dir / "checkpoints" / "step-0000012.ckpt").exists()
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    logged = set().union(*rows)
+    wanted = {"train/loss", "train/reconstruction", "train/lr", "throughput/images_per_second", "throughput/data_wait"}
+    looked = {"monitor/feature_std", "monitor/rankme", "monitor/linear_top1", "monitor/knn_top1"}
+    assert wanted | looked <= logged
+    events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
+    assert wanted | looked <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"] == ["masked | reconstruction | original"]
+    shown = capsys.readouterr().out
+    for words in (
+        "run           made",
+        "global batch  64",
+        "learning rate",
+        "images/s",
+        "saved made/encoder.safetensors",
+    ):
+        assert words in shown
+    result = evaluate(read_probe_words(["encoder=made", "protocol=logreg"], LinearProbeConfig).config)
+    assert json.loads((run_dir / "linear_probe.json").read_text()) == result
+    assert result["task"] == "linear_probe"
+    assert {"top1", "top5", "encoder", "data", "protocol", "seconds"} <= set(result)
+    assert set(result["controls"]) == {"random encoder", "raw pixels"}
+    assert result["test_pictures"] == 360
+    assert evaluate(read_probe_words(["encoder=made"], KNNConfig).config)["task"] == "knn"
+
+
+def test_a_dino_run_leaves_a_verdict_attention_and_its_own_way_to_be_read(capsys):
+    words = ["run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "readout.pool=both", "readout.blocks=1"]
+    run_dir = run(*words, small=DINO)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    logged = set().union(*rows)
+    figures = ("teacher_entropy", "student_entropy", "kl", "centre_norm", "momentum", "teacher_temp", "feature_std")
+    assert {f"train/{name}" for name in figures} | {"health", "monitor/knn_top1"} <= logged
+    events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["picture | head 1 | head 2"]
+    shown = capsys.readouterr().out
+    assert any(word in shown for word in ("healthy", "not started", "collapse"))
+    assert read_probe_words(["encoder=made"], KNNConfig).config.pool == "both"
+    assert read_probe_words(["encoder=made", "pool=cls"], KNNConfig).config.pool == "cls"
+
+
+def test_the_newest_run_is_judged_by_default():
+    run("trainer.max_steps=1", "monitor.every_epochs=0")
+    newest = run("trainer.max_steps=1", "monitor.every_epochs=0")
+    assert newest.parent == Path("runs")
+    assert newest.name.startswith("mae-digits-")
+    os.utime(newest / "encoder.safetensors", (2e9, 2e9))
+    assert read_probe_words([], KNNConfig).config.encoder == str(newest)
+
+
+def test_without_a_run_the_probe_says_how_to_make_one():
+    with pytest.raises(FileNotFoundError, match=r"make one with `python tools/pretrain.py method=mae`"):
+        read_probe_words([], KNNConfig)
+
+
+def test_a_plain_folder_without_labels_or_test_part(capsys):
+    folder = pictures(Path("pictures"), [f"{i}.png" for i in range(10)])
+    run_dir = run(*FOLDER, f"data.path={folder}")
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    logged = set().union(*rows)
+    assert "monitor/rankme" in logged
+    assert "monitor/linear_top1" not in logged
+    with pytest.raises(ValueError, match=r"data.path=pictures has no labels: give data.path="):
+        evaluate(read_probe_words([f"encoder={run_dir}"], LinearProbeConfig).config)
+
+
+def test_a_folder_with_one_class_and_one_with_lonely_classes():
+    one = pictures(Path("one"), [f"cat/{i}.png" for i in range(6)])
+    lonely = pictures(Path("lonely"), [f"{i}/picture.png" for i in range(6)])
+    for folder in (one, lonely):
+        assert (run(*FOLDER, f"data.path={folder}") / "encoder.safetensors").exists()
+
+
+def test_fewer_pictures_than_a_batch_and_smaller_than_a_crop():
+    folder = pictures(Path("few"), [f"{i}.png" for i in range(3)], side=9)
+    run_dir = run(*FOLDER, f"data.path={folder}", "data.batch_size=64")
+    assert load_encoder(run_dir).config.image_size == 32
+
+
+def test_a_broken_picture_stops_with_its_name_and_keeps_what_is_written():
+    folder = pictures(Path("mixed"), [f"{i}.png" for i in range(8)])
+    (folder / "5.jpg").write_text("this is no picture")
+    with pytest.raises(ValueError, match=r"^mixed/5\.jpg is no picture that can be read: delete or replace it$"):
+        run(*FOLDER, f"data.path={folder}", "run_dir=broken", "data.on_error=raise")
+    assert Path("broken/config.yaml").exists()
+
+
+def test_too_many_broken_pictures_stop_with_one_line_and_their_list():
+    folder = pictures(Path("mixed"), [f"{i}.png" for i in range(8)])
+    (folder / "5.jpg").write_text("this is no picture")
+    line = (
+        r"^1 of 9 pictures cannot be read, more than data.max_bad=0.01 of them, such as mixed/5.jpg \(no known picture "
+        r"format\); broken/quarantine.txt lists them: repair them and delete that list, or raise data.max_bad=$"
+    )
+    with pytest.raises(ValueError, match=line):
+        run(*FOLDER, f"data.path={folder}", "run_dir=broken")
+    assert Path("broken/quarantine.txt").read_text() == "mixed/5.jpg\tno known picture format\n"
+
+
+def rows_of(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("on_error", ["replace", "skip"])
+def test_a_run_goes_on_without_broken_pictures(on_error):
+    """Of the first batch, from which the learning rate is worked out, some pictures are broken too."""
+    names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(20)]
+    whole, mixed = pictures(Path("whole"), names), pictures(Path("mixed"), names)
+    broken = [name for name in names if int(Path(name).stem) % 3 == 0]
+    for name in broken:
+        (mixed / name).write_bytes(b"")
+    words = [*FOLDER, "trainer.log_every_steps=1", "data.max_bad=50%", f"data.on_error={on_error}", "data.cache_gb=0"]
+    kept = run(*words, f"data.path={whole}", "run_dir=kept")
+    lost = run(*words, f"data.path={mixed}", "run_dir=lost")
+    rates = [[row["train/lr"] for row in rows_of(run_dir) if "train/lr" in row] for run_dir in (kept, lost)]
+    assert len(rates[0]) == 10
+    assert rates[0] == rates[1]
+    assert rows_of(kept)[-1].get("data/bad_pictures", 0) == 0
+    assert not (kept / "quarantine.txt").exists()
+    counts = [row["data/bad_pictures"] for row in rows_of(lost) if "data/bad_pictures" in row]
+    assert counts[-1] == len(broken)
+    listed = (lost / "quarantine.txt").read_text().splitlines()
+    assert sorted(listed) == sorted(f"mixed/{name}\tno known picture format" for name in broken)
+    resolved = read_run_words(["method=mae", "run_dir=lost", "resume=auto", "trainer.max_epochs=2"])
+    pretrain(resolved.config, resolved.method)
+    assert (lost / "quarantine.txt").read_text().splitlines() == listed
+    result = evaluate(read_probe_words(["encoder=lost"], KNNConfig).config)
+    assert result["test_pictures"] == 8
+
+
+def test_resume_goes_on_where_the_run_stopped():
+    run("run_dir=whole", "trainer.max_epochs=2", "monitor.every_epochs=0")
+    run("run_dir=parts", "trainer.max_epochs=2", "monitor.every_epochs=0", "trainer.max_steps=22")
+    resolved = read_run_words(["method=mae", "run_dir=parts", "resume=auto", "trainer.max_steps=null"])
+    assert resolved.config.encoder.width == 16  # the run's own settings
+    pretrain(resolved.config, resolved.method)
+    assert json.loads(Path("parts/encoder.json").read_text())["step"] == 44
+
+
+def epoch_and_batches(checkpoint: Path) -> dict[str, int]:
+    """How far the training pictures are handed out."""
+    loops = torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]
+    return loops["state_dict"]["combined_loader"][0]
+
+
+@pytest.mark.parametrize(
+    ("stop", "limits", "steps", "place"),
+    [
+        (7, "trainer.max_steps=null", 22, {"epoch": 0, "batches": 22}),
+        (7, "trainer.max_steps=9", 9, {"epoch": 0, "batches": 9}),
+        (22, "trainer.max_steps=30 trainer.max_epochs=2", 30, {"epoch": 1, "batches": 8}),
+        (22, "trainer.max_steps=null trainer.max_epochs=2", 44, {"epoch": 1, "batches": 22}),
+        (7, "trainer.max_steps=30 trainer.max_epochs=2", 30, {"epoch": 1, "batches": 8}),
+    ],
+)
+def test_a_run_that_a_limit_has_stopped_goes_on_with_the_next_batch(stop, limits, steps, place):
+    """Lightning counts an epoch as done that trainer.max_steps has cut short: what was left of it was never run."""
+    run("run_dir=cut", "monitor.every_epochs=0", f"trainer.max_steps={stop}")
+    assert epoch_and_batches(Path(f"cut/checkpoints/step-{stop:07}.ckpt"))["batches"] == stop
+    resolved = read_run_words(["method=mae", "run_dir=cut", "resume=auto", *limits.split()])
+    pretrain(resolved.config, resolved.method)
+    assert json.loads(Path("cut/encoder.json").read_text())["step"] == steps
+    assert epoch_and_batches(Path(f"cut/checkpoints/step-{steps:07}.ckpt")) == place
+
+
+def test_a_run_goes_on_while_its_checkpoints_cannot_be_written_and_fails_when_the_last_one_cannot(monkeypatch, caplog):
+    """The weights of a run that ends without a checkpoint would be lost: its exit status must not be 0."""
+    write, fails = files.write_atomic, {4, 6}
+
+    def full(path: Path, content: bytes, damage: object) -> None:
+        if files.step_of(path) in fails:
+            raise OSError(28, f"{path} was not written (No space left on device)")
+        write(path, content)
+
+    monkeypatch.setattr("ssl_vit.train.checkpoints.write_atomic", full)
+    words = ["trainer.max_steps=8", "trainer.checkpoint_every_steps=2", "monitor.every_epochs=0"]
+    run("run_dir=tight", *words)
+    assert sorted(path.name for path in Path("tight/checkpoints").iterdir()) == [
+        "step-0000002.ckpt",
+        "step-0000008.ckpt",
+    ]
+    assert caplog.text.count("checkpoint: ") == 2
+    fails.add(8)
+    with pytest.raises(OSError, match=r"step-0000008\.ckpt was not written"):
+        run("run_dir=full", *words)
+    assert not Path("full/encoder.safetensors").exists()
+    assert "go on with the same command and resume=full" in caplog.text
+
+
+@pytest.mark.parametrize(("where", "kept"), [("between", ["step-0000005.ckpt"]), ("within", [])])
+def test_an_error_between_two_steps_leaves_a_checkpoint_and_one_within_a_step_none(monkeypatch, where, kept):
+    """Within a step the weights may have moved and their average not yet."""
+    calls = []
+
+    def fail(self, *given):
+        calls.append(given)
+        if len(calls) > 5:
+            raise ValueError("the sixth time")
+        return original(self, *given)
+
+    owner, name = (Views, "__getitems__") if where == "between" else (MAE, "after_step")
+    original = getattr(owner, name)
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(ValueError, match="the sixth time"):
+        run("run_dir=error", "monitor.every_epochs=0")
+    assert [path.name for path in Path("error/checkpoints").glob("*")] == kept
+    assert "the sixth time" in Path("error/error.txt").read_text()
+
+
+def test_a_damaged_checkpoint_that_is_named_is_refused(caplog):
+    run("run_dir=hurt", "trainer.max_steps=4", "trainer.checkpoint_every_steps=2", "monitor.every_epochs=0")
+    newest = Path("hurt/checkpoints/step-0000004.ckpt")
+    newest.write_bytes(newest.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"resume=.*4\.ckpt is damaged \(.*\): give another, or resume=hurt"):
+        pretrain(read_run_words(["method=mae", f"resume={newest}"]).config, "mae")
+    pretrain(read_run_words(["method=mae", "run_dir=hurt", "resume=auto"]).config, "mae")
+    assert "step-0000004.ckpt is damaged" in caplog.text
+    assert files.damage(newest) == ""
+
+
+def test_resuming_with_another_shape_is_one_line():
+    run("run_dir=shape", "trainer.max_steps=1", "monitor.every_epochs=0")
+    resolved = read_run_words(["method=mae", "run_dir=shape", "resume=auto", "encoder.width=32"])
+    with pytest.raises(ValueError, match=r"the checkpoint to resume: .* is needed; give the encoder.\* and method.\*"):
+        pretrain(resolved.config, resolved.method)
+
+
+def test_resume_auto_starts_a_run_where_there_is_none(capsys):
+    run("run_dir=fresh", "resume=auto", "trainer.max_steps=1", "monitor.every_epochs=0")
+    assert "nothing to resume yet: a new run" in capsys.readouterr().out
+
+
+def test_a_second_run_in_the_same_directory_is_refused():
+    run("run_dir=twice", "trainer.max_steps=1", "monitor.every_epochs=0")
+    with pytest.raises(FileExistsError, match="run_dir=twice holds a run already: add resume=auto, or name another"):
+        run("run_dir=twice", "trainer.max_steps=1")
+
+
+def test_init_from_starts_with_another_runs_weights():
+    first = run("run_dir=first", "trainer.max_steps=1", "monitor.every_epochs=0")
+    second = run(
+        "run_dir=second",
+        "trainer.max_steps=1",
+        "monitor.every_epochs=0",
+        "init_from=first",
+        "seed=5",
+        "optim.warmup_epochs=0.9",
+    )
+    torch.testing.assert_close(load_encoder(second).state_dict(), load_encoder(first).state_dict())  # lr 0 at step 0
+
+
+def test_looking_changes_nothing_that_is_learned():
+    weights = []
+    for every in (0, 1):
+        run_dir = run(f"run_dir=look{every}", f"monitor.every_epochs={every}", "trainer.max_epochs=2")
+        weights.append(load_encoder(run_dir).state_dict())
+    torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
+
+
+def test_a_time_limit_that_does_not_bind_changes_nothing():
+    weights = [
+        load_encoder(
+            run(f"run_dir=limit-{limit}", f"trainer.max_minutes={limit}", "monitor.every_epochs=0")
+        ).state_dict()
+        for limit in ("null", 30)
+    ]
+    torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
+
+
+def test_a_time_limit_ends_the_run():
+    run_dir = run("run_dir=timed", "trainer.max_epochs=100000", "trainer.max_minutes=0.05", "monitor.every_epochs=0")
+    assert (run_dir / "encoder.safetensors").exists()
+
+
+def test_grey_pictures_of_one_channel():
+    folder = pictures(Path("grey"), [f"{i}.png" for i in range(5)])
+    grey = ["encoder.channels=1", "data.mean=[0.5]", "data.std=[0.25]"]
+    assert load_encoder(run(*FOLDER, f"data.path={folder}", *grey)).config.channels == 1

@@ -1,0 +1,156 @@
+"""Whole trainings of tokenizers, small ones: what they write, what BEiT finds, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_vit.cli.main import read_run_words
+from ssl_vit.config.resolve import ConfigError, read_tokenizer
+from ssl_vit.run.files import newest_checkpoint
+from ssl_vit.tokenizers.base import load_tokenizer
+from ssl_vit.train.pretraining import pretrain
+from ssl_vit.train.tokenizing import train_tokenizer
+
+SMALL = {
+    "kmeans": ["recipe=digits-kmeans", "method.vocab_size=16", "method.patches=2000"],
+    "dvae": ["recipe=digits", "method.width=16", "method.vocab_size=16", "trainer.max_epochs=2"],
+    "vqkd": ["recipe=digits-vqkd", "method.width=16", "method.depth=1", "method.vocab_size=16", "trainer.max_epochs=1"],
+}
+BEIT = ["method=beit", "encoder.width=16", "encoder.depth=2", "encoder.heads=2", "trainer.max_epochs=1"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SSL_VIT_RUN_DIR", raising=False)
+
+
+def train(kind: str, *words: str) -> tuple[Path, dict]:
+    resolved = read_run_words([*SMALL[kind], "data.workers=0", *words], read_tokenizer)
+    assert resolved.method == kind
+    return train_tokenizer(resolved.config, resolved.method)
+
+
+def beit(*words: str) -> Path:
+    resolved = read_run_words([*BEIT, "data.workers=0", *words])
+    return pretrain(resolved.config, "beit")
+
+
+@pytest.mark.parametrize("kind", ["kmeans", "dvae"])
+def test_a_run_leaves_the_tokenizer_what_it_is_worth_and_pictures(kind):
+    run_dir, result = train(kind)
+    tokenizer = load_tokenizer(run_dir)
+    assert tokenizer(torch.rand(2, 3, 32, 32)).shape == (2, 64)
+    facts = json.loads((run_dir / "tokenizer.json").read_text())
+    assert facts["kind"] == result["kind"] == kind
+    assert 1 <= facts["codes_used"] <= facts["vocab_size"] == 16
+    assert 1 <= facts["perplexity"] <= 16
+    assert facts["psnr"] > 5
+    assert (run_dir / "pictures" / "reconstruction.png").stat().st_size > 500
+    assert (run_dir / "config.yaml").exists()
+    assert list(run_dir.glob("events.out.tfevents*"))
+
+
+def test_from_an_encoder_to_its_words_to_an_encoder():
+    teacher = beit("tokenizer_recipe=" + _recipe("kmeans"))
+    run_dir, result = train("vqkd", f"method.teacher={teacher}")
+    assert result["psnr"] is None
+    student = beit(f"tokenizer={run_dir}")
+    assert (student / "encoder.safetensors").exists()
+
+
+def _recipe(kind: str) -> str:
+    settings = {word.split("=")[0].removeprefix("method."): word.split("=")[1] for word in SMALL[kind][1:]}
+    lines = [f"method: {{name: {kind}, patch_size: 4, image_size: 32, flip: false,"]
+    lines += [f"  {name}: {value}," for name, value in settings.items()]
+    Path("words.yaml").write_text("\n".join([*lines, "}", "data: {source: digits, eval_crop: 1.0}"]))
+    return "words.yaml"
+
+
+def test_beit_without_a_tokenizer_trains_one_first_and_the_next_run_finds_it(capsys):
+    recipe = f"tokenizer_recipe={_recipe('kmeans')}"
+    first = beit(recipe, "run_dir=runs/first")
+    assert "tokenizer     none given: kmeans is trained first" in capsys.readouterr().out
+    (made,) = Path("runs").glob("tokenizer-words-*")
+    changed = (made / "tokenizer.safetensors").stat().st_mtime_ns
+    second = beit(recipe, "run_dir=runs/second")
+    assert f"tokenizer     {made}, kept from an earlier run" in capsys.readouterr().out
+    assert (made / "tokenizer.safetensors").stat().st_mtime_ns == changed
+    words = [
+        load_tokenizer(made).centres,
+        *(
+            torch.load(newest_checkpoint(run), weights_only=True)["state_dict"]["tokenizer.centres"]
+            for run in (first, second)
+        ),
+    ]
+    assert torch.equal(words[0], words[1])
+    assert torch.equal(words[0], words[2])
+    assert f"tokenizer: {made}" in (first / "config.yaml").read_text()
+
+
+def test_a_tokenizer_that_another_run_is_making_is_waited_for(monkeypatch, capsys):
+    recipe = f"tokenizer_recipe={_recipe('kmeans')}"
+    beit(recipe, "run_dir=runs/first")
+    (made,) = Path("runs").glob("tokenizer-words-*")
+    weights, elsewhere = made / "tokenizer.safetensors", made / "elsewhere"
+    weights.rename(elsewhere)
+    waited = []
+
+    def held(run_dir: Path) -> None:
+        waited.append(run_dir)
+        if len(waited) == 2:  # the other run has made it
+            elsewhere.rename(weights)
+        raise BlockingIOError(f"run_dir={run_dir} is being written by process 7 on here")
+
+    monkeypatch.setattr("ssl_vit.train.tokenizing.hold", held)
+    monkeypatch.setattr("ssl_vit.train.tokenizing.time.sleep", lambda seconds: None)
+    beit(recipe, "run_dir=runs/second")
+    shown = capsys.readouterr().out
+    assert shown.count("another run is making it, which is waited for: run_dir=") == 1
+    assert waited[:2] == [made.relative_to(Path())] * 2
+
+
+@pytest.mark.parametrize("change", ["seed=1", "encoder.image_size=40"])
+def test_another_run_gets_another_tokenizer(change):
+    recipe = f"tokenizer_recipe={_recipe('kmeans')}"
+    beit(recipe, "run_dir=runs/first")
+    beit(recipe, "run_dir=runs/second", change)
+    assert len(list(Path("runs").glob("tokenizer-words-*"))) == 2
+
+
+def test_a_tokenizer_that_was_interrupted_is_made_again():
+    recipe = f"tokenizer_recipe={_recipe('kmeans')}"
+    beit(recipe, "run_dir=runs/first")
+    (made,) = Path("runs").glob("tokenizer-words-*")
+    (made / "tokenizer.safetensors").unlink()
+    beit(recipe, "run_dir=runs/second")
+    assert (made / "tokenizer.safetensors").exists()
+
+
+def test_a_dvae_goes_on_where_it_was_stopped():
+    run_dir, _ = train("dvae", "run_dir=runs/words", "trainer.max_steps=6", "trainer.checkpoint_every_steps=3")
+    resolved = read_run_words(
+        ["resume=runs/words", f"recipe={run_dir}/config.yaml", "trainer.max_steps=9"], read_tokenizer
+    )
+    again, _ = train_tokenizer(resolved.config, resolved.method)
+    assert again == run_dir
+    assert newest_checkpoint(run_dir).name == "step-0000009.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["recipe=digitz"], r"recipe=digitz is not a recipe: there has .*digits.* \(did you mean digits\?\)"),
+        (["method=vae"], "method=vae must be one of kmeans, dvae, vqkd"),
+        (["method=kmeans"], r".*digits.yaml is a recipe for method=dvae, not for method=kmeans"),
+        (["method.vocab_size=1"], "method.vocab_size=1 must be 2 or more"),
+        (["recipe=digits-kmeans", "method.patches=100"], "method.patches=100 must be method.vocab_size=256 or more"),
+        (["data.mean=[0.5,0.5,0.5]"], r"data.mean=.* must be \[0.0, 0.0, 0.0\], one for each of method.channels=3"),
+        (["method.image_size=30"], "method.image_size=30 must be a multiple of method.patch_size=4"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(words, message):
+    with pytest.raises(ConfigError, match=message):
+        read_tokenizer(words)

@@ -1,0 +1,122 @@
+"""Runs of several processes as commands: one directory, one log, one voice; how processes agree on a directory."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ssl_vit.cli.main import read_run_words
+from ssl_vit.config.resolve import read_run
+from ssl_vit.models.weights import load_encoder
+from ssl_vit.run.directory import made_up_run_dir, open_run
+from ssl_vit.train.plan import make_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+SMALL = [
+    "method=dino",
+    "encoder.width=16",
+    "encoder.depth=1",
+    "encoder.heads=2",
+    "method.head_hidden=16",
+    "method.head_bottleneck=8",
+    "method.prototypes=32",
+    "data.batch_size=16",
+    "data.workers=0",
+    "trainer.max_minutes=30",  # a clock that the processes must agree on, and that the first one shows
+    "trainer.max_steps=4",
+    "trainer.log_every_steps=1",
+    "trainer.precision=32-true",
+    "monitor.every_epochs=1",
+    "monitor.train_limit=100",
+    "monitor.test_limit=40",
+]
+
+
+def run_of(words: list[str], folder: Path) -> tuple[str, Path]:
+    """What a command prints, and the one run that it leaves."""
+    environment = {name: value for name, value in os.environ.items() if name != "SSL_VIT_RUN_DIR"}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (run_dir,) = (folder / "runs").iterdir()
+    return done.stdout, run_dir
+
+
+@pytest.mark.parametrize(
+    ("launcher", "words"),
+    [(TORCHRUN, ["trainer.strategy=fsdp"]), ([], ["trainer.strategy=ddp", "trainer.devices=2"])],
+    ids=["torchrun", "Lightning"],
+)
+def test_two_processes_leave_one_run_and_speak_once(launcher, words, tmp_path):
+    words = [*SMALL, *words]
+    printed, run_dir = run_of([*launcher, str(ROOT / "tools/pretrain.py"), *words], tmp_path)
+    for said in ("run    ", "global batch  32 = 2 x 16", "100%", "saved ", "next: "):
+        assert printed.count(said) == 1, said
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "train/loss" in row] == [0, 1, 2, 3]
+    assert sum("monitor/knn_top1" in row for row in rows) == 1
+    assert load_encoder(run_dir).facts["step"] == 4
+    assert len(list((run_dir / "pictures").iterdir())) == 1
+
+
+@pytest.fixture
+def lonely(monkeypatch):
+    """An environment that nothing has started."""
+    for name in ("SSL_VIT_RUN_DIR", "LOCAL_RANK", "RANK", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_tasks_of_a_slurm_job_write_into_one_directory(lonely):
+    for name, value in {"SLURM_NTASKS": "16", "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "pretrain"}.items():
+        lonely.setenv(name, value)
+    config = read_run(["method=mae", "trainer.num_nodes=2", "trainer.devices=8"]).config
+    assert made_up_run_dir("mae", config) == Path("runs/mae-digits-slurm-4711")
+
+
+def test_machines_that_cannot_agree_on_a_directory_must_be_given_one(lonely):
+    config = read_run(["method=mae", "trainer.num_nodes=2"]).config
+    with pytest.raises(ValueError, match=r"run_dir= is missing: trainer\.num_nodes=2 machines cannot agree"):
+        made_up_run_dir("mae", config)
+
+
+@pytest.mark.parametrize(
+    ("word", "rule"),
+    [
+        ("trainer.devices=4", "auto, or 2, the processes that torchrun started on this machine"),
+        ("trainer.num_nodes=2", "3, the machines that torchrun started processes on"),
+    ],
+)
+def test_processes_that_torchrun_started_are_those_of_the_settings(lonely, word, rule):
+    lonely.setenv("LOCAL_WORLD_SIZE", "2")
+    lonely.setenv("WORLD_SIZE", "6")
+    with pytest.raises(ValueError, match=f"{word} must be {rule}"):
+        read_run_words(["method=mae", word])
+    config = read_run_words(["method=mae", "trainer.num_nodes=3"]).config
+    assert make_plan(config).processes == 6
+
+
+def test_only_the_first_process_refuses_a_directory_in_use(lonely, tmp_path):
+    """The others find the config.yaml that the first has just written."""
+    config = read_run(["method=mae", f"run_dir={tmp_path}", "resume=auto"]).config
+    open_run(config, "mae", "mae")
+    lonely.setenv("RANK", "1")
+    assert open_run(config, "mae", "mae") == (tmp_path, None)
+    config.resume = ""
+    assert open_run(config, "mae", "mae") == (tmp_path, None)
+    lonely.setenv("RANK", "0")
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        open_run(config, "mae", "mae")
+
+
+def test_a_missing_package_is_named_before_anything_is_written(lonely, tmp_path):
+    config = read_run(["method=mae", f"run_dir={tmp_path / 'made'}", "trainer.strategy=deepspeed"]).config
+    with pytest.raises(ImportError, match=r"trainer\.strategy=deepspeed needs the package deepspeed: `pip install"):
+        open_run(config, "mae", "mae")
+    assert not (tmp_path / "made").exists()
