@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ssl_vit.config import help, schema
+from ssl_vit.config import evaluation_schema, help, pretrain_schema, schema, tokenizer_schema, tool_schema
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import FinetuneRun, PredictConfig
 from ssl_vit.config.help import COMMON, field_doc, help_text, overview, resolved_table, run_help

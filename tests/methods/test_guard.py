@@ -14,7 +14,7 @@ from ssl_vit.methods.guard import BadStep, DivergenceError, Guard
 from ssl_vit.methods.mae import MAE
 from ssl_vit.train.pretraining import pretrain
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ENCODER = {"width": 16, "depth": 1, "heads": 2, "patch_size": 4, "image_size": 16}
 DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
 

@@ -25,7 +25,7 @@ from ssl_vit.run.files import newest_run
 from ssl_vit.supervised.predict import predict
 from ssl_vit.train.finetuning import finetune
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ENCODER = {"width": 16, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32, "positions": "sincos"}
 DATA = {"source": "digits", "path": "", "batch_size": 64, "eval_crop": 1.0, "mean": [0.2] * 3, "std": [0.3] * 3}
 SHORT = ["trainer.max_steps=4", "trainer.max_minutes=null", "data.workers=0", "monitor.every_epochs=0"]

@@ -14,7 +14,7 @@ from ssl_vit.models.weights import load_encoder
 from ssl_vit.run.directory import made_up_run_dir, open_run
 from ssl_vit.train.plan import make_plan
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SMALL = [
     "method=dino",
