@@ -1,4 +1,4 @@
-"""Self-supervised pretraining of Vision Transformers: unlabelled pictures in, an encoder out.
+"""Self-supervised pretraining of Vision Transformers: unlabeled images in, an encoder out.
 
 Names are imported when first used, so that `import ssl_vit` costs nothing and the encoder needs torch alone.
 """

@@ -1,6 +1,6 @@
 """What everything that trains here shares: AdamW with the papers' schedules, named losses in the log, guarded steps.
 
-An objective writes `views` (what a picture becomes), `losses` (what is minimised) and `export` (what is kept). It is a
+An objective writes `views` (what an image becomes), `losses` (what is minimized) and `export` (what is kept). It is a
 LightningModule: give it to any `pl.Trainer`. `ssl_vit.methods` are objectives on an encoder, `ssl_vit.tokenizers` has
 those that make tokens.
 """
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ssl_vit.config.checks import override
 from ssl_vit.config.schema import OptimConfig, TrainingRun
-from ssl_vit.data.loader import full_length, pictures_of
+from ssl_vit.data.loader import batch_images, full_length
 from ssl_vit.data.rng import seeded_generator
-from ssl_vit.data.transforms.crops import View
+from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.methods.guard import DivergenceError, Guard
 from ssl_vit.models.weights import require_fit
 from ssl_vit.optim.param_groups import clip_all, decay_groups, scaled_lr, total_norm
-from ssl_vit.optim.progress import is_logged, share_done, share_of_epochs
+from ssl_vit.optim.progress import fraction_done, fraction_of_epochs, is_logged
 from ssl_vit.optim.schedules import warmup_cosine
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.parallel.fsdp import gather, mesh_of, plain_copy, shard
@@ -31,7 +31,7 @@ log = logging.getLogger("ssl_vit")
 
 
 class Objective(pl.LightningModule, ABC):
-    """Something to minimise on batches of pictures.
+    """Something to minimize on batches of images.
 
     Args:
         optim: an OptimConfig, or a dict of the fields that differ from the paper's.
@@ -40,16 +40,16 @@ class Objective(pl.LightningModule, ABC):
     """
 
     Config: ClassVar[type[TrainingRun]]
-    max_bad_steps = 10
+    max_skipped_steps = 10
     """Steps in a row that may be left out because loss or gradient is not finite."""
 
     def __init__(self, optim: OptimConfig | dict[str, Any] | None = None, seed: int = 0, **options: Any) -> None:
         super().__init__()
         paper = self.Config()
         self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
-        self.options = override(paper.method, options, "method")
+        self.config = override(paper.method, options, "method")
         self.seed, self.global_batch, self._position = seed, 0, (0, 0)
-        self.measures: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
+        self.extra_metrics: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
         self.guard = Guard()
         self._grad_norm: Tensor | None = None
         self._sharded = False
@@ -61,38 +61,38 @@ class Objective(pl.LightningModule, ABC):
         return cls(optim=run.optim, seed=run.seed, **vars(run.method))
 
     @abstractmethod
-    def views(self) -> View:
-        """uint8 picture -> uint8 view, for ImageDataModule."""
+    def transform(self) -> Transform:
+        """uint8 image -> uint8 view, for ImageDataModule."""
 
     @abstractmethod
     def losses(self, images: Any, /) -> dict[str, Tensor]:
-        """Normalised pictures -> scalar terms by name; their sum is minimised."""
+        """Normalized images -> scalar terms by name; their sum is minimized."""
 
     def inputs(self, batch: Any) -> Any:
-        """What losses() takes of a batch: by default its pictures alone."""
-        return pictures_of(batch)
+        """What losses() takes of a batch: by default its images alone."""
+        return batch_images(batch)
 
     @abstractmethod
-    def export(self, folder: Path, **facts: Any) -> Path:
+    def export(self, folder: Path, **metadata: Any) -> Path:
         """Write what the training was for, with what is known of it; returns its file.
 
         After training on several processes it is whole() that is exported.
         """
 
     def after_step(self) -> None:
-        """Called once after each optimiser step."""
+        """Called once after each optimizer step."""
 
     def forget_step(self) -> None:
         """Called in place of after_step where a step is left out: drop what losses() has kept for it."""
 
-    def pictures(self, images: Tensor, pixels: Tensor) -> dict[str, Tensor]:
+    def visualize(self, images: Tensor, pixels: Tensor) -> dict[str, Tensor]:
         """Columns to look at in training, by default none.
 
         Args:
-            images: [B, C, H, W] normalised; pixels: the same in [0, 1].
+            images: [B, C, H, W] normalized; pixels: the same in [0, 1].
 
         Returns:
-            Floats [B, C, H, W] normalised as `images` are, or uint8.
+            Floats [B, C, H, W] normalized as `images` are, or uint8.
         """
         return {}
 
@@ -137,7 +137,7 @@ class Objective(pl.LightningModule, ABC):
         return parameter.ndim > 1 and not name.endswith(".bias")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if self.guard.in_a_row >= self.max_bad_steps:
+        if self.guard.in_a_row >= self.max_skipped_steps:
             raise DivergenceError(self.global_step, self.guard.in_a_row)
         if not self.global_batch:
             self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -148,7 +148,7 @@ class Objective(pl.LightningModule, ABC):
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()
         if is_logged(self.trainer):
-            self.log_means({"loss": total} | losses | self.measures)
+            self.log_means({"loss": total} | losses | self.extra_metrics)
         self.guard.watch(total, batch)
         return total
 
@@ -164,7 +164,7 @@ class Objective(pl.LightningModule, ABC):
         return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
 
     def on_train_start(self) -> None:
-        if share_of_epochs(self.trainer, self.optim_config.warmup_epochs) >= 1:
+        if fraction_of_epochs(self.trainer, self.optim_config.warmup_epochs) >= 1:
             log.warning(
                 f"optim.warmup_epochs={self.optim_config.warmup_epochs} is no shorter than the run: the learning rate "
                 "never reaches its peak; lower it, or train longer"
@@ -175,7 +175,7 @@ class Objective(pl.LightningModule, ABC):
         if not self.scales_loss():
             self._grad_norm = total_norm(self.parameters())
         if not self.guard.judge(self._grad_norm, self.global_step, self.current_epoch) and not self.scales_loss():
-            optimizer.zero_grad()  # an optimiser passes over what has no gradient: weights and moments stay
+            optimizer.zero_grad()  # an optimizer passes over what has no gradient: weights and moments stay
         rate = self.learning_rate()
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
@@ -215,8 +215,8 @@ class Objective(pl.LightningModule, ABC):
     def learning_rate(self) -> float:
         """Rate of the next step: linear warm-up, then half a cosine to min_lr at the end of the run."""
         optim, peak = self.optim_config, scaled_lr(self.optim_config.base_lr, self.global_batch)
-        warmup = share_of_epochs(self.trainer, optim.warmup_epochs)
-        return warmup_cosine(share_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
+        warmup = fraction_of_epochs(self.trainer, optim.warmup_epochs)
+        return warmup_cosine(fraction_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """Source of this step's draws, a function of (seed, epoch, batch, rank); outside a trainer PyTorch's own."""

@@ -63,25 +63,25 @@ class Nursery:
         self.process.stdin.flush()
         return int(self._answer())
 
-    def start(self, folder: Path, *words: str, **variables: str) -> int:
+    def start(self, folder: Path, *args: str, **variables: str) -> int:
         """The process id of a pretraining; what it prints is added to <folder>/output."""
-        words = (str(ROOT / "tools" / "pretrain.py"), *words)
-        asked = {"words": words, "variables": variables, "folder": str(folder), "output": str(folder / "output")}
+        args = (str(ROOT / "tools" / "pretrain.py"), *args)
+        asked = {"args": args, "variables": variables, "folder": str(folder), "output": str(folder / "output")}
         return self._ask(asked)
 
-    def start_two(self, folder: Path, port: int, *words: str) -> list[int]:
+    def start_two(self, folder: Path, port: int, *args: str) -> list[int]:
         """Two processes of one run, as Lightning's launcher would start them."""
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-        words = (*words, "trainer.devices=2", "trainer.strategy=ddp")
-        return [self.start(folder, *words, **shared, LOCAL_RANK=str(rank)) for rank in range(2)]
+        args = (*args, "trainer.devices=2", "trainer.strategy=ddp")
+        return [self.start(folder, *args, **shared, LOCAL_RANK=str(rank)) for rank in range(2)]
 
     def wait(self, process: int) -> int:
         """The exit status, negative for a signal."""
         return self._ask({"wait": process})
 
-    def run(self, folder: Path, *words: str, **variables: str) -> int:
+    def run(self, folder: Path, *args: str, **variables: str) -> int:
         """Start a pretraining and wait for it."""
-        return self.wait(self.start(folder, *words, **variables))
+        return self.wait(self.start(folder, *args, **variables))
 
     def signal_when(self, happened: Callable[[], bool], number: int, *processes: int) -> list[int]:
         """Send a signal as soon as something has happened; the exit statuses."""

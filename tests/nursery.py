@@ -1,6 +1,6 @@
 """Starts commands as processes of their own, with the imports paid for once; a script that tests/conftest.py runs.
 
-A line of JSON starts one, {"words": [tool, ...], "variables": {..}, "folder": .., "output": file}, and is answered by
+A line of JSON starts one, {"args": [tool, ...], "variables": {..}, "folder": .., "output": file}, and is answered by
 its process id; {"wait": id} is answered by its exit status, negative for a signal.
 """
 
@@ -33,6 +33,6 @@ if __name__ == "__main__":
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.environ.update(asked["variables"])
         os.chdir(asked["folder"])
-        sys.argv = asked["words"]
+        sys.argv = asked["args"]
         runpy.run_path(sys.argv[0], run_name="__main__")
         raise SystemExit

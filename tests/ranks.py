@@ -1,4 +1,4 @@
-"""Trainings whose pictures and draws are given, so that one process and several can do the same.
+"""Trainings whose images and draws are given, so that one process and several can do the same.
 
 A case is a name and what makes its objective; its batches hold what the objective would draw. Every process takes every
 n-th row of a batch.
@@ -27,17 +27,17 @@ from ssl_vit.tokenizers.dvae import DVAETraining
 from ssl_vit.tokenizers.kmeans import KMeans
 from ssl_vit.tokenizers.vqkd import VQKDTraining
 
-STEPS, PICTURES = 10, 8
-OPTIM = {"base_lr": 0.0032, "warmup_epochs": 0}  # 1e-4 for 8 pictures
-PICTURE = {"patch_size": 4, "image_size": 16}
-ENCODER = {"width": 32, "depth": 2, "heads": 4, "drop_path": 0.0, **PICTURE}
+STEPS, NUM_IMAGES = 10, 8
+OPTIM = {"base_lr": 0.0032, "warmup_epochs": 0}  # 1e-4 for 8 images
+IMAGE = {"patch_size": 4, "image_size": 16}
+ENCODER = {"embed_dim": 32, "depth": 2, "num_heads": 4, "drop_path": 0.0, **IMAGE}
 HEAD = {"local_crops": 2, "local_size": 8, "prototypes": 24, "head_hidden": 16, "head_bottleneck": 8}
-TOKENS = {"vocab_size": 12, **PICTURE}
+TOKENS = {"vocab_size": 12, **IMAGE}
 PLAIN = {"mixup": 0.0, "cutmix": 0.0, "erasing_p": 0.0, "randaugment": 0.0, "drop_path": 0.0}
 
 
 class GivenMAE(MAE):
-    """Its noise comes with the pictures."""
+    """Its noise comes with the images."""
 
     def inputs(self, batch):
         return batch
@@ -47,7 +47,7 @@ class GivenMAE(MAE):
 
 
 class GivenBEiT(BEiT):
-    """Its masks come with the pictures."""
+    """Its masks come with the images."""
 
     def inputs(self, batch):
         return batch
@@ -57,7 +57,7 @@ class GivenBEiT(BEiT):
 
 
 class GivenDVAE(DVAETraining):
-    """Its noise comes with the pictures."""
+    """Its noise comes with the images."""
 
     def inputs(self, batch):
         return batch
@@ -67,7 +67,7 @@ class GivenDVAE(DVAETraining):
 
 
 def make_mae(folder: Path, **changes: Any) -> MAE:
-    options = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+    options = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
     return GivenMAE({**ENCODER, **changes}, {**OPTIM, "clip_grad": 0.1}, **options)
 
 
@@ -77,8 +77,8 @@ def make_dino(folder: Path, clip_grad: float = 0.0, **options: Any) -> DINO:
 
 def make_beit(folder: Path) -> BEiT:
     words = KMeans(KMeansConfig(**TOKENS))
-    words.centres.uniform_()
-    paper = {"positions": "relative", "layer_scale": 0.1, "init": "beit"}
+    words.centers.uniform_()
+    paper = {"pos_embed": "relative", "init_values": 0.1, "init": "beit"}
     return GivenBEiT({**paper, **ENCODER}, OPTIM, tokenizer=words, class_branch=True, branch_depth=1)
 
 
@@ -89,22 +89,22 @@ def make_finetune(folder: Path) -> FineTune:
 
 
 def make_dvae(folder: Path) -> DVAETraining:
-    return GivenDVAE(OPTIM, **{**TOKENS, "width": 32, "residuals": 1, "code_width": 8, "kl_warmup": 0.0, "usage": 0.1})
+    return GivenDVAE(OPTIM, **{**TOKENS, "width": 32, "residuals": 1, "code_dim": 8, "kl_warmup": 0.0, "usage": 0.1})
 
 
 def make_vqkd(folder: Path) -> VQKDTraining:
     statistics = {"mean": [0.5] * 3, "std": [0.5] * 3}
-    save_encoder(VisionTransformer(width=24, depth=1, heads=2, **PICTURE), folder, **statistics)
-    options = {**TOKENS, "width": 32, "depth": 1, "heads": 4, "code_width": 8, "revive_below": 0.0}
+    save_encoder(VisionTransformer(embed_dim=24, depth=1, num_heads=2, **IMAGE), folder, **statistics)
+    options = {**TOKENS, "embed_dim": 32, "depth": 1, "num_heads": 4, "code_dim": 8, "revive_below": 0.0}
     return VQKDTraining(OPTIM, **options, teacher=str(folder))
 
 
 MAKERS = {
     "mae": make_mae,
-    "mae, blocks recomputed": lambda folder: make_mae(folder, checkpoint_blocks=True),
+    "mae, blocks recomputed": lambda folder: make_mae(folder, grad_checkpointing=True),
     "dino": make_dino,
     "dino, clipped": lambda folder: make_dino(folder, clip_grad=0.01),
-    "dino, sinkhorn": lambda folder: make_dino(folder, centring="sinkhorn"),
+    "dino, sinkhorn": lambda folder: make_dino(folder, centering="sinkhorn"),
     "dino, BatchNorm": lambda folder: make_dino(folder, head_norm=True),
     "beit": make_beit,
     "finetune": make_finetune,
@@ -120,23 +120,23 @@ def make(case: str, folder: Path) -> Any:
 
 
 def batches(case: str) -> list[Any]:
-    """STEPS batches of PICTURES for a case."""
+    """STEPS batches of NUM_IMAGES for a case."""
     draw = torch.Generator().manual_seed(1)
     rand, kind, made = (lambda *shape: torch.rand(*shape, generator=draw)), case.split(",")[0], []
     for _ in range(STEPS):
-        images = rand(PICTURES, 3, 16, 16)
+        images = rand(NUM_IMAGES, 3, 16, 16)
         if kind == "mae":
-            batch = [images, rand(PICTURES, 16)]
+            batch = [images, rand(NUM_IMAGES, 16)]
         elif kind == "dino":
-            batch = [[images, rand(PICTURES, 3, 16, 16), rand(PICTURES, 3, 8, 8), rand(PICTURES, 3, 8, 8)]]
+            batch = [[images, rand(NUM_IMAGES, 3, 16, 16), rand(NUM_IMAGES, 3, 8, 8), rand(NUM_IMAGES, 3, 8, 8)]]
         elif kind == "beit":
-            mask = rand(PICTURES, 16) < rand(PICTURES, 1)  # unequally many
+            mask = rand(NUM_IMAGES, 16) < rand(NUM_IMAGES, 1)  # unequally many
             mask[:, 0] = True
             batch = [[images - 0.5, images], mask]
         elif kind == "finetune":
-            batch = [images, (rand(PICTURES) * 3).long()]
+            batch = [images, (rand(NUM_IMAGES) * 3).long()]
         elif kind == "dvae":
-            batch = [images, rand(PICTURES, 12, 4, 4)]
+            batch = [images, rand(NUM_IMAGES, 12, 4, 4)]
         else:
             batch = [images]
         made.append(batch)

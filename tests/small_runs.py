@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 COMMON = [
-    "encoder.width=16",
+    "encoder.embed_dim=16",
     "encoder.depth=2",
-    "encoder.heads=2",
+    "encoder.num_heads=2",
     "encoder.drop_path=0.2",
     "trainer.max_epochs=3",
     "trainer.max_minutes=null",
@@ -25,16 +25,16 @@ COMMON = [
 ]
 """Five steps an epoch, fifteen in all, and a look at the end of each epoch."""
 METHODS = {
-    "mae": ["method=mae", "method.decoder_width=16", "method.decoder_heads=2"],
+    "mae": ["method=mae", "method.decoder_embed_dim=16", "method.decoder_num_heads=2"],
     "dino": ["method=dino", "method.head_hidden=16", "method.head_bottleneck=8", "method.prototypes=16"],
     "beit": ["method=beit"],
 }
 STEPS = 15
 
 
-def words_of(method: str, *changes: str) -> list[str]:
+def args_of(method: str, *changes: str) -> list[str]:
     """The settings of a small run, with some of them changed or more."""
-    settings = dict(word.split("=", 1) for word in (*METHODS[method], *COMMON, *changes))
+    settings = dict(arg.split("=", 1) for arg in (*METHODS[method], *COMMON, *changes))
     return [f"{key}={value}" for key, value in settings.items()]
 
 

@@ -6,7 +6,7 @@ Each test kills real processes. The steps are fixed; the moment of the kill with
 from pathlib import Path
 
 import pytest
-from small_runs import METHODS, assert_same_end, figures_of, last_step_logged, steps_kept, words_of
+from small_runs import METHODS, args_of, assert_same_end, figures_of, last_step_logged, steps_kept
 
 from ssl_vit.config.tokenizer_schema import KMeansConfig
 from ssl_vit.tokenizers.base import save_tokenizer
@@ -23,12 +23,12 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(folder) -> dict[str, list[str]]:
-    """The words of a small run of each method; BEiT's with a tokenizer."""
-    words = KMeans(KMeansConfig(vocab_size=16, patch_size=4, image_size=32, patches=100))
-    words.centres.normal_()
-    save_tokenizer(words, folder / "words")
-    more = {"beit": [f"tokenizer={folder / 'words'}"]}
-    return {method: words_of(method, *more.get(method, [])) for method in METHODS}
+    """The args of a small run of each method; BEiT's with a tokenizer."""
+    args = KMeans(KMeansConfig(vocab_size=16, patch_size=4, image_size=32, patches=100))
+    args.centers.normal_()
+    save_tokenizer(args, folder / "args")
+    more = {"beit": [f"tokenizer={folder / 'args'}"]}
+    return {method: args_of(method, *more.get(method, [])) for method in METHODS}
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +47,13 @@ def output(folder: Path) -> str:
     return (folder / "output").read_text()
 
 
-def kill_and_resume(nursery, folder: Path, name: str, words: list[str], step: int) -> Path:
+def kill_and_resume(nursery, folder: Path, name: str, args: list[str], step: int) -> Path:
     """A run that is killed as soon as a step is logged, and then resumed."""
     run = folder / name
-    words = [*words, f"run_dir={name}"]
-    nursery.kill_when(lambda: last_step_logged(run) >= step, nursery.start(folder, *words))
+    args = [*args, f"run_dir={name}"]
+    nursery.kill_when(lambda: last_step_logged(run) >= step, nursery.start(folder, *args))
     assert not (run / "encoder.safetensors").exists()
-    assert nursery.run(folder, *words, "resume=auto") == 0, output(folder)
+    assert nursery.run(folder, *args, "resume=auto") == 0, output(folder)
     return run
 
 
@@ -75,16 +75,16 @@ def test_a_run_may_be_killed_at_any_step(nursery, folder, settings, whole, metho
 
 
 def test_two_processes_that_are_killed_end_as_two_that_were_not(nursery, folder, free_port):
-    words = words_of("mae", "trainer.checkpoint_every_steps=1", "data.batch_size=128")
+    args = args_of("mae", "trainer.checkpoint_every_steps=1", "data.batch_size=128")
     for name in ("two", "two-killed"):
-        processes = nursery.start_two(folder, free_port, *words, f"run_dir={name}")
+        processes = nursery.start_two(folder, free_port, *args, f"run_dir={name}")
         if name == "two-killed":
             nursery.kill_when(lambda: last_step_logged(folder / "two-killed") >= 7, *processes)
-            processes = nursery.start_two(folder, free_port, *words, f"run_dir={name}", "resume=auto")
+            processes = nursery.start_two(folder, free_port, *args, f"run_dir={name}", "resume=auto")
         assert [nursery.wait(process) for process in processes] == [0, 0], output(folder)
     assert_same_end(folder / "two-killed", folder / "two")
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(nursery, folder, whole):
-    words = words_of("mae", "trainer.checkpoint_every_steps=100")
-    assert_same_end(kill_and_resume(nursery, folder, "early", words, 3), whole("mae"))
+    args = args_of("mae", "trainer.checkpoint_every_steps=100")
+    assert_same_end(kill_and_resume(nursery, folder, "early", args, 3), whole("mae"))

@@ -1,4 +1,4 @@
-"""The README keeps its word: commands parse, files exist, Python runs."""
+"""The README keeps its arg: commands parse, files exist, Python runs."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import ssl_vit
-from ssl_vit.cli.main import read_finetune_words, read_run_words
+from ssl_vit.cli.main import read_finetune_args, read_run_args
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.config.resolve import read, read_tokenizer
@@ -33,38 +33,38 @@ def test_it_is_short_and_shows_what_exists():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_legal(command, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)  # no run to resume here
-    words = shlex.split(command, comments=True)
-    tool = next(word for word in words if word.startswith("tools/"))
+    args = shlex.split(command, comments=True)
+    tool = next(arg for arg in args if arg.startswith("tools/"))
     assert (ROOT / tool).exists()
     if tool.endswith("pretrain.py"):
-        settings = [word for word in words[words.index(tool) + 1 :] if word != "--dry-run"]
-        assert read_run_words(settings).method in HOMES
+        settings = [arg for arg in args[args.index(tool) + 1 :] if arg != "--dry-run"]
+        assert read_run_args(settings).method in HOMES
     if tool.endswith("benchmark.py"):
-        assert words[words.index(tool) + 1] == "suite=doctor"
-        assert read_run_words(words[words.index(tool) + 2 :]).method in HOMES
+        assert args[args.index(tool) + 1] == "suite=doctor"
+        assert read_run_args(args[args.index(tool) + 2 :]).method in HOMES
     if tool.endswith(("linear_probe.py", "knn.py")):
         config_class = KNNConfig if tool.endswith("knn.py") else LinearProbeConfig
-        assert read(config_class, words[words.index(tool) + 1 :]).config
+        assert read(config_class, args[args.index(tool) + 1 :]).config
     if tool.endswith("finetune.py"):
         monkeypatch.chdir(_with_an_encoder(tmp_path))
-        settings = [word for word in words[words.index(tool) + 1 :] if not word.startswith("encoder=")]
-        assert read_finetune_words(settings).method == "finetune"
+        settings = [arg for arg in args[args.index(tool) + 1 :] if not arg.startswith("encoder=")]
+        assert read_finetune_args(settings).method == "finetune"
     if tool.endswith("predict.py"):
-        assert read(PredictConfig, words[words.index(tool) + 1 :]).config.images
+        assert read(PredictConfig, args[args.index(tool) + 1 :]).config.images
     if tool.endswith("make_shards.py"):
-        assert read(ShardsConfig, words[words.index(tool) + 1 :]).config.out
+        assert read(ShardsConfig, args[args.index(tool) + 1 :]).config.out
     if tool.endswith("train_tokenizer.py"):
-        assert read_tokenizer(words[words.index(tool) + 1 :]).method in TOKENIZERS
+        assert read_tokenizer(args[args.index(tool) + 1 :]).method in TOKENIZERS
 
 
 def _with_an_encoder(folder: Path) -> Path:
-    encoder = ssl_vit.VisionTransformer(width=32, depth=1, heads=2, image_size=32, patch_size=8)
+    encoder = ssl_vit.VisionTransformer(embed_dim=32, depth=1, num_heads=2, image_size=32, patch_size=8)
     ssl_vit.save_encoder(encoder, folder / "runs/mae-digits-1", recipe="digits", data={"source": "digits"})
     return folder
 
 
 def test_the_encoder_block_runs(tmp_path):
-    encoder = ssl_vit.VisionTransformer(width=32, depth=4, heads=2, image_size=32, patch_size=8)
+    encoder = ssl_vit.VisionTransformer(embed_dim=32, depth=4, num_heads=2, image_size=32, patch_size=8)
     ssl_vit.save_encoder(encoder, tmp_path)
     code = next(block for block in BLOCKS["python"] if "load_encoder" in block)
     code = re.sub(r'load_encoder\(".*?"\)', f"load_encoder({str(tmp_path)!r})", code)

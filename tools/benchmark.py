@@ -5,7 +5,7 @@ suite=views|step|startup|probe|memory, or suite=doctor with the settings of a ru
 
 import importlib
 
-from ssl_vit.cli.main import guarded, read_run_words
+from ssl_vit.cli.main import guarded, read_run_args
 from ssl_vit.config.help import help_text, run_help
 from ssl_vit.config.resolve import read
 from ssl_vit.config.tool_schema import DOCTOR, SUITES, BenchmarkConfig
@@ -14,23 +14,23 @@ USAGE = "python tools/benchmark.py suite=views|step|startup|probe|memory|doctor 
 DOCTOR_USAGE = "python tools/benchmark.py suite=doctor method=mae [recipe=digits] [key=value ...]"
 
 
-def main(words: list[str]) -> None:
-    if f"suite={DOCTOR}" in words:
-        doctor([word for word in words if word != f"suite={DOCTOR}"])
+def main(args: list[str]) -> None:
+    if f"suite={DOCTOR}" in args:
+        doctor([arg for arg in args if arg != f"suite={DOCTOR}"])
         return
-    if "--help" in words:
+    if "--help" in args:
         print(help_text(BenchmarkConfig, USAGE))
         return
-    config = read(BenchmarkConfig, words).config
+    config = read(BenchmarkConfig, args).config
     importlib.import_module(SUITES[config.suite]).run(config)
 
 
-def doctor(words: list[str]) -> None:
-    """Examine the run that these words describe."""
-    if "--help" in words:
-        print(run_help(words, DOCTOR_USAGE))
+def doctor(args: list[str]) -> None:
+    """Examine the run that these args describe."""
+    if "--help" in args:
+        print(run_help(args, DOCTOR_USAGE))
         return
-    resolved = read_run_words(words)
+    resolved = read_run_args(args)
     from ssl_vit.train.doctor import run
 
     run(resolved.config, resolved.method)

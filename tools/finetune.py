@@ -1,19 +1,19 @@
-"""Fine-tune an encoder on labelled pictures: python tools/finetune.py [encoder=RUN_OR_FILE] [key=value ...]."""
+"""Fine-tune an encoder on labeled images: python tools/finetune.py [encoder=RUN_OR_FILE] [key=value ...]."""
 
 import json
 
-from ssl_vit.cli.main import guarded, read_finetune_words
+from ssl_vit.cli.main import guarded, read_finetune_args
 from ssl_vit.config.help import finetune_help, resolved_table
 
 USAGE = "python tools/finetune.py [encoder=RUN_OR_FILE] [recipe=digits] [key=value ...] [--dry-run]"
 
 
-def main(words: list[str]) -> None:
-    if "--help" in words:
+def main(args: list[str]) -> None:
+    if "--help" in args:
         print(finetune_help(USAGE))
         return
-    resolved = read_finetune_words([word for word in words if word != "--dry-run"])
-    if "--dry-run" in words:
+    resolved = read_finetune_args([arg for arg in args if arg != "--dry-run"])
+    if "--dry-run" in args:
         from ssl_vit.supervised.classifier import start_of
         from ssl_vit.train.plan import make_plan
 

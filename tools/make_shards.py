@@ -1,4 +1,4 @@
-"""Pack pictures into tar shards: python tools/make_shards.py data.path=FOLDER out=SHARDS [key=value ...] [--help]."""
+"""Pack images into tar shards: python tools/make_shards.py data.path=FOLDER out=SHARDS [key=value ...] [--help]."""
 
 import json
 import logging
@@ -11,11 +11,11 @@ from ssl_vit.config.tool_schema import ShardsConfig
 USAGE = "python tools/make_shards.py [data.source=folder] data.path=FOLDER out=SHARDS [key=value ...]"
 
 
-def main(words: list[str]) -> None:
-    if "--help" in words:
+def main(args: list[str]) -> None:
+    if "--help" in args:
         print(help_text(ShardsConfig, USAGE))
         return
-    config = read(ShardsConfig, words).config
+    config = read(ShardsConfig, args).config
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     from ssl_vit.data.shard_writer import make_shards
 

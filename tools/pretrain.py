@@ -1,17 +1,17 @@
 """Pretrain an encoder: python tools/pretrain.py method=mae [recipe=digits] [key=value ...] [--help] [--dry-run]."""
 
-from ssl_vit.cli.main import guarded, read_run_words
+from ssl_vit.cli.main import guarded, read_run_args
 from ssl_vit.config.help import resolved_table, run_help
 
 USAGE = "python tools/pretrain.py method=mae [recipe=digits] [key=value ...] [--dry-run]"
 
 
-def main(words: list[str]) -> None:
-    if "--help" in words:
-        print(run_help(words, USAGE))
+def main(args: list[str]) -> None:
+    if "--help" in args:
+        print(run_help(args, USAGE))
         return
-    resolved = read_run_words([word for word in words if word != "--dry-run"])
-    if "--dry-run" in words:
+    resolved = read_run_args([arg for arg in args if arg != "--dry-run"])
+    if "--dry-run" in args:
         from ssl_vit.train.plan import make_plan
 
         print(resolved_table(resolved), *make_plan(resolved.config).lines(), sep="\n")

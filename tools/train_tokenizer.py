@@ -2,19 +2,19 @@
 
 import json
 
-from ssl_vit.cli.main import guarded, read_run_words
+from ssl_vit.cli.main import guarded, read_run_args
 from ssl_vit.config.help import resolved_table, tokenizer_help
 from ssl_vit.config.resolve import read_tokenizer
 
 USAGE = "python tools/train_tokenizer.py [recipe=digits] [key=value ...] [--dry-run]"
 
 
-def main(words: list[str]) -> None:
-    if "--help" in words:
-        print(tokenizer_help(words, USAGE))
+def main(args: list[str]) -> None:
+    if "--help" in args:
+        print(tokenizer_help(args, USAGE))
         return
-    resolved = read_run_words([word for word in words if word != "--dry-run"], read_tokenizer)
-    if "--dry-run" in words:
+    resolved = read_run_args([arg for arg in args if arg != "--dry-run"], read_tokenizer)
+    if "--dry-run" in args:
         from ssl_vit.train.plan import make_plan
 
         print(resolved_table(resolved), *make_plan(resolved.config).lines(), sep="\n")

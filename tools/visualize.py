@@ -8,11 +8,11 @@ from ssl_vit.config.tool_schema import VisualizeConfig
 USAGE = "python tools/visualize.py images=FILE_OR_FOLDER [encoder=RUN_OR_FILE] [key=value ...]"
 
 
-def main(words: list[str]) -> None:
-    if "--help" in words:
+def main(args: list[str]) -> None:
+    if "--help" in args:
         print(help_text(VisualizeConfig, USAGE))
         return
-    config = read(VisualizeConfig, words).config
+    config = read(VisualizeConfig, args).config
     from ssl_vit.evaluate.visualize import visualize
 
     for path in visualize(config):

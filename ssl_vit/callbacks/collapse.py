@@ -1,7 +1,7 @@
-"""Is a self-distillation alive? A verdict in words, from figures that need no labels, with the knob to turn first.
+"""Is a self-distillation alive? A diagnosis in plain language, from figures that need no labels, with the knob to turn first.
 
 DINO fails in two ways (arXiv:2104.14294, section 5.3): its outputs become uniform, or one dimension wins whatever the
-picture is. A third is common on small data: it never begins. K prototypes, ln K the loss of uniform outputs.
+image is. A third is common on small data: it never begins. K prototypes, ln K the loss of uniform outputs.
 """
 
 import logging
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from ssl_vit.optim.progress import share_done
+from ssl_vit.optim.progress import fraction_done
 from ssl_vit.train.jsonl import JsonLines
 
 log = logging.getLogger("ssl_vit")
@@ -19,13 +19,12 @@ HEALTHY, UNIFORM, ONE, ASLEEP = "healthy", "uniform collapse", "one-dimension co
 FIGURES = ("information", "teacher_mean_entropy", "student_entropy")
 ADVICE = {
     UNIFORM: "the teacher says the same of everything; lower method.teacher_temp first, then optim.base_lr",
-    ONE: "one prototype wins whatever the picture is; lower method.centre_momentum first, then raise "
-    "method.teacher_temp",
+    ONE: "one prototype wins whatever the image is; lower method.center_momentum first, then raise method.teacher_temp",
     ASLEEP: "the loss is still that of uniform outputs; set method.head_norm=true first, then lower "
     "method.warmup_teacher_temp and method.teacher_temp to 0.02, then raise optim.base_lr",
 }
 INFORMED = 0.1
-"""Share of the information that targets could have of their pictures, from which a run counts as learning."""
+"""Share of the information that targets could have of their images, from which a run counts as learning."""
 AT_UNIFORM = 0.98
 """Share of ln K from which an entropy counts as that of uniform outputs."""
 ONE_PROTOTYPE = 0.05
@@ -34,17 +33,17 @@ PATIENCE = 0.5
 """Share of the run after which uniform outputs are no slow start any more."""
 
 
-def verdict(
-    information: float, mean_entropy: float, student_entropy: float, prototypes: int, informed: bool, share: float
+def diagnose(
+    information: float, mean_entropy: float, student_entropy: float, prototypes: int, informed: bool, fraction: float
 ) -> str:
     """One of HEALTHY, UNIFORM, ONE, ASLEEP.
 
-    The loss alone does not tell: before the centre has settled, it is low because all outputs are alike.
+    The loss alone does not tell: before the center has settled, it is low because all outputs are alike.
 
     Args:
-        information: of the targets about which picture they are of, a share in [0, 1].
-        mean_entropy: of the teacher's output, averaged over pictures first, in nats.
-        student_entropy: mean over pictures, in nats.
+        information: of the targets about which image they are of, a share in [0, 1].
+        mean_entropy: of the teacher's output, averaged over images first, in nats.
+        student_entropy: mean over images, in nats.
         informed: whether the run has been healthy before.
         share: of the run that is done.
     """
@@ -53,14 +52,14 @@ def verdict(
         return ONE
     if information > INFORMED:
         return HEALTHY
-    stuck = share > PATIENCE and student_entropy > AT_UNIFORM * uniform
+    stuck = fraction > PATIENCE and student_entropy > AT_UNIFORM * uniform
     return UNIFORM if informed or stuck else ASLEEP
 
 
-class Health(pl.Callback):
+class CollapseMonitor(pl.Callback):
     """Judges a method that logs train/teacher_mean_entropy, as DINO does, whenever it is logged.
 
-    A change of verdict is logged with its advice, and so is the last one; each goes to metrics.jsonl.
+    A change of diagnosis is logged with its advice, and so is the last one; each goes to metrics.jsonl.
 
     Args:
         memory: share of the old figure in the running mean of each figure, so that one batch decides nothing.
@@ -68,15 +67,19 @@ class Health(pl.Callback):
 
     def __init__(self, memory: float = 0.8) -> None:
         self.memory = memory
-        self.word = ""
+        self.diagnosis = ""
         self.informed = False
         self._means: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"word": self.word, "informed": self.informed, "means": self._means}
+        return {"diagnosis": self.diagnosis, "informed": self.informed, "means": self._means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.word, self.informed, self._means = state_dict["word"], state_dict["informed"], state_dict["means"]
+        self.diagnosis, self.informed, self._means = (
+            state_dict["diagnosis"],
+            state_dict["informed"],
+            state_dict["means"],
+        )
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         known = trainer.callback_metrics
@@ -88,22 +91,22 @@ class Health(pl.Callback):
             value = float(known[f"train/{name}"])
             self._means[name] = self.memory * self._means.get(name, value) + (1 - self.memory) * value
         information, mean_entropy, student_entropy = (self._means[name] for name in FIGURES)
-        prototypes, share = pl_module.options.prototypes, share_done(trainer)
-        word = verdict(information, mean_entropy, student_entropy, prototypes, self.informed, share)
-        self.informed |= word == HEALTHY
-        if word != self.word:
-            self.word = word
+        prototypes, fraction = pl_module.config.prototypes, fraction_done(trainer)
+        diagnosis = diagnose(information, mean_entropy, student_entropy, prototypes, self.informed, fraction)
+        self.informed |= diagnosis == HEALTHY
+        if diagnosis != self.diagnosis:
+            self.diagnosis = diagnosis
             self._tell(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.word:
+        if self.diagnosis:
             self._tell(trainer)
 
     def _tell(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        advice = ADVICE.get(self.word)
-        log.info(f"health        {self.word}" + (f": {advice}" if advice else ""))
+        advice = ADVICE.get(self.diagnosis)
+        log.info(f"health        {self.diagnosis}" + (f": {advice}" if advice else ""))
         for logger in trainer.loggers:
             if isinstance(logger, JsonLines):
-                logger.log_words({"health": self.word}, trainer.global_step)
+                logger.log_text({"health": self.diagnosis}, trainer.global_step)

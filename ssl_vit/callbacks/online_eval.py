@@ -1,4 +1,4 @@
-"""A look every few epochs: pictures that the method draws, health of the features, how good they are with labels."""
+"""A look every few epochs: images that the method draws, health of the features, how good they are with labels."""
 
 import logging
 from pathlib import Path
@@ -12,8 +12,17 @@ from torch import Tensor
 
 from ssl_vit.config.schema import MonitorConfig, ReadoutConfig
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.evaluate.backbones import OwnEncoder
-from ssl_vit.evaluate.features import Place, Table, best_feature, cover, describer, extract, feature_std, rankme
+from ssl_vit.evaluate.backbones import EncoderBackbone
+from ssl_vit.evaluate.features import (
+    FeatureBank,
+    Resources,
+    best_feature,
+    cover,
+    extract,
+    feature_extractor,
+    feature_std,
+    rankme,
+)
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
 from ssl_vit.evaluate.metrics import top_k
@@ -24,13 +33,13 @@ from ssl_vit.run.files import write_atomic
 log = logging.getLogger("ssl_vit")
 
 
-def picture_grid(
+def image_grid(
     columns: dict[str, Shaped[Tensor, "B _ H W"]], mean: list[float], std: list[float]
 ) -> UInt8[Tensor, "3 height width"]:
-    """One row a picture, the columns side by side, in display colours; white lines between.
+    """One row an image, the columns side by side, in display colors; white lines between.
 
-    A column of floats is normalised as the training pictures are, one of uint8 is shown as it is. Pictures with other
-    than 3 channels show their first one in grey.
+    A column of floats is normalized as the training images are, one of uint8 is shown as it is. Images with other
+    than 3 channels show their first one in gray.
     """
     from torchvision.utils import make_grid
 
@@ -44,26 +53,26 @@ def picture_grid(
     return make_grid(torch.stack(shown, dim=1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=255)
 
 
-class Look(pl.Callback):
-    """Draws an objective's pictures every `every_epochs` epochs and at the end: TensorBoard, and <run>/pictures."""
+class ImageLogger(pl.Callback):
+    """Draws an objective's images every `every_epochs` epochs and at the end: TensorBoard, and <run>/images."""
 
     def __init__(self, config: MonitorConfig, run_dir: Path) -> None:
         self.config, self.run_dir = config, run_dir
-        self.looked_at = -1
+        self.logged_at = -1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Objective) -> None:  # pyright: ignore
         if self.config.every_epochs and (trainer.current_epoch + 1) % self.config.every_epochs == 0:
             self.look(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Objective) -> None:  # pyright: ignore
-        if self.config.every_epochs and self.looked_at != trainer.global_step:
+        if self.config.every_epochs and self.logged_at != trainer.global_step:
             self.look(trainer, pl_module)
 
     @torch.no_grad()
     def look(self, trainer: pl.Trainer, pl_module: Objective) -> None:
         """Measure and draw, on the first process; the others wait at the next step of the strategy."""
         data: ImageDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-        self.looked_at = trainer.global_step
+        self.logged_at = trainer.global_step
         judged = pl_module.whole()
         if judged is None:
             return
@@ -81,20 +90,20 @@ class Look(pl.Callback):
         return {}
 
     def draw(self, trainer: pl.Trainer, objective: Objective, data: ImageDataModule) -> None:
-        """The objective's own pictures of a few test pictures, where it draws any."""
-        batch = next(iter(data.eval_dataloader("test", self.config.pictures)))
-        pixels = batch["images"][: self.config.pictures].to(objective.device)
-        columns = objective.pictures(data.normalize(pixels), pixels.float() / 255)
+        """The objective's own images of a few test images, where it draws any."""
+        batch = next(iter(data.eval_dataloader("test", self.config.images)))
+        pixels = batch["images"][: self.config.images].to(objective.device)
+        columns = objective.visualize(data.normalize(pixels), pixels.float() / 255)
         if not columns:
             return
-        grid = picture_grid(columns, data.data.mean, data.data.std)
+        grid = image_grid(columns, data.data.mean, data.data.std)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_image(" | ".join(columns), grid, trainer.global_step)
-        keep_picture(grid, self.run_dir / "pictures" / f"step-{trainer.global_step:07}.png")
+        save_image(grid, self.run_dir / "images" / f"step-{trainer.global_step:07}.png")
 
 
-class Judge(Look):
+class OnlineProbe(ImageLogger):
     """Judges the encoder as well: monitor/feature_std and rankme, and with labels linear_top1 and knn_top1.
 
     Labels are used by a classifier on frozen features: no gradient, no random state of the training is touched, so a
@@ -106,37 +115,37 @@ class Judge(Look):
         self.readout = readout
 
     def measure(self, objective: Method, data: ImageDataModule) -> dict[str, float]:
-        """With readout.layer=best the block is the one whose k-NN is best on held-out training pictures."""
-        config, readout, subject = self.config, self.readout, OwnEncoder(objective.export_encoder())
-        judged, figures, place = data.has_labels, dict[str, float](), Place(str(objective.device))
+        """With readout.layer=best the block is the one whose k-NN is best on held-out training images."""
+        config, readout, backbone = self.config, self.readout, EncoderBackbone(objective.export_encoder())
+        judged, figures, resources = data.has_labels, dict[str, float](), Resources(str(objective.device))
         choosing = readout.layer == "best"
-        layers = range(1, 1 + subject.depth) if choosing else [readout.layer]
-        features = [subject.feature(readout.pool, layer, readout.blocks) for layer in layers]
+        layers = range(1, 1 + backbone.depth) if choosing else [readout.layer]
+        features = [backbone.feature(readout.pool, layer, readout.blocks) for layer in layers]
         holds = cover(features)
-        describe = describer(subject, holds)
-        table = Table(*extract(describe, data, "train", config.train_limit, place=place), holds)
-        judged &= len(table.labels.unique()) > 1 and bool(table.values.isfinite().all())
+        extract_features = feature_extractor(backbone, holds)
+        bank = FeatureBank(*extract(extract_features, data, "train", config.train_limit, resources=resources), holds)
+        judged &= len(bank.labels.unique()) > 1 and bool(bank.values.isfinite().all())
         best = features[-1]
         if choosing:
             if judged:
-                best, _ = best_feature(lambda *parts: [knn_scores(*parts)], table, features)
+                best, _ = best_feature(lambda *parts: [knn_scores(*parts)], bank, features)
             figures["monitor/layer"] = float(1 + best.blocks[-1])
-        train = table.part(best)
+        train = bank.select(best)
         figures |= {"monitor/feature_std": float(feature_std(train)), "monitor/rankme": rankme(train)}
         if judged:
-            values, test_labels = extract(describe, data, "test", config.test_limit, place=place)
-            test = Table(values, test_labels, holds).part(best)
-            linear, neighbours = (judge(train, table.labels, test) for judge in (logistic_scores, knn_scores))
-            for name, scores in (("linear", linear), ("knn", neighbours)):
+            values, test_labels = extract(extract_features, data, "test", config.test_limit, resources=resources)
+            test = FeatureBank(values, test_labels, holds).select(best)
+            linear, neighbors = (judge(train, bank.labels, test) for judge in (logistic_scores, knn_scores))
+            for name, scores in (("linear", linear), ("knn", neighbors)):
                 figures[f"monitor/{name}_top1"] = top_k(scores, test_labels, 1) or 0.0
         return figures
 
 
-def keep_picture(grid: UInt8[Tensor, "3 height width"], path: Path) -> None:
+def save_image(grid: UInt8[Tensor, "3 height width"], path: Path) -> None:
     """Write a PNG; where that fails the log says so and the training goes on."""
     from torchvision.io import encode_png
 
     try:
         write_atomic(path, encode_png(grid).numpy().tobytes())
     except OSError as error:
-        log.warning(f"a picture could not be written: {error}; training goes on")
+        log.warning(f"an image could not be written: {error}; training goes on")

@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 log = logging.getLogger("ssl_vit")
 
 
-class BadSteps(pl.Callback):
-    """One JSON object a line and process: {"step", "epoch", "why", "pictures", "rank"}; each is said in the log too."""
+class SkippedSteps(pl.Callback):
+    """One JSON object a line and process: {"step", "epoch", "why", "images", "rank"}; each is said in the log too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -22,7 +22,7 @@ class BadSteps(pl.Callback):
         for bad in found:
             if trainer.is_global_zero:
                 row = f"{pl_module.guard.in_a_row} in a row"
-                log.warning(f"step {bad.step} is left out: {bad.why} not finite ({row}); its pictures: {self.path}")
+                log.warning(f"step {bad.step} is left out: {bad.why} not finite ({row}); its images: {self.path}")
             try:
                 with self.path.open("a") as file:
                     file.write(json.dumps(asdict(bad) | {"rank": trainer.global_rank}) + "\n")

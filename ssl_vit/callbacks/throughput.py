@@ -1,11 +1,11 @@
-"""Pictures per second, and the share of time that the step waits for data."""
+"""Images per second, and the share of time that the step waits for data."""
 
 import time
 from typing import Any
 
 import pytorch_lightning as pl
 
-from ssl_vit.data.loader import batch_length, pictures_of
+from ssl_vit.data.loader import batch_images, batch_length
 
 
 class Throughput(pl.Callback):
@@ -32,7 +32,7 @@ class Throughput(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.perf_counter()
-        self.images += batch_length(pictures_of(batch)) * trainer.world_size
+        self.images += batch_length(batch_images(batch)) * trainer.world_size
         self.batch_ended = now
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             passed = now - self.since

@@ -1,4 +1,4 @@
-"""Pictures that could not be read, counted beside the other figures."""
+"""Images that could not be read, counted beside the other figures."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ import pytorch_lightning as pl
 from ssl_vit.data.datamodule import ImageDataModule
 
 
-class BadPictures(pl.Callback):
-    """Logs `data/bad_pictures`: how many pictures any process of the run could not read so far, each counted once."""
+class UnreadableImages(pl.Callback):
+    """Logs `data/unreadable_images`: how many images any process of the run could not read so far, each counted once."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:  # pyright: ignore[reportAttributeAccessIssue]
             data: ImageDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
-            pl_module.log("data/bad_pictures", float(data.faults.count()))
+            pl_module.log("data/unreadable_images", float(data.read_errors.count()))

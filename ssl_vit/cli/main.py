@@ -17,7 +17,7 @@ from ssl_vit.config.recipes import FINETUNE, TOKENIZER, recipes
 from ssl_vit.config.resolve import ConfigError, Resolved, read, read_finetune, read_run
 from ssl_vit.config.schema import TrainerConfig, TrainingRun
 from ssl_vit.config.tokenizer_schema import TokenizerRun
-from ssl_vit.run.files import CONFIG, facts_of, newest_run, run_prefix
+from ssl_vit.run.files import CONFIG, metadata_of, newest_run, run_prefix
 from ssl_vit.run.signals import Stopped
 
 Run = TypeVar("Run", bound=TrainingRun)
@@ -53,7 +53,7 @@ def keep_freed_memory() -> None:
     """Let this process keep the memory it frees, where its C library is glibc; done nowhere else.
 
     glibc gives large blocks back to the kernel at once, which clears every page of them when the next step asks again:
-    on a CPU each step allocates its activations, and each batch its pictures, anew. MALLOC_* variables in the
+    on a CPU each step allocates its activations, and each batch its images, anew. MALLOC_* variables in the
     environment, glibc's own settings of this, have precedence.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -62,22 +62,22 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)  # never: a step may free more than any threshold that mallopt takes
 
 
-def read_run_words(words: list[str], read_words: Callable[[list[str]], Resolved[Run]] = read_run) -> Resolved[Run]:
+def read_run_args(args: list[str], read_args: Callable[[list[str]], Resolved[Run]] = read_run) -> Resolved[Run]:
     """A run's settings; with resume= they are those of the run it continues, and run_dir is its directory.
 
     Args:
-        read_words: read_run for a pretraining, read_tokenizer for a tokenizer's training, and so on.
+        read_args: read_run for a pretraining, read_tokenizer for a tokenizer's training, and so on.
 
     Raises:
         ConfigError, FileNotFoundError: a setting is wrong; the run to continue is not there.
     """
-    resolved = read_words(words)
+    resolved = read_args(args)
     run = resumed_run(resolved)
     if run is not None:
-        if any(word.startswith("recipe=") for word in words):
-            resolved = read_words(words)
+        if any(arg.startswith("recipe=") for arg in args):
+            resolved = read_args(args)
         else:
-            resolved = read_words([*words, f"recipe={run / CONFIG}"])
+            resolved = read_args([*args, f"recipe={run / CONFIG}"])
             resolved.config.recipe = OmegaConf.load(run / CONFIG).recipe  # what it was made by, and goes on to be
         resolved.config.run_dir = str(run)
     require_started(resolved.config.trainer)
@@ -117,47 +117,47 @@ def resumed_run(resolved: Resolved[Run]) -> Path | None:
         return None
 
 
-def read_finetune_words(words: list[str]) -> Resolved[FinetuneRun]:
+def read_finetune_args(args: list[str]) -> Resolved[FinetuneRun]:
     """A fine-tuning's settings: its data is by default what the encoder was trained on, its recipe the one so named.
 
     Raises:
         ConfigError, FileNotFoundError: a setting is wrong; there is no such encoder, or no such run to continue.
     """
-    return read_run_words(words, _read_on_encoder)
+    return read_run_args(args, _read_on_encoder)
 
 
-def _read_on_encoder(words: list[str]) -> Resolved[FinetuneRun]:
-    given = {word.partition("=")[0] for word in words}
-    resolved = read_finetune(words)
+def _read_on_encoder(args: list[str]) -> Resolved[FinetuneRun]:
+    given = {arg.partition("=")[0] for arg in args}
+    resolved = read_finetune(args)
     if "recipe" not in given and resolved.config.resume not in ("", "auto"):
         return resolved  # the run to continue has it all
     encoder = Path(resolved.config.encoder) if resolved.config.encoder else newest_run()
     if not encoder.exists():
         raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
-    facts = facts_of(encoder)
+    metadata = metadata_of(encoder)
     if "recipe" not in given:
-        words = [*words, f"recipe={_recipe_for(encoder, facts)}"]
-        resolved = read_finetune(words)
+        args = [*args, f"recipe={_recipe_for(encoder, metadata)}"]
+        resolved = read_finetune(args)
     set_above = {key for key, origin in resolved.origin.items() if origin != "default"}
-    resolved = read_finetune(words, {"data": _pictures_of(facts, resolved.config, set_above)})
+    resolved = read_finetune(args, {"data": _images_of(metadata, resolved.config, set_above)})
     resolved.config.encoder = str(encoder)
     if "recipe" not in given:
         resolved.origin["recipe"] = "encoder"
     return resolved
 
 
-def _recipe_for(encoder: Path, facts: dict[str, Any]) -> str:
+def _recipe_for(encoder: Path, metadata: dict[str, Any]) -> str:
     """The recipe named as that of the encoder's pretraining."""
-    legal, name = recipes(FINETUNE), facts.get("recipe", "")
+    legal, name = recipes(FINETUNE), metadata.get("recipe", "")
     if name not in legal:
         said = f"its recipe={name} has no counterpart" if name else "it does not say by which recipe it was trained"
         raise ConfigError(f"recipe= is missing for encoder={encoder}: {said}; give one of {', '.join(legal)}")
     return name
 
 
-def _pictures_of(facts: dict[str, Any], config: FinetuneRun, set_above: set[str]) -> dict[str, Any]:
+def _images_of(metadata: dict[str, Any], config: FinetuneRun, set_above: set[str]) -> dict[str, Any]:
     """An encoder's data settings, without its place where another source or path is given."""
-    data: dict[str, Any] = dict(facts.get("data", {}))
+    data: dict[str, Any] = dict(metadata.get("data", {}))
     if data.get("source") == "digits" and "data.path" in set_above:
         del data["source"]  # which has no path: then it is a folder's
     if "data.path" in set_above or ("data.source" in set_above and config.data.source != data.get("source")):
@@ -165,37 +165,37 @@ def _pictures_of(facts: dict[str, Any], config: FinetuneRun, set_above: set[str]
     return data
 
 
-def read_probe_words(words: list[str], config_class: type[Evaluation]) -> Resolved[Evaluation]:
+def read_probe_args(args: list[str], config_class: type[Evaluation]) -> Resolved[Evaluation]:
     """An evaluation's settings; the data is by default what the encoder was trained on."""
-    encoder = _encoder_of(words, config_class)
+    encoder = _encoder_of(args, config_class)
     known: dict[str, Any] = {}
     if not encoder.startswith(TIMM):
         if not Path(encoder).exists():
             raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
-        known = facts_of(Path(encoder))
+        known = metadata_of(Path(encoder))
     lower = {"data": known["data"]} if "data" in known else {}
     readout = dict(known.get("readout", {}))
     protocol = readout.pop("protocol", None)
     if protocol and config_class is LinearProbeConfig:
         lower["protocol"] = protocol
-    config = read(config_class, words, lower).config
+    config = read(config_class, args, lower).config
     if config.few and readout.get("layer") == "best":
-        readout["layer"] = "last"  # few pictures leave none to choose it on
+        readout["layer"] = "last"  # few images leave none to choose it on
     lower |= readout if config.as_trained else {}
-    resolved = read(config_class, words, lower)
-    if "data" not in lower and not any(word.startswith("data.") for word in words):
+    resolved = read(config_class, args, lower)
+    if "data" not in lower and not any(arg.startswith("data.") for arg in args):
         raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
     resolved.config.encoder = encoder
     return resolved
 
 
-def _encoder_of(words: list[str], config_class: type[Evaluation]) -> str:
-    """What is to be judged, by default the newest run; a mistake in the words is reported before its absence."""
-    given = next((word.partition("=")[2] for word in words if word.startswith("encoder=")), "")
+def _encoder_of(args: list[str], config_class: type[Evaluation]) -> str:
+    """What is to be judged, by default the newest run; a mistake in the args is reported before its absence."""
+    given = next((arg.partition("=")[2] for arg in args if arg.startswith("encoder=")), "")
     if given:
         return given
     try:
         return str(newest_run())
     except FileNotFoundError:
-        read(config_class, words)
+        read(config_class, args)
         raise

@@ -10,9 +10,9 @@ class ConfigError(ValueError):
     """A setting that is not legal. One line: the key as typed, what is legal, the nearest legal key."""
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """` (did you mean X?)` for the legal word closest to a mistyped one, or nothing when none is close."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+def nearest(arg: str, args: Iterable[str]) -> str:
+    """` (did you mean X?)` for the legal arg closest to a mistyped one, or nothing when none is close."""
+    close = difflib.get_close_matches(arg, list(args), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -33,7 +33,7 @@ def interval(key: str, value: tuple[float, float], low: float, high: float) -> N
 
 
 def sides_of(key: str, value: Any) -> list[int]:
-    """One or two sides of a picture. ValueError unless value is a side in pixels, or [height, width]."""
+    """One or two sides of an image. ValueError unless value is a side in pixels, or [height, width]."""
     sides = list(value) if isinstance(value, list | tuple) else [value]
     legal = len(sides) in (1, 2) and all(type(side) is int and side > 0 for side in sides)
     require(legal, key, value, "a side in pixels, or [height, width]")

@@ -18,7 +18,7 @@ class Protocol(NamedTuple):
     """Over a small set grid and attentive make more."""
     batch_size: int | None = None
     base_lr: float | None = None
-    """Per 256 pictures."""
+    """Per 256 images."""
     readout: tuple[str, ...] = ("pool", "layer", "blocks")
     """Settings by which a user may change what it reads."""
 
@@ -46,22 +46,22 @@ class EvaluationConfig:
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint, or timm:NAME; by default the newest run."""
     pool: str | None = None
-    """Features of a picture: cls (class token), mean (of patches), both; null: the protocol's own, or the run's."""
+    """Features of an image: cls (class token), mean (of patches), both; null: the protocol's own, or the run's."""
     layer: Any = None
-    """Block that is read: last, its number from 1, or best (on held-out training pictures); null likewise."""
+    """Block that is read: last, its number from 1, or best (on held-out training images); null likewise."""
     blocks: int | None = None
     """Blocks up to that one whose features are put side by side; null likewise."""
     data: DataConfig = field(default_factory=DataConfig)
     train_limit: int = 10000
-    """Most labelled training pictures used; 0: all."""
+    """Most labeled training images used; 0: all."""
     shots: list[int] = field(default_factory=list)
-    """Training pictures of each class, such as 1,5,10: mean and deviation of five draws; the linear head is logreg."""
+    """Training images of each class, such as 1,5,10: mean and deviation of five draws; the linear head is logreg."""
     fraction: list[float] = field(default_factory=list)
-    """Shares of the training pictures, such as 0.01,0.1: likewise."""
+    """Shares of the training images, such as 0.01,0.1: likewise."""
     controls: bool = True
     """Also score a random encoder of the same shape, and raw pixels."""
     seed: int = 0
-    """Draws the training pictures, the held-out part and the random control."""
+    """Draws the training images, the held-out part and the random control."""
 
     def __post_init__(self) -> None:
         if self.pool is not None:
@@ -73,14 +73,14 @@ class EvaluationConfig:
         require(self.blocks in (None, 1) or self.layer != "best", "blocks", self.blocks, rule)
         require(self.train_limit >= 0, "train_limit", self.train_limit, "0 or more")
         require(all(count > 0 for count in self.shots), "shots", self.shots, "positive integers")
-        require(all(0 < share <= 1 for share in self.fraction), "fraction", self.fraction, "shares in (0, 1]")
-        rule = "last or a number with shots= or fraction=, which leave no pictures to choose it on"
+        require(all(0 < fraction <= 1 for fraction in self.fraction), "fraction", self.fraction, "shares in (0, 1]")
+        rule = "last or a number with shots= or fraction=, which leave no images to choose it on"
         require(not self.few or self.layer != "best", "layer", self.layer, rule)
         require(self.seed >= 0, "seed", self.seed, "0 or more")
 
     @property
     def few(self) -> bool:
-        """Whether parts of the training pictures are judged instead of all of them."""
+        """Whether parts of the training images are judged instead of all of them."""
         return bool(self.shots or self.fraction)
 
     @property
@@ -98,11 +98,11 @@ class LinearProbeConfig(EvaluationConfig):
     protocol: str = "grid"
     """grid, logreg, mae, dino, beit or attentive (docs/evaluation.md); by default as the encoder's run had it."""
     epochs: int | None = None
-    """Passes over the training pictures; null: the protocol's own."""
+    """Passes over the training images; null: the protocol's own."""
     batch_size: int | None = None
-    """Pictures a step, as many as there are at most; null: the protocol's own."""
+    """Images a step, as many as there are at most; null: the protocol's own."""
     base_lr: float | None = None
-    """Learning rate per 256 pictures; null: the protocol's own."""
+    """Learning rate per 256 images; null: the protocol's own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -130,7 +130,7 @@ class LinearProbeConfig(EvaluationConfig):
 
     @property
     def schedule(self) -> tuple[int, int, float]:
-        """(epochs, pictures a step, learning rate per 256 pictures): as set, else the protocol's own; 0 for none."""
+        """(epochs, images a step, learning rate per 256 images): as set, else the protocol's own; 0 for none."""
         own = PROTOCOLS[self.protocol]
         return (
             self.epochs or own.epochs or 0,
@@ -141,17 +141,17 @@ class LinearProbeConfig(EvaluationConfig):
 
 @dataclass(kw_only=True)
 class KNNConfig(EvaluationConfig):
-    """Judge an encoder by weighted k-nearest neighbours of its frozen features."""
+    """Judge an encoder by weighted k-nearest neighbors of its frozen features."""
 
     task: ClassVar[str] = "knn"
 
-    neighbours: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
-    """k: one, or several of which held-out training pictures choose; at most the training pictures."""
+    neighbors: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
+    """k: one, or several of which held-out training images choose; at most the training images."""
     temperature: float = 0.07
     """Softness of the votes: exp(cosine similarity / temperature)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        legal = bool(self.neighbours) and all(count > 0 for count in self.neighbours)
-        require(legal, "neighbours", self.neighbours, "positive integers")
+        legal = bool(self.neighbors) and all(count > 0 for count in self.neighbors)
+        require(legal, "neighbors", self.neighbors, "positive integers")
         require(self.temperature > 0, "temperature", self.temperature, "positive")

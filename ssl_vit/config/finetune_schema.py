@@ -20,9 +20,9 @@ class FinetuneConfig:
     label_smoothing: float = 0.1
     """Share of each target that is spread evenly over all classes."""
     mixup: float = 0.8
-    """Pictures are mixed by a share drawn from Beta(mixup, mixup) (arXiv:1710.09412); 0: never."""
+    """Images are mixed by a share drawn from Beta(mixup, mixup) (arXiv:1710.09412); 0: never."""
     cutmix: float = 1.0
-    """A box of a picture, its area drawn from Beta(cutmix, cutmix), is another's (arXiv:1905.04899); 0: never."""
+    """A box of an image, its area drawn from Beta(cutmix, cutmix), is another's (arXiv:1905.04899); 0: never."""
     mix_p: float = 1.0
     """Share of batches that are mixed."""
     switch_p: float = 0.5
@@ -32,22 +32,22 @@ class FinetuneConfig:
     randaugment_std: float = 0.5
     """Deviation of that magnitude from one operation to the next."""
     randaugment_ops: int = 2
-    """Operations drawn for a picture; each is then carried out with probability .5."""
+    """Operations drawn for an image; each is then carried out with probability .5."""
     erasing_p: float = 0.25
-    """Share of pictures of which a box becomes noise (arXiv:1708.04896)."""
+    """Share of images of which a box becomes noise (arXiv:1708.04896)."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the random crop, as a share of the picture."""
+    """Area of the random crop, as a share of the image."""
     flip: bool = True
-    """Mirror half of the crops left to right; not for pictures where sides mean something."""
+    """Mirror half of the crops left to right; not for images where sides mean something."""
     jitter: float = 0.0
     """Strength of the change of brightness, contrast and saturation, for every crop; 0: none."""
     ema: float = 0.0
     """Share of the old weights in their moving average, which is then judged and kept; 0: the weights themselves."""
     class_weights: bool = False
-    """Weigh each picture by n / (K n_c): n pictures, K classes, n_c pictures of its class."""
+    """Weigh each image by n / (K n_c): n images, K classes, n_c images of its class."""
     head_std: float = 2e-5
     """Deviation of the head's initial weights."""
-    block_positions: bool = True
+    rel_pos_per_block: bool = True
     """Give each block of an encoder with relative positions a table of its own, as BEiT's authors do."""
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class DistillConfig:
 
 @dataclass(kw_only=True)
 class FinetuneRun(TrainingRun):
-    """One fine-tuning. Its data is by default what the encoder was trained on, normalised as it was then."""
+    """One fine-tuning. Its data is by default what the encoder was trained on, normalized as it was then."""
 
     recipe: str = "digits"
     """Name of a recipe that the project brings along, or the path of a YAML file; by default that of the encoder's."""
@@ -95,7 +95,7 @@ class FinetuneRun(TrainingRun):
     init: str = "pretrained"
     """pretrained, or scratch: the same network from fresh weights, the supervised control."""
     image_size: Any = None
-    """Picture in pixels, a side or [height, width]; null: the encoder's. Positions are resampled."""
+    """Image in pixels, a side or [height, width]; null: the encoder's. Positions are resampled."""
     method: FinetuneConfig = field(default_factory=FinetuneConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
     optim: OptimConfig = field(default_factory=lambda: OptimConfig(base_lr=5e-4, min_lr=1e-6, warmup_epochs=5))
@@ -110,18 +110,18 @@ class FinetuneRun(TrainingRun):
 
 @dataclass(kw_only=True)
 class PredictConfig:
-    """Classes of pictures by a fine-tuned model, as a table."""
+    """Classes of images by a fine-tuned model, as a table."""
 
     images: str = ""
-    """A picture, or a folder of pictures, nested or flat."""
+    """An image, or a folder of images, nested or flat."""
     model: str = ""
     """A fine-tuned run or model.safetensors; by default the newest."""
     out: str = "predictions.csv"
     """Table to write; ends in .csv or .json."""
     top: int = 5
-    """Most probable classes listed for each picture."""
+    """Most probable classes listed for each image."""
     batch_size: int = 64
-    """Pictures at a time."""
+    """Images at a time."""
 
     def __post_init__(self) -> None:
         require(self.out.endswith((".csv", ".json")), "out", self.out, "a file that ends in .csv or .json")

@@ -41,7 +41,7 @@ COMMON = (
 
 def run_help(arguments: Iterable[str], usage: str) -> str:
     """The page of the method that `method=` names among the arguments, else the overview. Raises ConfigError."""
-    method = next((word.partition("=")[2] for word in arguments if word.startswith("method=")), "")
+    method = next((arg.partition("=")[2] for arg in arguments if arg.startswith("method=")), "")
     if not method:
         return overview(usage)
     names = ", ".join(recipes(method)) or "path/to.yaml"
@@ -51,8 +51,8 @@ def run_help(arguments: Iterable[str], usage: str) -> str:
 
 def tokenizer_help(arguments: Iterable[str], usage: str) -> str:
     """The settings of the tokenizer that recipe= or method= names among the arguments, after the recipes there are."""
-    words = [word for word in arguments if word.startswith(("recipe=", "method="))]
-    config = read_tokenizer(words).config
+    args = [arg for arg in arguments if arg.startswith(("recipe=", "method="))]
+    config = read_tokenizer(args).config
     lines = [_wrap(_headline(path), f"  recipe={name}") for name, path in recipes(TOKENIZER).items()]
     return help_text(type(config), "\n".join([usage, "", "recipes", *lines]))
 

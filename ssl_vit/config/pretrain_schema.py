@@ -13,39 +13,39 @@ class MAEConfig:
     mask_ratio: float = 0.75
     """Share of patches hidden."""
     norm_pix: bool = True
-    """Normalise each target patch by its own mean and deviation."""
+    """Normalize each target patch by its own mean and deviation."""
     decoder: str = "self"
     """What a decoder block attends to: self (all tokens), or cross (hidden patches read the visible tokens)."""
     predicted: float | None = None
     """Share of the hidden patches that decoder=cross predicts; null: a third. decoder=self predicts them all."""
-    decoder_width: int = 512
+    decoder_embed_dim: int = 512
     """Channels of a decoder token."""
     decoder_depth: int = 8
     """Decoder blocks."""
-    decoder_heads: int = 16
-    """Decoder attention heads; must divide decoder_width."""
+    decoder_num_heads: int = 16
+    """Decoder attention heads; must divide decoder_embed_dim."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Area of the random crop, as a share of the picture."""
+    """Area of the random crop, as a share of the image."""
     flip: bool = True
-    """Mirror half of the crops left to right; not for pictures where sides mean something."""
+    """Mirror half of the crops left to right; not for images where sides mean something."""
 
     def __post_init__(self) -> None:
         require(0 < self.mask_ratio < 1, "method.mask_ratio", self.mask_ratio, "in (0, 1)")
         one_of("method.decoder", self.decoder, ("self", "cross"))
-        share = self.predicted
-        require(share is None or 0 < share <= 1, "method.predicted", share, "in (0, 1], or null")
+        fraction = self.predicted
+        require(fraction is None or 0 < fraction <= 1, "method.predicted", fraction, "in (0, 1], or null")
         rule = "null with method.decoder=self, which predicts every hidden patch; choose method.decoder=cross"
-        require(share is None or self.decoder == "cross", "method.predicted", share, rule)
-        require(self.decoder_width > 0, "method.decoder_width", self.decoder_width, "a positive integer")
-        require(self.decoder_width % 4 == 0, "method.decoder_width", self.decoder_width, "a multiple of 4")
+        require(fraction is None or self.decoder == "cross", "method.predicted", fraction, rule)
+        require(self.decoder_embed_dim > 0, "method.decoder_embed_dim", self.decoder_embed_dim, "a positive integer")
+        require(self.decoder_embed_dim % 4 == 0, "method.decoder_embed_dim", self.decoder_embed_dim, "a multiple of 4")
         require(self.decoder_depth > 0, "method.decoder_depth", self.decoder_depth, "a positive integer")
-        legal = self.decoder_heads > 0 and self.decoder_width % self.decoder_heads == 0
-        rule = f"a divisor of method.decoder_width={self.decoder_width}"
-        require(legal, "method.decoder_heads", self.decoder_heads, rule)
+        legal = self.decoder_num_heads > 0 and self.decoder_embed_dim % self.decoder_num_heads == 0
+        rule = f"a divisor of method.decoder_embed_dim={self.decoder_embed_dim}"
+        require(legal, "method.decoder_num_heads", self.decoder_num_heads, rule)
         interval("method.crop_scale", self.crop_scale, 0.01, 1.0)
 
     @property
-    def predicted_share(self) -> float:
+    def predicted_fraction(self) -> float:
         """Of the hidden patches. A third is a quarter of all at the mask ratio of 75 % (arXiv:2401.14391)."""
         if self.decoder == "self":
             return 1.0
@@ -57,19 +57,19 @@ class DINOConfig:
     """Self-distillation with no labels (arXiv:2104.14294)."""
 
     global_crops: int = 2
-    """Large crops of a picture, encoder.image_size pixels wide; the teacher sees these alone."""
+    """Large crops of an image, encoder.image_size pixels wide; the teacher sees these alone."""
     local_crops: int = 8
-    """Small crops of a picture, for the student."""
+    """Small crops of an image, for the student."""
     local_size: int = 96
     """Side of a local crop, in pixels."""
     global_scale: tuple[float, float] = (0.4, 1.0)
-    """Area of a global crop, as a share of the picture."""
+    """Area of a global crop, as a share of the image."""
     local_scale: tuple[float, float] = (0.05, 0.4)
-    """Area of a local crop, as a share of the picture."""
+    """Area of a local crop, as a share of the image."""
     flip: bool = True
-    """Mirror half of the crops left to right; not for pictures where sides mean something."""
+    """Mirror half of the crops left to right; not for images where sides mean something."""
     brightness: float = 0.4
-    """Strength of colour jitter: factors are drawn from [1 - strength, 1 + strength]."""
+    """Strength of color jitter: factors are drawn from [1 - strength, 1 + strength]."""
     contrast: float = 0.4
     """As brightness."""
     saturation: float = 0.2
@@ -77,15 +77,15 @@ class DINOConfig:
     hue: float = 0.1
     """Hue moves by at most this share of the circle, in [0, 0.5]."""
     jitter_p: float = 0.8
-    """Share of crops whose colours are jittered."""
-    grey_p: float = 0.2
-    """Share of crops turned grey."""
+    """Share of crops whose colors are jittered."""
+    gray_p: float = 0.2
+    """Share of crops turned gray."""
     blur_p: tuple[float, float, float] = (1.0, 0.1, 0.5)
     """Share of crops blurred: first global, other globals, locals."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Deviation of the Gaussian blur, in pixels."""
     solarize_p: tuple[float, float, float] = (0.0, 0.2, 0.0)
-    """Share of crops solarised: first global, other globals, locals."""
+    """Share of crops solarized: first global, other globals, locals."""
     pool: str = "cls"
     """What the head sees of a crop: cls (class token), or mean (of patches)."""
     prototypes: int = 65536
@@ -108,10 +108,10 @@ class DINOConfig:
     """Temperature of the teacher's softmax at the start."""
     warmup_teacher_temp_epochs: float = 30
     """Epochs from warmup_teacher_temp to teacher_temp, linearly."""
-    centring: str = "mean"
-    """What keeps the teacher from one prototype for all: mean (moving centre), or sinkhorn (Sinkhorn-Knopp)."""
-    centre_momentum: float = 0.9
-    """Share of the old centre in the new one, at each step."""
+    centering: str = "mean"
+    """What keeps the teacher from one prototype for all: mean (moving center), or sinkhorn (Sinkhorn-Knopp)."""
+    center_momentum: float = 0.9
+    """Share of the old center in the new one, at each step."""
     momentum: float = 0.996
     """Share of the old teacher in the new one at the first step; grows to 1 by half a cosine."""
     weight_decay_end: float = 0.4
@@ -121,18 +121,23 @@ class DINOConfig:
         crops = self.global_crops + self.local_crops
         require(self.global_crops > 0, "method.global_crops", self.global_crops, "a positive integer")
         require(self.local_crops >= 0, "method.local_crops", self.local_crops, "0 or more")
-        rule = f"large enough for two crops of a picture; with method.local_crops={self.local_crops} there is {crops}"
+        rule = f"large enough for two crops of an image; with method.local_crops={self.local_crops} there is {crops}"
         require(crops > 1, "method.global_crops", self.global_crops, rule)
         for name in ("global_scale", "local_scale"):
             interval(f"method.{name}", getattr(self, name), 0.01, 1.0)
         for name in ("brightness", "contrast", "saturation"):
             require(getattr(self, name) >= 0, f"method.{name}", getattr(self, name), "0 or more")
         require(0 <= self.hue <= 0.5, "method.hue", self.hue, "in [0, 0.5]")
-        for name in ("jitter_p", "grey_p"):
+        for name in ("jitter_p", "gray_p"):
             require(0 <= getattr(self, name) <= 1, f"method.{name}", getattr(self, name), "in [0, 1]")
         for name in ("blur_p", "solarize_p"):
-            shares = getattr(self, name)
-            require(all(0 <= share <= 1 for share in shares), f"method.{name}", list(shares), "three numbers in [0, 1]")
+            fractions = getattr(self, name)
+            require(
+                all(0 <= fraction <= 1 for fraction in fractions),
+                f"method.{name}",
+                list(fractions),
+                "three numbers in [0, 1]",
+            )
         require(self.blur_sigma[0] > 0, "method.blur_sigma", list(self.blur_sigma), "positive")
         interval("method.blur_sigma", self.blur_sigma, 0, 100)
         one_of("method.pool", self.pool, ("cls", "mean"))
@@ -143,14 +148,14 @@ class DINOConfig:
             require(getattr(self, name) >= 0, f"method.{name}", getattr(self, name), "0 or more")
         for name in ("student_temp", "teacher_temp", "warmup_teacher_temp"):
             require(getattr(self, name) > 0, f"method.{name}", getattr(self, name), "positive")
-        one_of("method.centring", self.centring, ("mean", "sinkhorn"))
-        for name in ("centre_momentum", "momentum"):
+        one_of("method.centering", self.centering, ("mean", "sinkhorn"))
+        for name in ("center_momentum", "momentum"):
             require(0 <= getattr(self, name) <= 1, f"method.{name}", getattr(self, name), "in [0, 1]")
         require(self.weight_decay_end >= 0, "method.weight_decay_end", self.weight_decay_end, "0 or more")
 
 
 def _paper_mae_encoder() -> EncoderConfig:
-    return EncoderConfig(positions="sincos", init="xavier")
+    return EncoderConfig(pos_embed="sincos", init="xavier")
 
 
 @dataclass(kw_only=True)
@@ -164,7 +169,7 @@ class MAERun(RunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         rule = "learned or sincos: the encoder sees single patches, not their offsets"
-        require(not self.encoder.relative, "encoder.positions", self.encoder.positions, rule)
+        require(not self.encoder.relative, "encoder.pos_embed", self.encoder.pos_embed, rule)
         h, w = self.encoder.grid
         kept = int(h * w * (1 - self.method.mask_ratio))
         rule = f"low enough that one of the {h * w} patches stays visible"
@@ -173,7 +178,7 @@ class MAERun(RunConfig):
 
 @dataclass(kw_only=True)
 class DINORun(RunConfig):
-    """DINO with the paper's defaults: ViT-S/16, lr 5e-4 per 256 pictures, weight decay .04 to .4, 300 epochs."""
+    """DINO with the paper's defaults: ViT-S/16, lr 5e-4 per 256 images, weight decay .04 to .4, 300 epochs."""
 
     encoder: EncoderConfig = field(default_factory=lambda: EncoderConfig(size="small", drop_path=0.1))
     method: DINOConfig = field(default_factory=DINOConfig)
@@ -191,10 +196,10 @@ class DINORun(RunConfig):
         size = self.method.local_size
         require(self.method.local_crops == 0 or size % self.encoder.patch_size == 0, "method.local_size", size, rule)
         if self.encoder.channels not in (1, 3):
-            for name in ("jitter_p", "grey_p"):
+            for name in ("jitter_p", "gray_p"):
                 rule = f"0 for encoder.channels={self.encoder.channels}: it is defined for 1 or 3 channels"
                 require(getattr(self.method, name) == 0, f"method.{name}", getattr(self.method, name), rule)
-        rule = "2 or more: the teacher's centre is a mean over pictures"
+        rule = "2 or more: the teacher's center is a mean over images"
         require(self.data.batch_size > 1, "data.batch_size", self.data.batch_size, rule)
 
 
@@ -217,9 +222,9 @@ class BEiTConfig:
     branch_depth: int = 2
     """Blocks of the class-token branch."""
     crop_scale: tuple[float, float] = (0.08, 1.0)
-    """Area of the random crop, as a share of the picture."""
+    """Area of the random crop, as a share of the image."""
     flip: bool = True
-    """Mirror half of the crops left to right; not for pictures where sides mean something."""
+    """Mirror half of the crops left to right; not for images where sides mean something."""
     jitter: float = 0.4
     """Strength of the change of brightness, contrast and saturation, for every crop; 0: none."""
 
@@ -236,7 +241,7 @@ class BEiTConfig:
 
 
 def _paper_beit_encoder() -> EncoderConfig:
-    return EncoderConfig(positions="relative", layer_scale=0.1, drop_path=0.1, init="beit")
+    return EncoderConfig(pos_embed="relative", init_values=0.1, drop_path=0.1, init="beit")
 
 
 @dataclass(kw_only=True)
@@ -251,7 +256,7 @@ class TokenizedRun(RunConfig):
 
 @dataclass(kw_only=True)
 class BEiTRun(TokenizedRun):
-    """BEiT with the paper's defaults: ViT-B/16, lr 1.5e-3 for 2,048 pictures, weight decay .05, 800 epochs."""
+    """BEiT with the paper's defaults: ViT-B/16, lr 1.5e-3 for 2,048 images, weight decay .05, 800 epochs."""
 
     encoder: EncoderConfig = field(default_factory=_paper_beit_encoder)
     method: BEiTConfig = field(default_factory=BEiTConfig)

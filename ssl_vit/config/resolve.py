@@ -1,4 +1,4 @@
-"""Read settings: defaults <- recipe file <- `key=value` words, checked before anything is built.
+"""Read settings: defaults <- recipe file <- `key=value` args, checked before anything is built.
 
 A value is data: `$`, `=` and `#` in a path stay what they are, and nothing is interpolated. OmegaConf reads and writes
 the YAML; the layers are merged here, setting by setting, so that each knows where it came from and every error is one
@@ -57,40 +57,40 @@ class Setting:
 
 
 def read_run(arguments: Iterable[str]) -> Resolved[RunConfig]:
-    """A pretraining run from `key=value` words: the method's defaults <- its recipe <- the words.
+    """A pretraining run from `key=value` args: the method's defaults <- its recipe <- the args.
 
     `method=` is required: a key of schema.METHODS, or `package.module:Class` where Class.Config is its RunConfig.
     `recipe=` names a file of configs/<method>/ or is a path that ends in .yaml. Raises ConfigError.
     """
-    words = _split(arguments)
-    if "method" not in words:
+    args = _split(arguments)
+    if "method" not in args:
         raise ConfigError(f"method= is missing: {LEGAL_METHODS}")
-    method = words.pop("method")
+    method = args.pop("method")
     base = _defaults(method_class(method))
     if "method.name" in settings_of(base):
         name = method.partition(":")[2]
         raise ConfigError(f"method={method}: {name}.Config cannot have method.name, where runs keep their method")
-    return _resolve(base, words, method, method)
+    return _resolve(base, args, method, method)
 
 
 def read_tokenizer(arguments: Iterable[str]) -> Resolved[TokenizerRun]:
-    """A tokenizer's training from `key=value` words: defaults <- recipe <- the words.
+    """A tokenizer's training from `key=value` args: defaults <- recipe <- the args.
 
     `recipe=` names a file of configs/tokenizer/ or is a path that ends in .yaml; its method.name says which kind of
     tokenizer it is for, unless `method=` does. Raises ConfigError.
     """
-    words = _split(arguments)
-    path = recipe_path(TOKENIZER, words.get("recipe", TokenizerRun.recipe))
-    kind = words.pop("method", None) or _pop_name(_read_tree(path))
+    args = _split(arguments)
+    path = recipe_path(TOKENIZER, args.get("recipe", TokenizerRun.recipe))
+    kind = args.pop("method", None) or _pop_name(_read_tree(path))
     try:
         one_of("method", str(kind), TOKENIZERS)
     except ValueError as error:
         raise ConfigError(f"{error}: give it, or let {path} have method.name") from None
-    return _resolve(_defaults(TOKENIZERS[str(kind)]), words, str(kind), TOKENIZER)
+    return _resolve(_defaults(TOKENIZERS[str(kind)]), args, str(kind), TOKENIZER)
 
 
 def read_finetune(arguments: Iterable[str], lower: Mapping[str, Any] | None = None) -> Resolved[FinetuneRun]:
-    """A fine-tuning from `key=value` words: defaults <- lower, which is from its encoder <- recipe <- the words.
+    """A fine-tuning from `key=value` args: defaults <- lower, which is from its encoder <- recipe <- the args.
 
     `recipe=` names a file of configs/finetune/ or is a path that ends in .yaml. Raises ConfigError.
     """
@@ -100,11 +100,11 @@ def read_finetune(arguments: Iterable[str], lower: Mapping[str, Any] | None = No
 
 
 def _resolve(
-    base: T, words: Mapping[str, str], method: str, folder: str, lower: Mapping[str, Any] | None = None
+    base: T, args: Mapping[str, str], method: str, folder: str, lower: Mapping[str, Any] | None = None
 ) -> Resolved[T]:
-    """Defaults in base <- lower, from an encoder <- the recipe that the words name <- the words."""
+    """Defaults in base <- lower, from an encoder <- the recipe that the args name <- the args."""
     settings = settings_of(base)
-    command = _typed_words(words, settings)
+    command = _typed_args(args, settings)
     path = recipe_path(folder, command.get("recipe", settings["recipe"].default))
     recipe = _typed_tree(_recipe_tree(path, method), settings, f"{path}: ")
     below = ("encoder", "encoder: ", _typed_tree(lower or {}, settings, "encoder: "))
@@ -115,14 +115,14 @@ def _resolve(
 def read(
     config_class: type[T], arguments: Iterable[str], lower: Mapping[str, Any] | None = None, origin: str = "run"
 ) -> Resolved[T]:
-    """A command's configuration from `key=value` words: defaults <- lower <- the words.
+    """A command's configuration from `key=value` args: defaults <- lower <- the args.
 
     lower is a nested plain dict, such as a run's own data settings; its values carry the name `origin`.
     Raises ConfigError.
     """
     base = _defaults(config_class)
     settings = settings_of(base)
-    command = _typed_words(_split(arguments), settings)
+    command = _typed_args(_split(arguments), settings)
     below = _typed_tree(lower or {}, settings, f"{origin}: ")
     return Resolved(*_merge(base, settings, (origin, f"{origin}: ", below), ("command line", "", command)))
 
@@ -160,7 +160,7 @@ def settings_of(config: Any, prefix: str = "") -> dict[str, Setting]:
 
 
 def kind(hint: Any) -> str:
-    """A type in words: an integer, a list of 2 numbers, a string or null."""
+    """A type in args: an integer, a list of 2 numbers, a string or null."""
     origin, members = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return " or ".join(kind(member) for member in members)
@@ -186,10 +186,10 @@ def _defaults(config_class: type[T]) -> T:
 
 def _split(arguments: Iterable[str]) -> dict[str, str]:
     pairs = []
-    for word in arguments:
-        key, equals, text = word.partition("=")
+    for arg in arguments:
+        key, equals, text = arg.partition("=")
         if not (key and equals):
-            raise ConfigError(f"{word} is not a setting: settings are written key=value")
+            raise ConfigError(f"{arg} is not a setting: settings are written key=value")
         pairs.append((key, text))
     return _once(pairs)
 
@@ -203,16 +203,16 @@ def _once(pairs: Iterable[tuple[str, Any]], where: str = "") -> dict[str, Any]:
     return values
 
 
-def _typed_words(words: Mapping[str, str], settings: Mapping[str, Setting]) -> dict[str, Any]:
+def _typed_args(args: Mapping[str, str], settings: Mapping[str, Setting]) -> dict[str, Any]:
     values = {}
-    for key, text in words.items():
+    for key, text in args.items():
         value = _value(text, settings[key].hint) if key in settings else text
         values[key] = _check(key, value, text, settings)
     return values
 
 
 def _value(text: str, hint: Any) -> Any:
-    """What a word's text means for a setting of this type: text stays text, the rest is read as YAML.
+    """What a arg's text means for a setting of this type: text stays text, the rest is read as YAML.
 
     A list of any length needs no brackets: shots=1,5 is shots=[1, 5].
     """
@@ -370,7 +370,7 @@ def _merge(
 ) -> tuple[T, dict[str, str]]:
     """(config, origin): the defaults in base under the layers, lowest first: (name, prefix of its errors, values).
 
-    A value that its dataclass refuses is reported in the dataclass's words, after the prefix of the layer it is from.
+    A value that its dataclass refuses is reported in the dataclass's args, after the prefix of the layer it is from.
     """
     values = {key: setting.default for key, setting in settings.items()}
     origin, prefix = dict.fromkeys(settings, "default"), {}

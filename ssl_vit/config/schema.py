@@ -34,17 +34,17 @@ def is_remote(path: str) -> bool:
 
 @dataclass(kw_only=True)
 class PatchGrid:
-    """A picture cut into square patches."""
+    """An image cut into square patches."""
 
     patch_size: int = 16
     """Side of a square patch, in pixels."""
     image_size: Any = 224
-    """Training picture in pixels: a side, or [height, width]; other sizes resample the positions."""
+    """Training image in pixels: a side, or [height, width]; other sizes resample the positions."""
     channels: int = 3
-    """Channels of a picture."""
+    """Channels of an image."""
 
     def check(self, section: str) -> None:
-        """ValueError, in the name of a section, unless a grid of whole patches covers the picture."""
+        """ValueError, in the name of a section, unless a grid of whole patches covers the image."""
         require(self.patch_size > 0, f"{section}.patch_size", self.patch_size, "a positive integer")
         for side in sides_of(f"{section}.image_size", self.image_size):
             rule = f"a multiple of {section}.patch_size={self.patch_size}"
@@ -53,13 +53,13 @@ class PatchGrid:
 
     @property
     def height_width(self) -> tuple[int, int]:
-        """Training picture (H, W), in pixels."""
+        """Training image (H, W), in pixels."""
         size = self.image_size
         return (size[0], size[-1]) if isinstance(size, list | tuple) else (size, size)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches (h, w) of the training picture."""
+        """Patches (h, w) of the training image."""
         height, width = self.height_width
         return height // self.patch_size, width // self.patch_size
 
@@ -70,63 +70,63 @@ class EncoderConfig(PatchGrid):
 
     size: str = "base"
     """Width, depth and heads by name: tiny, small, base, large, huge."""
-    width: int | None = None
+    embed_dim: int | None = None
     """Channels of a token; overrides the size's."""
     depth: int | None = None
     """Number of blocks; overrides the size's."""
-    heads: int | None = None
+    num_heads: int | None = None
     """Attention heads; must divide the width; overrides the size's."""
     mlp_ratio: float = 4.0
     """Hidden width of a block's MLP, in widths."""
-    positions: str = "learned"
+    pos_embed: str = "learned"
     """learned, sincos (fixed 2-D sine-cosine), relative (BEiT's bias of the attention scores, shared by blocks), or
     relative_per_block (one for each, as in BEiT's fine-tuning)."""
-    registers: int = 0
+    num_registers: int = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
-    layer_scale: float | None = None
+    init_values: float | None = None
     """Initial gain of each residual branch (arXiv:2103.17239 eq. 2); null leaves it out."""
     drop_path: float = 0.0
     """Stochastic-depth rate of the last block; earlier blocks ramp up linearly from 0."""
     init: str = "trunc_normal"
     """Initial weights: trunc_normal (std .02, DINO), xavier (MAE), or beit (std .0108, shrinking with depth)."""
-    checkpoint_blocks: bool = False
+    grad_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
         one_of("encoder.size", self.size, SIZES)
-        for name in ("width", "depth", "heads"):
+        for name in ("embed_dim", "depth", "num_heads"):
             value = getattr(self, name)
             require(value is None or value > 0, f"encoder.{name}", value, "a positive integer or null")
         width, _, heads = self.shape
-        require(width % heads == 0, "encoder.width", width, f"a multiple of encoder.heads={heads}")
-        require(width % 4 == 0, "encoder.width", width, "a multiple of 4")
+        require(width % heads == 0, "encoder.embed_dim", width, f"a multiple of encoder.num_heads={heads}")
+        require(width % 4 == 0, "encoder.embed_dim", width, "a multiple of 4")
         require(self.mlp_ratio > 0, "encoder.mlp_ratio", self.mlp_ratio, "positive")
         self.check("encoder")
-        one_of("encoder.positions", self.positions, ("learned", "sincos", "relative", "relative_per_block"))
-        require(self.registers >= 0, "encoder.registers", self.registers, "0 or more")
-        rule = f"0 with encoder.positions={self.positions}: a register has no place"
-        require(self.registers == 0 or not self.relative, "encoder.registers", self.registers, rule)
+        one_of("encoder.pos_embed", self.pos_embed, ("learned", "sincos", "relative", "relative_per_block"))
+        require(self.num_registers >= 0, "encoder.num_registers", self.num_registers, "0 or more")
+        rule = f"0 with encoder.pos_embed={self.pos_embed}: a register has no place"
+        require(self.num_registers == 0 or not self.relative, "encoder.num_registers", self.num_registers, rule)
         require(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
         one_of("encoder.init", self.init, ("trunc_normal", "xavier", "beit"))
 
     @property
     def relative(self) -> bool:
         """Whether positions are a bias of the attention scores."""
-        return self.positions in ("relative", "relative_per_block")
+        return self.pos_embed in ("relative", "relative_per_block")
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(width, depth, heads) after overrides."""
         width, depth, heads = SIZES[self.size]
-        return self.width or width, self.depth or depth, self.heads or heads
+        return self.embed_dim or width, self.depth or depth, self.num_heads or heads
 
 
 @dataclass(kw_only=True)
 class OptimConfig:
-    """AdamW and its schedules, by optimiser step."""
+    """AdamW and its schedules, by optimizer step."""
 
     base_lr: float = 1.5e-4
-    """Peak learning rate per 256 pictures: lr = base_lr * global batch / 256 (arXiv:1706.02677)."""
+    """Peak learning rate per 256 images: lr = base_lr * global batch / 256 (arXiv:1706.02677)."""
     min_lr: float = 0.0
     """Learning rate at the end of the cosine."""
     warmup_epochs: float = 40
@@ -150,19 +150,19 @@ class OptimConfig:
 
 @dataclass(kw_only=True)
 class DataConfig:
-    """Where pictures come from and how they reach the device."""
+    """Where images come from and how they reach the device."""
 
     source: str = "folder"
     """digits (embedded), folder, parquet, torchvision, hf (Hugging Face datasets), or webdataset (tar shards)."""
     path: str = ""
-    """Folder or file of the pictures; for torchvision CLASS:ROOT, such as CIFAR10:downloads; for hf a name or a saved
+    """Folder or file of the images; for torchvision CLASS:ROOT, such as CIFAR10:downloads; for hf a name or a saved
     folder; for webdataset a folder of tar files, or their URLs with braces. digits needs none."""
     test_path: str = ""
-    """Pictures to evaluate on; by default a `test`, `val` or `validation` part under path, else a held-out part."""
+    """Images to evaluate on; by default a `test`, `val` or `validation` part under path, else a held-out part."""
     batch_size: int = 64
-    """Pictures per process and step."""
+    """Images per process and step."""
     workers: Any = "auto"
-    """Processes that read pictures; auto: 0 for small pictures in memory, else one less than this process's cores."""
+    """Processes that read images; auto: 0 for small images in memory, else one less than this process's cores."""
     mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
     """Mean of each channel, of pixels in [0, 1]; taken off on the device."""
     std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
@@ -170,20 +170,20 @@ class DataConfig:
     eval_crop: float = 0.875
     """Evaluation resizes the short side to image_size / eval_crop and crops the middle; 224 / 256 = 0.875."""
     white_16bit: int = 65535
-    """Value of a 16-bit picture that becomes white; 4095 for 12-bit scans."""
+    """Value of a 16-bit image that becomes white; 4095 for 12-bit scans."""
     cache_gb: float = 2.0
-    """Decoded pictures are kept in memory where all of them fit in this many GB; 0 never. Streams are not kept."""
+    """Decoded images are kept in memory where all of them fit in this many GB; 0 never. Streams are not kept."""
     streaming: bool = False
     """Read a data set of Hugging Face from where it lies while training, instead of loading all of it first."""
     epoch_size: int | None = None
-    """Pictures of an epoch of a stream (webdataset; hf with data.streaming); null: as many as it has, where known."""
+    """Images of an epoch of a stream (webdataset; hf with data.streaming); null: as many as it has, where known."""
     shuffle_buffer: int = 1000
-    """Encoded pictures of a stream that each worker holds, to draw the next one from; 1: in the order of the shards."""
+    """Encoded images of a stream that each worker holds, to draw the next one from; 1: in the order of the shards."""
     on_error: str = "replace"
-    """A picture that cannot be read: replace (by the next one of its label, in a stream of its batch), skip (training
+    """An image that cannot be read: replace (by the next one of its label, in a stream of its batch), skip (training
     goes on with a smaller batch, evaluation replaces), or raise (the run stops)."""
-    max_bad: float = 0.01
-    """The run stops where more than this share of all pictures, training and test, cannot be read; 1% means 0.01."""
+    max_unreadable: float = 0.01
+    """The run stops where more than this share of all images, training and test, cannot be read; 1% means 0.01."""
 
     def __post_init__(self) -> None:
         one_of("data.source", self.source, ("digits", "folder", "parquet", "torchvision", "hf", "webdataset"))
@@ -196,7 +196,7 @@ class DataConfig:
         require(0 < self.white_16bit <= 65535, "data.white_16bit", self.white_16bit, "in [1, 65535]")
         require(self.cache_gb >= 0, "data.cache_gb", self.cache_gb, "0 or more")
         one_of("data.on_error", self.on_error, ("replace", "skip", "raise"))
-        require(0 <= self.max_bad <= 1, "data.max_bad", self.max_bad, "in [0, 1]")
+        require(0 <= self.max_unreadable <= 1, "data.max_unreadable", self.max_unreadable, "in [0, 1]")
         rule = f"false with data.source={self.source}: it is for hf"
         require(not self.streaming or self.source == "hf", "data.streaming", "true", rule)
         require(self.epoch_size is None or self.epoch_size > 0, "data.epoch_size", self.epoch_size, "positive, or null")
@@ -206,12 +206,12 @@ class DataConfig:
 
     @property
     def streams(self) -> bool:
-        """Whether pretraining reads the pictures one after the other, shard by shard."""
+        """Whether pretraining reads the images one after the other, shard by shard."""
         return self.source == "webdataset" or self.streaming
 
     @property
     def remote(self) -> bool:
-        """Whether the pictures of data.path can be read in no other way: it has none by number, to look at."""
+        """Whether the images of data.path can be read in no other way: it has none by number, to look at."""
         return self.streaming or (self.source == "webdataset" and is_remote(self.path))
 
 
@@ -220,14 +220,14 @@ class TrainerConfig:
     """How long, on what, how precise. The run ends at the first limit it reaches; schedules end with it."""
 
     max_epochs: int = 800
-    """Passes over the pictures."""
+    """Passes over the images."""
     max_steps: int | None = None
-    """Optimiser steps; null: no limit."""
+    """Optimizer steps; null: no limit."""
     max_minutes: float | None = None
     """Minutes of training; null: no limit."""
     checkpoint_every_steps: int | None = None
-    """Optimiser steps between checkpoints; null: every ten minutes. The end always has one."""
-    max_bad_steps: int = 10
+    """Optimizer steps between checkpoints; null: every ten minutes. The end always has one."""
+    max_skipped_steps: int = 10
     """Steps in a row that may be left out because loss or gradient is not finite; after them the run goes back to its
     last checkpoint, and the second time stops."""
     keep_checkpoints: int = 2
@@ -242,14 +242,21 @@ class TrainerConfig:
     precision: str = "auto"
     """Lightning precision; auto: bf16-mixed where the GPU or the CPU (AMX) multiplies matrices in it, else 32-true."""
     accumulate: int = 1
-    """Batches per optimiser step."""
+    """Batches per optimizer step."""
     compile: bool = False
     """torch.compile the transformer blocks: encoder, decoder, teacher."""
     log_every_steps: int = 10
-    """Optimiser steps between logged values."""
+    """Optimizer steps between logged values."""
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "keep_checkpoints", "max_bad_steps", "num_nodes", "accumulate", "log_every_steps"):
+        for name in (
+            "max_epochs",
+            "keep_checkpoints",
+            "max_skipped_steps",
+            "num_nodes",
+            "accumulate",
+            "log_every_steps",
+        ):
             value = getattr(self, name)
             require(value > 0, f"trainer.{name}", value, "a positive integer")
         for name in ("max_steps", "max_minutes", "checkpoint_every_steps"):
@@ -272,28 +279,28 @@ class MonitorConfig:
     """What is looked at while training."""
 
     every_epochs: int = 10
-    """Epochs between two looks: pictures, feature health, and with labels a linear probe and k-NN; 0: never."""
-    pictures: int = 8
-    """Test pictures shown in TensorBoard."""
+    """Epochs between two looks: images, feature health, and with labels a linear probe and k-NN; 0: never."""
+    images: int = 8
+    """Test images shown in TensorBoard."""
     train_limit: int = 2000
-    """Most training pictures that a look may take."""
+    """Most training images that a look may take."""
     test_limit: int = 1000
-    """Most test pictures that a look may take."""
+    """Most test images that a look may take."""
 
     def __post_init__(self) -> None:
         require(self.every_epochs >= 0, "monitor.every_epochs", self.every_epochs, "0 or more")
-        for name in ("pictures", "train_limit", "test_limit"):
+        for name in ("images", "train_limit", "test_limit"):
             require(getattr(self, name) > 0, f"monitor.{name}", getattr(self, name), "a positive integer")
 
 
 @dataclass(kw_only=True)
 class ReadoutConfig:
-    """Which features stand for a picture, in the looks while training and by default in every evaluation after."""
+    """Which features stand for an image, in the looks while training and by default in every evaluation after."""
 
     pool: str = "mean"
     """cls (class token), mean (of patches), both (side by side)."""
     layer: Any = "last"
-    """Block that is read: last, its number from 1, or best (chosen on held-out training pictures by the evaluation)."""
+    """Block that is read: last, its number from 1, or best (chosen on held-out training images by the evaluation)."""
     blocks: int = 1
     """Blocks up to that one whose features are put side by side."""
     protocol: str = "grid"
@@ -334,7 +341,7 @@ class TrainingRun:
 
     @property
     def patches(self) -> PatchGrid:
-        """The training picture and its patches."""
+        """The training image and its patches."""
         raise NotImplementedError
 
 
@@ -361,5 +368,5 @@ class RunConfig(TrainingRun):
 
     @property
     def patches(self) -> PatchGrid:
-        """The training picture and its patches."""
+        """The training image and its patches."""
         return self.encoder

@@ -1,4 +1,4 @@
-"""Settings of the tokenizers: what turns the patches of a picture into words, for BEiT; see schema.py for the rest."""
+"""Settings of the tokenizers: what turns the patches of an image into tokens, for BEiT; see schema.py for the rest."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,12 +9,12 @@ from ssl_vit.config.schema import DataConfig, OptimConfig, PatchGrid, TrainerCon
 
 @dataclass(kw_only=True)
 class TokenizerConfig(PatchGrid):
-    """What every tokenizer has: one token for each patch of a picture."""
+    """What every tokenizer has: one token for each patch of an image."""
 
     vocab_size: int = 8192
     """Tokens there are."""
     crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Area of the random crops it is trained on, as a share of the picture."""
+    """Area of the random crops it is trained on, as a share of the image."""
     flip: bool = True
     """Mirror half of the crops left to right."""
 
@@ -26,10 +26,10 @@ class TokenizerConfig(PatchGrid):
 
 @dataclass(kw_only=True)
 class KMeansConfig(TokenizerConfig):
-    """Each patch becomes the nearest of its pixels' k-means centres: seconds to fit, any number of channels."""
+    """Each patch becomes the nearest of its pixels' k-means centers: seconds to fit, any number of channels."""
 
     patches: int = 200_000
-    """Patches that the centres are fitted to; at least method.vocab_size."""
+    """Patches that the centers are fitted to; at least method.vocab_size."""
     passes: int = 20
     """Most passes of mini-batch k-means over them."""
 
@@ -42,28 +42,28 @@ class KMeansConfig(TokenizerConfig):
 
 @dataclass(kw_only=True)
 class DVAEConfig(TokenizerConfig):
-    """Discrete variational autoencoder on the user's own pictures (arXiv:2102.12092, section 2.1 and appendix A)."""
+    """Discrete variational autoencoder on the user's own images (arXiv:2102.12092, section 2.1 and appendix A)."""
 
     width: int = 256
     """Channels of the convolutions on the patch grid; half as many at each resolution above."""
     residuals: int = 2
     """Residual blocks at each resolution."""
-    code_width: int = 128
+    code_dim: int = 128
     """Channels of a codebook vector."""
     start_temperature: float = 1.0
     """Temperature of the Gumbel-softmax at the start; falls by half a cosine."""
     end_temperature: float = 0.0625
     """Temperature of the Gumbel-softmax at the end."""
     kl: float = 1e-4
-    """Weight of how far a patch's words are from all being equally likely, in nats, beside the squared error."""
+    """Weight of how far a patch's tokens are from all being equally likely, in nats, beside the squared error."""
     kl_warmup: float = 0.1
     """Share of the run in which that weight grows from 0."""
     usage: float = 3e-3
-    """Weight of how far the words of all patches of a batch together are from being used equally often, in nats."""
+    """Weight of how far the tokens of all patches of a batch together are from being used equally often, in nats."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "residuals", "code_width"):
+        for name in ("width", "residuals", "code_dim"):
             require(getattr(self, name) > 0, f"method.{name}", getattr(self, name), "a positive integer")
         for name in ("start_temperature", "end_temperature"):
             require(getattr(self, name) > 0, f"method.{name}", getattr(self, name), "positive")
@@ -86,7 +86,7 @@ class VQKDConfig(TokenizerConfig):
     """Attention heads; must divide the width."""
     decoder_depth: int = 1
     """Blocks of its decoder."""
-    code_width: int = 32
+    code_dim: int = 32
     """Channels of a codebook vector."""
     codebook_momentum: float = 0.99
     """Share of the old codebook in the new one, at each step."""
@@ -97,9 +97,11 @@ class VQKDConfig(TokenizerConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("width", "depth", "heads", "decoder_depth", "code_width"):
+        for name in ("width", "depth", "heads", "decoder_depth", "code_dim"):
             require(getattr(self, name) > 0, f"method.{name}", getattr(self, name), "a positive integer")
-        require(self.width % self.heads == 0, "method.width", self.width, f"a multiple of method.heads={self.heads}")
+        require(
+            self.width % self.heads == 0, "method.width", self.width, f"a multiple of method.num_heads={self.heads}"
+        )
         require(0 <= self.codebook_momentum < 1, "method.codebook_momentum", self.codebook_momentum, "in [0, 1)")
         require(self.commitment >= 0, "method.commitment", self.commitment, "0 or more")
         require(0 <= self.revive_below < 1, "method.revive_below", self.revive_below, "in [0, 1)")
@@ -122,12 +124,12 @@ class TokenizerRun(TrainingRun):
             expected, given = [value] * self.method.channels, getattr(self.data, name)
             rule = f"{expected}, one for each of method.channels={self.method.channels}: a tokenizer sees pixels"
             require(given == expected, f"data.{name}", given, rule)
-        rule = "given where data.path is a remote stream: a tokenizer is judged on pictures that can be read again"
+        rule = "given where data.path is a remote stream: a tokenizer is judged on images that can be read again"
         require(not self.data.remote or bool(self.data.test_path), "data.test_path", self.data.test_path, rule)
 
     @property
     def patches(self) -> PatchGrid:
-        """The training picture and its patches."""
+        """The training image and its patches."""
         return self.method
 
 
@@ -151,7 +153,7 @@ class DVAERun(TokenizerRun):
 
 @dataclass(kw_only=True)
 class VQKDRun(TokenizerRun):
-    """VQ-KD with the paper's defaults: betas .9 .99, weight decay 1e-4, lr 5e-5 per 128 pictures, 100 epochs."""
+    """VQ-KD with the paper's defaults: betas .9 .99, weight decay 1e-4, lr 5e-5 per 128 images, 100 epochs."""
 
     method: VQKDConfig = field(default_factory=VQKDConfig)
     optim: OptimConfig = field(

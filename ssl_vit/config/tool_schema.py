@@ -1,4 +1,4 @@
-"""Settings of the commands that train nothing and judge nothing: pictures, benchmarks; see schema.py."""
+"""Settings of the commands that train nothing and judge nothing: images, benchmarks; see schema.py."""
 
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ class VisualizeConfig:
     """Attention of the class token, masks of it, and principal components of patch features, as PNG."""
 
     images: str = ""
-    """A picture, or a folder of pictures."""
+    """An image, or a folder of images."""
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint; by default the newest run."""
     out: str = ""
@@ -20,9 +20,9 @@ class VisualizeConfig:
     mass: float = 0.6
     """Share of each head's attention that its mask holds."""
     size: int = 0
-    """Short side that pictures are scaled to, in pixels; 0: their own."""
+    """Short side that images are scaled to, in pixels; 0: their own."""
     limit: int = 16
-    """Most pictures of a folder."""
+    """Most images of a folder."""
 
     def __post_init__(self) -> None:
         require(0 < self.mass <= 1, "mass", self.mass, "in (0, 1]")
@@ -32,7 +32,7 @@ class VisualizeConfig:
 
 @dataclass(kw_only=True)
 class ShardsConfig:
-    """Pack pictures of any source into tar shards for data.source=webdataset, with their labels, in a mixed order."""
+    """Pack images of any source into tar shards for data.source=webdataset, with their labels, in a mixed order."""
 
     data: DataConfig = field(default_factory=DataConfig)
     out: str = ""
@@ -40,7 +40,7 @@ class ShardsConfig:
     shard_mb: float = 256
     """Size at which a shard ends, in MB."""
     size: int = 0
-    """Short side that larger pictures are scaled down to, in pixels; 0: the files' bytes as they are."""
+    """Short side that larger images are scaled down to, in pixels; 0: the files' bytes as they are."""
 
     def __post_init__(self) -> None:
         require(self.shard_mb > 0, "shard_mb", self.shard_mb, "positive")
@@ -65,7 +65,7 @@ class BenchmarkConfig:
 
     suite: str = "step"
     """views (crops, one core), step (of a method), startup (until commands answer), probe (grid and k-NN), memory (over
-    an epoch of 200,000 pictures), or doctor: where a run's time goes; with it give method=, recipe=, data.path= and all
+    an epoch of 200,000 images), or doctor: where a run's time goes; with it give method=, recipe=, data.path= and all
     else as to tools/pretrain.py."""
     repeats: int = 7
     """Turns of each side."""
@@ -76,7 +76,7 @@ class BenchmarkConfig:
     precision: str = "bf16"
     """Of a step: bf16 (autocast) or fp32."""
     batch_size: int = 16
-    """Pictures of a step."""
+    """Images of a step."""
     compile: bool = False
     """torch.compile the blocks of all sides."""
 

@@ -1,1 +1,1 @@
-"""Pictures, from where they lie to a normalised batch on the device: sources -> views -> batch -> photometry."""
+"""Images, from where they lie to a normalized batch on the device: sources -> views -> batch -> color."""

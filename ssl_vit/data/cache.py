@@ -1,6 +1,6 @@
-"""Decode once: pictures that fit in memory together are kept there, in one array that every worker sees.
+"""Decode once: images that fit in memory together are kept there, in one array that every worker sees.
 
-Letters: n pictures, H W pixels, C channels.
+Letters: n images, H W pixels, C channels.
 """
 
 import logging
@@ -13,21 +13,21 @@ from typing import TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from ssl_vit.data.sources.base import PictureError, Source
+from ssl_vit.data.sources.base import Source, UnreadableImageError
 
 log = logging.getLogger(__name__)
-_GROUP = 64  # pictures per task: a task costs as much as decoding a small picture
+_GROUP = 64  # images per task: a task costs as much as decoding a small image
 _T = TypeVar("_T")
 
 
 class Cached(Source):
-    """A source whose decoded pictures lie one after the other in one uint8 array.
+    """A source whose decoded images lie one after the other in one uint8 array.
 
-    broken: pictures that could not be read, and have no place there; to ask for one raises its PictureError.
+    broken: images that could not be read, and have no place there; to ask for one raises its UnreadableImageError.
     """
 
-    def __init__(self, source: Source, shapes: np.ndarray, broken: dict[int, PictureError]) -> None:
-        self.source, self.shapes, self.broken = source, shapes, broken
+    def __init__(self, source: Source, shapes: np.ndarray, unreadable: dict[int, UnreadableImageError]) -> None:
+        self.source, self.shapes, self.unreadable = source, shapes, unreadable
         self.labels, self.classes = source.labels, source.classes
         ends = np.cumsum(shapes.prod(axis=1) * source.channels)
         self.offsets = np.concatenate([[0], ends])
@@ -46,13 +46,13 @@ class Cached(Source):
         return values.reshape(*self.shapes[index], -1)
 
     def fill(self, index: int) -> None:
-        """Decode one picture into its place. PictureError where it cannot be read."""
+        """Decode one image into its place. UnreadableImageError where it cannot be read."""
         self.read(index)[:] = self.source.read(index)
 
     def _require_whole(self, index: int) -> None:
-        if index in self.broken:
-            known = self.broken[index]
-            raise PictureError(str(known), known.reason)
+        if index in self.unreadable:
+            known = self.unreadable[index]
+            raise UnreadableImageError(str(known), known.reason)
 
 
 def cores() -> int:
@@ -61,27 +61,27 @@ def cores() -> int:
 
 
 def memory_gb(source: Source) -> float:
-    """GB of decoded pictures that a source keeps."""
+    """GB of decoded images that a source keeps."""
     return source.values.nbytes / 1e9 if isinstance(source, Cached) else 0.0
 
 
 def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
-    """The source with every picture decoded, or the source itself where they need more than budget_gb.
+    """The source with every image decoded, or the source itself where they need more than budget_gb.
 
-    Sizes come from the files' headers, and looking stops at the first picture that does not fit.
-    Raises PictureError for a picture that cannot be read, where stops; else it has no place in the array.
+    Sizes come from the files' headers, and looking stops at the first image that does not fit.
+    Raises UnreadableImageError for an image that cannot be read, where stops; else it has no place in the array.
     """
     shapes: list[tuple[int, int]] = []
-    broken: dict[int, PictureError] = {}
+    unreadable: dict[int, UnreadableImageError] = {}
 
     def tried(work: Callable[[int], _T], otherwise: _T) -> Callable[[int], _T]:
         def attempt(index: int) -> _T:
             try:
-                return work(index) if index not in broken else otherwise
-            except PictureError as error:
+                return work(index) if index not in unreadable else otherwise
+            except UnreadableImageError as error:
                 if stops:
                     raise
-                broken[index] = PictureError(str(error), error.reason)  # without the frames that saw it
+                unreadable[index] = UnreadableImageError(str(error), error.reason)  # without the frames that saw it
                 return otherwise
 
         return attempt
@@ -93,12 +93,12 @@ def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
             budget -= height * width * source.channels
             if budget < 0:
                 return source
-        whole = Cached(source, np.array(shapes, dtype=np.int64).reshape(-1, 2), broken)
+        whole = Cached(source, np.array(shapes, dtype=np.int64).reshape(-1, 2), unreadable)
         told = time.monotonic()
         for done, _ in enumerate(_in_order(pool, tried(whole.fill, None), len(source)), start=1):
             if time.monotonic() - told > 5:
                 told = time.monotonic()
-                log.info("decoded %d of %d pictures into memory", done, len(source))
+                log.info("decoded %d of %d images into memory", done, len(source))
     return whole
 
 

@@ -1,10 +1,10 @@
-"""Pictures that cannot be read: what takes their place, and the record of them.
+"""Images that cannot be read: what takes their place, and the record of them.
 
 What a loader's worker finds travels with its batch to the main process, which counts it once and lists it in a file
-that all processes of a run share. Which picture takes a place depends on the picture and on which others can be read,
+that all processes of a run share. Which image takes a place depends on the image and on which others can be read,
 on nothing else: so the number of workers and processes changes nothing, nor does a resumed run.
 
-Letters: n pictures of a source, m of those that may take a place, H W pixels, C channels.
+Letters: n images of a source, m of those that may take a place, H W pixels, C channels.
 """
 
 import logging
@@ -17,37 +17,37 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ssl_vit.data.sources.base import PictureError, Source
+from ssl_vit.data.sources.base import Source, UnreadableImageError
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes that find a picture at the same moment may list it twice
+except ImportError:  # Windows: two processes that find an image at the same moment may list it twice
     fcntl = None
 
 log = logging.getLogger(__name__)
-Fault = tuple[str, str]
-"""A picture's name, and why it cannot be read."""
-SAID = 5
-"""Pictures named in the log; a list of all is the file's."""
-_WINDOW = 1024  # pictures whose labels are compared at a time
+ReadError = tuple[str, str]
+"""An image's name, and why it cannot be read."""
+NAMED = 5
+"""Images named in the log; a list of all is the file's."""
+_WINDOW = 1024  # images whose labels are compared at a time
 _ONE_LINE = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
-class Faults:
-    """The record of pictures that cannot be read, each once; with list_in also of what other processes found.
+class ReadErrors:
+    """The record of images that cannot be read, each once; with list_in also of what other processes found.
 
-    max_bad: largest legal share of all pictures.
+    max_unreadable: largest legal share of all images.
     """
 
-    def __init__(self, max_bad: float) -> None:
-        self.max_bad = max_bad
-        self.pictures = 0
-        """Number of all pictures, of training and test together."""
+    def __init__(self, max_unreadable: float) -> None:
+        self.max_unreadable = max_unreadable
+        self.images = 0
+        """Number of all images, of training and test together."""
         self.found: dict[str, str] = {}
         """Name -> what is wrong with it."""
         self.path: Path | None = None
         self._end = 0  # of what has been read or written of the file, in bytes
-        self._said, self._failed = 0, False
+        self._named, self._failed = 0, False
 
     def list_in(self, path: Path) -> None:
         """Keep the list in a file, a line each: name, tab, reason. What it has of an earlier part of the run counts."""
@@ -55,34 +55,37 @@ class Faults:
         if self.found or path.exists():
             self._append(self.found)
 
-    def note(self, faults: Iterable[Fault]) -> None:
-        """Count pictures that were not known; list those that no process has listed, and say the first few."""
-        named = {name.translate(_ONE_LINE): reason.translate(_ONE_LINE) for name, reason in faults}
+    def note(self, read_errors: Iterable[ReadError]) -> None:
+        """Count images that were not known; list those that no process has listed, and say the first few."""
+        named = {name.translate(_ONE_LINE): reason.translate(_ONE_LINE) for name, reason in read_errors}
         new = {name: reason for name, reason in named.items() if name not in self.found}
         if new:
-            self._say(self._append(new) if self.path is not None else new)
+            self._warn(self._append(new) if self.path is not None else new)
             self.found |= new
 
     def check(self) -> None:
-        """ValueError where more pictures cannot be read than max_bad allows."""
+        """ValueError where more images cannot be read than max_unreadable allows."""
         if self.too_many(len(self.found)):
             name, reason = list(self.found.items())[-1]
             listed = f"; {self.path} lists them: repair them and delete that list" if self.path else ": repair them"
-            count, rule = f"{len(self.found)} of {self.pictures}", f"more than data.max_bad={self.max_bad:g} of them"
+            count, rule = (
+                f"{len(self.found)} of {self.images}",
+                f"more than data.max_unreadable={self.max_unreadable:g} of them",
+            )
             raise ValueError(
-                f"{count} pictures cannot be read, {rule}, such as {name} ({reason}){listed}, or raise data.max_bad="
+                f"{count} images cannot be read, {rule}, such as {name} ({reason}){listed}, or raise data.max_unreadable="
             )
 
     def count(self) -> int:
-        """Pictures that cannot be read, as far as any process that shares the file has found."""
+        """Images that cannot be read, as far as any process that shares the file has found."""
         if self.path is not None:
-            with suppress(OSError), self.path.open("rb", buffering=0) as file:  # there is none before the first picture
+            with suppress(OSError), self.path.open("rb", buffering=0) as file:  # there is none before the first image
                 self._learn(file)
         return len(self.found)
 
     def too_many(self, count: int) -> bool:
-        """Whether so many pictures that cannot be read are more than max_bad allows."""
-        return count > 0 and count / self.pictures > self.max_bad  # not max_bad * pictures, which is rounded
+        """Whether so many images that cannot be read are more than max_unreadable allows."""
+        return count > 0 and count / self.images > self.max_unreadable  # not max_unreadable * images, which is rounded
 
     def _learn(self, file: FileIO) -> dict[str, str]:
         """What the file has since it was last looked at; a line that is still being written waits."""
@@ -97,7 +100,7 @@ class Faults:
         self.found |= others
         return others
 
-    def _append(self, faults: dict[str, str]) -> dict[str, str]:
+    def _append(self, read_errors: dict[str, str]) -> dict[str, str]:
         """Write those that no process has listed since the file was last looked at, and return them."""
         assert self.path is not None
         try:
@@ -105,30 +108,30 @@ class Faults:
                 if fcntl is not None:
                     fcntl.flock(file, fcntl.LOCK_EX)
                 others = self._learn(file)
-                faults = {name: reason for name, reason in faults.items() if name not in others}
-                for name, reason in faults.items():
+                read_errors = {name: reason for name, reason in read_errors.items() if name not in others}
+                for name, reason in read_errors.items():
                     self._end += file.write(os.fsencode(f"{name}\t{reason}\n"))
         except OSError as error:
             if not self._failed:
                 log.warning(f"{self.path} cannot be written: {error}; the run goes on without it")
             self._failed = True
-        return faults
+        return read_errors
 
-    def _say(self, faults: dict[str, str]) -> None:
-        for name, reason in faults.items():
-            self._said += 1
-            if self._said <= SAID:
+    def _warn(self, read_errors: dict[str, str]) -> None:
+        for name, reason in read_errors.items():
+            self._named += 1
+            if self._named <= NAMED:
                 log.warning(f"{name} cannot be read: {reason}")
-            elif self._said == SAID + 1:
+            elif self._named == NAMED + 1:
                 where = f"; {self.path} lists them all" if self.path is not None else ""
-                log.warning(f"more pictures cannot be read, which are not named here{where}")
+                log.warning(f"more images cannot be read, which are not named here{where}")
 
 
-class StandIns:
-    """What data.on_error says where a picture of a source cannot be read.
+class Replacements:
+    """What data.on_error says where an image of a source cannot be read.
 
-    labels: of the source's pictures; those of one label may stand in for one another. members: numbers of the pictures
-    that may, sorted: a picture held out for evaluation is never trained on in another's place. skips: leave a picture
+    labels: of the source's images; those of one label may stand in for one another. members: numbers of the images
+    that may, sorted: an image held out for evaluation is never trained on in another's place. skips: leave an image
     out of its batch where the batch has others.
     """
 
@@ -137,30 +140,36 @@ class StandIns:
         source: Source,
         labels: Int64[np.ndarray, " n"],
         members: Int64[np.ndarray, " m"],
-        faults: Faults,
+        read_errors: ReadErrors,
         skips: bool = False,
     ) -> None:
-        self.source, self.labels, self.members, self.faults, self.skips = source, labels, members, faults, skips
-        self.broken: set[int] = set()  # not tried again in the place of others, as long as this process lives
+        self.source, self.labels, self.members, self.read_errors, self.skips = (
+            source,
+            labels,
+            members,
+            read_errors,
+            skips,
+        )
+        self.unreadable: set[int] = set()  # not tried again in the place of others, as long as this process lives
 
-    def read(self, index: int, found: list[Fault]) -> UInt8[np.ndarray, "H W C"] | None:
-        """A picture; None where it cannot be read, which is appended to found."""
+    def read(self, index: int, found: list[ReadError]) -> UInt8[np.ndarray, "H W C"] | None:
+        """An image; None where it cannot be read, which is appended to found."""
         try:
             return self.source.read(index)
-        except PictureError as error:
-            self.broken.add(index)
+        except UnreadableImageError as error:
+            self.unreadable.add(index)
             found.append((self.source.name(index), error.reason))
             return None
 
-    def replace(self, index: int, found: list[Fault]) -> UInt8[np.ndarray, "H W C"] | None:
-        """The next picture of the same label that can be read, after the last one the first.
+    def replace(self, index: int, found: list[ReadError]) -> UInt8[np.ndarray, "H W C"] | None:
+        """The next image of the same label that can be read, after the last one the first.
 
         None where there is none, or where trying them has shown that more are broken than the run allows.
         """
         for other in self._others(index):
-            if self.faults.too_many(len(self.broken)):
+            if self.read_errors.too_many(len(self.unreadable)):
                 return None
-            if other not in self.broken and (pixels := self.read(other, found)) is not None:
+            if other not in self.unreadable and (pixels := self.read(other, found)) is not None:
                 return pixels
         return None
 

@@ -1,9 +1,9 @@
-"""From a source to batches: which pictures in which order, read and turned into views on the workers.
+"""From a source to batches: which images in which order, read and turned into views on the workers.
 
 The sampler hands out (epoch, index), so a worker knows all that a draw depends on and holds no state: a batch is a
 function of (seed, epoch, its place in the epoch), whatever the number of workers.
 
-Letters: B pictures of a batch, C channels, H W pixels.
+Letters: B images of a batch, C channels, H W pixels.
 """
 
 import multiprocessing
@@ -16,110 +16,116 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from ssl_vit.data.corrupt import Fault, Faults, StandIns
+from ssl_vit.data.corrupt import ReadError, ReadErrors, Replacements
 from ssl_vit.data.rng import permutation, uniforms
-from ssl_vit.data.sources.base import PictureError, Source
-from ssl_vit.data.transforms.crops import View
+from ssl_vit.data.sources.base import Source, UnreadableImageError
+from ssl_vit.data.transforms.crops import Transform
 
 Batch = dict[str, Any]
 """images: uint8 [B, C, H, W], or a list of such; label: int64 [B], -1 = none; index: int64 [B].
 
-For a view with photometry also draws: float64 array [B, draws], which stays on the CPU. Where data.on_error=skip left
-pictures out, skipped: their number.
+For a transform with color also draws: float64 array [B, draws], which stays on the CPU. Where data.on_error=skip left
+images out, skipped: their number.
 """
 
 
-class Views(Dataset):
-    """One view of each picture, a whole batch at a time.
+class AugmentedDataset(Dataset):
+    """One transform of each image, a whole batch at a time.
 
-    stand_ins: for pictures that cannot be read; without them such a picture raises PictureError. numbers: of the
-    pictures of a source that is part of a larger one; their draws depend on them, and a batch gives them as index.
+    replacements: for images that cannot be read; without them such an image raises UnreadableImageError. numbers: of the
+    images of a source that is part of a larger one; their draws depend on them, and a batch gives them as index.
     """
 
     def __init__(
         self,
         source: Source,
-        view: View,
+        transform: Transform,
         seed: int,
         labels: np.ndarray,
-        stand_ins: StandIns | None = None,
+        replacements: Replacements | None = None,
         numbers: np.ndarray | None = None,
     ) -> None:
-        self.source, self.view, self.seed, self.labels, self.stand_ins = source, view, seed, labels, stand_ins
+        self.source, self.transform, self.seed, self.labels, self.replacements = (
+            source,
+            transform,
+            seed,
+            labels,
+            replacements,
+        )
         self.numbers = numbers
 
     @property
-    def faults(self) -> Faults | None:
-        """The record of pictures that cannot be read; None where such a picture stops the run."""
-        return None if self.stand_ins is None else self.stand_ins.faults
+    def read_errors(self) -> ReadErrors | None:
+        """The record of images that cannot be read; None where such an image stops the run."""
+        return None if self.replacements is None else self.replacements.read_errors
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        """The batch of (epoch, index) keys, all of one epoch; with `faults` where pictures could not be read.
+        """The batch of (epoch, index) keys, all of one epoch; with `read_errors` where images could not be read.
 
-        A picture that takes another's place comes under that one's index, label and draws. A batch in which a place
-        stays empty has nothing but faults.
+        An image that takes another's place comes under that one's index, label and random numbers. A batch in which a
+        place stays empty has nothing but read_errors.
         """
-        found: list[Fault] = []
-        skips = self.stand_ins is not None and self.stand_ins.skips
+        found: list[ReadError] = []
+        skips = self.replacements is not None and self.replacements.skips
         batch = self._batch(keys, found, skips)
         if skips and not batch:
             batch = self._batch(keys, found, False)
-        return batch | {"faults": found} if found else batch
+        return batch | {"read_errors": found} if found else batch
 
-    def _batch(self, keys: list[tuple[int, int]], found: list[Fault], skips: bool) -> Batch:
+    def _batch(self, keys: list[tuple[int, int]], found: list[ReadError], skips: bool) -> Batch:
         """{} where a place stays empty; with skips where all of them do."""
         index = np.array([key[1] for key in keys])
         numbers = index if self.numbers is None else self.numbers[index]
-        draws = uniforms(self.seed, keys[0][0], numbers, self.view.draws)
+        random_numbers = uniforms(self.seed, keys[0][0], numbers, self.transform.num_random)
         views, kept = [], []
         for place, number in enumerate(index.tolist()):
-            picture = self._picture(number, found, skips)
-            if picture is not None:
-                views.append(self.view(picture, draws[place]))
+            image = self._image(number, found, skips)
+            if image is not None:
+                views.append(self.transform(image, random_numbers[place]))
                 kept.append(place)
             elif not skips:
                 return {}
         if not kept:
             return {}
-        draws = draws[kept]
+        random_numbers = random_numbers[kept]
         batch = {"images": _stack(views), "label": torch.from_numpy(self.labels[index[kept]])}
         batch |= {"index": torch.from_numpy(numbers[kept])}
-        batch |= {"draws": draws} if hasattr(self.view, "photometry") else {}
+        batch |= {"random": random_numbers} if hasattr(self.transform, "color") else {}
         return batch | {"skipped": len(keys) - len(kept)} if len(kept) < len(keys) else batch
 
-    def _picture(self, index: int, found: list[Fault], skips: bool) -> Tensor | None:
-        if self.stand_ins is None:
+    def _image(self, index: int, found: list[ReadError], skips: bool) -> Tensor | None:
+        if self.replacements is None:
             pixels = self.source.read(index)
         else:
-            pixels = self.stand_ins.read(index, found)
+            pixels = self.replacements.read(index, found)
             if pixels is None and not skips:
-                pixels = self.stand_ins.replace(index, found)
+                pixels = self.replacements.replace(index, found)
         if pixels is None:
             return None
         return torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)  # PIL's memory is read-only
 
 
-def _stack(views: list[Any]) -> Tensor | list[Tensor]:
+def _stack(transform: list[Any]) -> Tensor | list[Tensor]:
     """[B, C, H, W], or for views that are lists of crops one such stack per crop."""
-    if isinstance(views[0], Tensor):
-        return torch.stack(views).contiguous()
-    return [torch.stack(crops).contiguous() for crops in zip(*views, strict=True)]
+    if isinstance(transform[0], Tensor):
+        return torch.stack(transform).contiguous()
+    return [torch.stack(crops).contiguous() for crops in zip(*transform, strict=True)]
 
 
 class EpochSampler(DistributedSampler):
-    """(epoch, index) of this rank's pictures, in the epoch's own random order; every rank gets equally many.
+    """(epoch, index) of this rank's images, in the epoch's own random order; every rank gets equally many.
 
-    Lightning calls set_epoch, and leaves a DistributedSampler alone. Pictures that do not divide by the ranks are left
-    out of this epoch; with fewer pictures than ranks they are repeated.
+    Lightning calls set_epoch, and leaves a DistributedSampler alone. Images that do not divide by the ranks are left
+    out of this epoch; with fewer images than ranks they are repeated.
 
-    pictures: how many there are, or the indices of those that are used.
+    images: how many there are, or the indices of those that are used.
     """
 
-    def __init__(self, pictures: int | np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        chosen = np.arange(pictures) if isinstance(pictures, int) else pictures
+    def __init__(self, images: int | np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        chosen = np.arange(images) if isinstance(images, int) else images
         super().__init__(chosen, num_replicas=world_size, rank=rank, seed=seed)  # pyright: ignore
         self.num_samples = max(1, len(chosen) // world_size)
         self.skip = 0
@@ -132,8 +138,8 @@ class EpochSampler(DistributedSampler):
         return ((epoch, int(index)) for index in mine[skip:])
 
 
-class ShuffledShare:
-    """(epoch, index) of some pictures in the epoch's own random order: every `processes`-th of them, from `rank` on.
+class ShuffledRankSampler:
+    """(epoch, index) of some images in the epoch's own random order: every `processes`-th of them, from `rank` on.
 
     Every process gets equally many; the first ones come again where they do not divide. `epoch` is set by who trains.
     """
@@ -151,25 +157,27 @@ class ShuffledShare:
 
 
 class Loader(DataLoader):
-    """A DataLoader of Views or of a Stream, which notes in the main process the pictures that could not be read.
+    """A DataLoader of Views or of a Stream, which notes in the main process the images that could not be read.
 
-    Iterating raises ValueError where more of them cannot be read than data.max_bad allows, and PictureError where none
-    can take a picture's place.
+    Iterating raises ValueError where more of them cannot be read than data.max_unreadable allows, and UnreadableImageError where none
+    can take an image's place.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        faults: Faults | None = self.dataset.faults  # pyright: ignore
-        if faults is None:
+        read_errors: ReadErrors | None = self.dataset.read_errors  # pyright: ignore
+        if read_errors is None:
             yield from super().__iter__()
             return
-        faults.check()
+        read_errors.check()
         for batch in super().__iter__():
-            if found := batch.pop("faults", None):
-                faults.note(found)
-                faults.check()
+            if found := batch.pop("read_errors", None):
+                read_errors.note(found)
+                read_errors.check()
                 if not batch:
                     name, reason = found[-1]
-                    raise PictureError(f"{name} cannot be read ({reason}), nor any that may take its place: repair it")
+                    raise UnreadableImageError(
+                        f"{name} cannot be read ({reason}), nor any that may take its place: repair it"
+                    )
             yield batch
 
 
@@ -204,38 +212,38 @@ class TrainLoader(Loader):
         self._resumed = dict(state_dict)
 
 
-def pictures_of(batch: Any) -> Any:
-    """The normalised pictures of a batch: ImageDataModule's dict, (pictures, labels), or the pictures themselves.
+def batch_images(batch: Any) -> Any:
+    """The normalized images of a batch: ImageDataModule's dict, (images, labels), or the images themselves.
 
-    Pictures are [B, C, H, W], or for methods of several crops a list of such.
+    Images are [B, C, H, W], or for methods of several crops a list of such.
     """
     images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
     for crop in images if isinstance(images, list | tuple) else [images]:
         if isinstance(crop, Tensor) and not crop.is_floating_point():
             raise ValueError(
-                f"pictures arrive as {crop.dtype}; a method takes normalised floats [B, C, H, W]: "
-                "normalise them in your dataset, or use ssl_vit.ImageDataModule"
+                f"images arrive as {crop.dtype}; a method takes normalized floats [B, C, H, W]: "
+                "normalize them in your dataset, or use ssl_vit.ImageDataModule"
             )
     return images
 
 
-def labels_of(batch: Any) -> Tensor:
-    """The labels of a batch: int64 [B], of ImageDataModule's dict or of (pictures, labels)."""
+def batch_labels(batch: Any) -> Tensor:
+    """The labels of a batch: int64 [B], of ImageDataModule's dict or of (images, labels)."""
     if isinstance(batch, dict):
         return batch["label"]
     if isinstance(batch, list | tuple) and len(batch) == 2:
         return batch[1]
-    raise ValueError("a batch has no labels: give (pictures, labels), or use ssl_vit.ImageDataModule(labelled=True)")
+    raise ValueError("a batch has no labels: give (images, labels), or use ssl_vit.ImageDataModule(labeled=True)")
 
 
 def batch_length(images: Any) -> int:
-    """Pictures in a batch, of which there may be several crops."""
+    """Images in a batch, of which there may be several crops."""
     return len(images[0] if isinstance(images, list | tuple) else images)
 
 
 def full_length(batch: Any) -> int:
-    """Pictures that a batch was to have: those it has, and those that data.on_error=skip left out of it."""
-    return batch_length(pictures_of(batch)) + (batch.get("skipped", 0) if isinstance(batch, dict) else 0)
+    """Images that a batch was to have: those it has, and those that data.on_error=skip left out of it."""
+    return batch_length(batch_images(batch)) + (batch.get("skipped", 0) if isinstance(batch, dict) else 0)
 
 
 def whole_batch(batch: Batch) -> Batch:
@@ -246,18 +254,22 @@ def whole_batch(batch: Batch) -> Batch:
 def loader_options(workers: int) -> dict[str, Any]:
     """Keywords of every DataLoader.
 
-    Workers are forked where that exists: they see the pictures in memory without a copy. A DataLoader draws a seed for
+    Workers are forked where that exists: they see the images in memory without a copy. A DataLoader draws a seed for
     its workers, which nothing here uses; it has a generator of its own, so PyTorch's global one is not moved.
     """
     options: dict[str, Any] = {"collate_fn": whole_batch, "num_workers": workers}
     options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
     if workers:
         method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        options |= {"persistent_workers": True, "multiprocessing_context": method, "worker_init_fn": stand_apart}
+        options |= {
+            "persistent_workers": True,
+            "multiprocessing_context": method,
+            "worker_init_fn": leave_process_group,
+        }
     return options
 
 
-def stand_apart(worker: int) -> None:
+def leave_process_group(worker: int) -> None:
     """Keep a data worker out of its run's process group: Ctrl-C is for the run, which needs it to end its step."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)

@@ -1,10 +1,10 @@
 """Random numbers as a function of what they are for, not of how many were drawn before.
 
-A draw is a hash of (seed, epoch, index of the picture, column). So the number of workers, the batch size and a resumed
-run change nothing. The hash is splitmix64's finaliser (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), with
-a full mix between any two words.
+A draw is a hash of (seed, epoch, index of the image, column). So the number of workers, the batch size and a resumed
+run change nothing. The hash is splitmix64's finalizer (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), with
+a full mix between any two values.
 
-Letters: B pictures of a batch.
+Letters: B images of a batch.
 """
 
 import hashlib
@@ -17,43 +17,43 @@ if TYPE_CHECKING:
     import torch
 
 GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_ORDER_STREAM = 0x6F72646572  # any constant: keeps the order of pictures independent of how they are cropped
+_ORDER_STREAM = 0x6F72646572  # any constant: keeps the order of images independent of how they are cropped
 
 
-def _mix(words: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64: a bijection of uint64 where each input bit moves every output bit."""
-    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return words ^ (words >> np.uint64(31))
+def _mix(values: np.ndarray) -> np.ndarray:
+    """The finalizer of splitmix64: a bijection of uint64 where each input bit moves every output bit."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
 
 
-def _absorb(state: np.ndarray, words: np.ndarray) -> np.ndarray:
-    """State after reading words (broadcast); equal words after different states give unrelated states."""
-    return _mix(state ^ _mix(words * GAMMA + GAMMA))
+def _absorb(state: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """State after reading values (broadcast); equal values after different states give unrelated states."""
+    return _mix(state ^ _mix(values * GAMMA + GAMMA))
 
 
-def _words(values: object) -> np.ndarray:
+def _as_uint64(values: object) -> np.ndarray:
     """Integers as uint64, at least one dimension; a negative one wraps around."""
     return np.atleast_1d(np.asarray(values, dtype=np.int64)).astype(np.uint64)
 
 
 def uniforms(seed: int, epoch: int, index: Int[np.ndarray, " B"], count: int) -> Float64[np.ndarray, "B count"]:
-    """Uniform numbers in [0, 1): row b belongs to picture index[b] in this epoch, whatever else is in the batch."""
-    state = _absorb(_absorb(_mix(_words(seed)), _words(epoch)), _words(index))
+    """Uniform numbers in [0, 1): row b belongs to image index[b] in this epoch, whatever else is in the batch."""
+    state = _absorb(_absorb(_mix(_as_uint64(seed)), _as_uint64(epoch)), _as_uint64(index))
     columns = np.arange(1, count + 1, dtype=np.uint64)
     return (_mix(state[:, None] + columns * GAMMA) >> np.uint64(11)) * 2.0**-53
 
 
 def permutation(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"]:
     """0 .. count - 1 in the random order of this epoch."""
-    keys = _absorb(_absorb(_mix(_words(seed ^ _ORDER_STREAM)), _words(epoch)), _words(np.arange(count)))
+    keys = _absorb(_absorb(_mix(_as_uint64(seed ^ _ORDER_STREAM)), _as_uint64(epoch)), _as_uint64(np.arange(count)))
     return np.argsort(keys, kind="stable")
 
 
 def stratified(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[np.ndarray, " count"]:
-    """Sorted indices of a random subset of count pictures in which each label keeps its share, rounded.
+    """Sorted indices of a random subset of count images in which each label keeps its share, rounded.
 
-    Each picture gets its place in the random order of its own class, in (0, 1); the lowest places are taken.
+    Each image gets its place in the random order of its own class, in (0, 1); the lowest places are taken.
     """
     order = permutation(seed, 0, len(labels))
     places = np.empty(len(labels))
@@ -65,7 +65,7 @@ def stratified(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[
 
 def seeded_generator(device: "torch.device", *key: int) -> "torch.Generator":
     """PyTorch's generator on a device, its seed a hash of the key."""
-    import torch  # here, because counting pictures needs none
+    import torch  # here, because counting images needs none
 
     digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))

@@ -1,16 +1,16 @@
-"""Which files below a path are for training and which for testing, by a word in their names; for files of pictures."""
+"""Which files below a path are for training and which for testing, by a name in their names; for files of images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.folder import TEST_WORDS
+from ssl_vit.data.sources.folder import TEST_NAMES
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Files that hold many pictures each."""
+    """Files that hold many images each."""
 
     name: str
     """Of one of them, in a message."""
@@ -27,7 +27,7 @@ def training_files(data: DataConfig, kind: Kind, preferred: Preferred) -> list[P
     Raises:
         ValueError: no such path, or no files of this kind for training there.
     """
-    groups = by_part("data.path", data.path, kind)
+    groups = by_split("data.path", data.path, kind)
     if Path(data.path).is_file():
         return groups[""]
     tests = test_files(data, kind, preferred) if data.test_path else None
@@ -45,8 +45,8 @@ def test_files(data: DataConfig, kind: Kind, preferred: Preferred) -> list[Path]
     Where test and val files exist, the first preferred ones.
     """
     key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
-    groups = by_part(key, path, kind)
-    candidates = [groups[word] for word in TEST_WORDS if word in groups]
+    groups = by_split(key, path, kind)
+    candidates = [groups[name] for name in TEST_NAMES if name in groups]
     if len(candidates) > 1:
         candidates.sort(key=lambda files: not preferred(files))
     if data.test_path and not candidates:
@@ -54,8 +54,8 @@ def test_files(data: DataConfig, kind: Kind, preferred: Preferred) -> list[Path]
     return candidates[0] if candidates else None
 
 
-def by_part(key: str, path: str, kind: Kind) -> dict[str, list[Path]]:
-    """Files of a path by the word in their name (or their own folder's): train, test, val, or nothing.
+def by_split(key: str, path: str, kind: Kind) -> dict[str, list[Path]]:
+    """Files of a path by the name in their name (or their own folder's): train, test, val, or nothing.
 
     A file by itself is what it was given for, whatever its name.
 
@@ -73,8 +73,8 @@ def by_part(key: str, path: str, kind: Kind) -> dict[str, list[Path]]:
     groups: dict[str, list[Path]] = {}
     for file in sorted(root.rglob(f"*{kind.ending}")):
         folder = "" if file.parent == root else file.parent.name.lower()
-        words = [word for word in ("train", *TEST_WORDS) if word in file.name.lower() or word == folder]
-        groups.setdefault(words[0] if words else "", []).append(file)
+        names = [name for name in ("train", *TEST_NAMES) if name in file.name.lower() or name == folder]
+        groups.setdefault(names[0] if names else "", []).append(file)
     if not groups:
         seen = sum(1 for file in root.rglob("*") if file.is_file())
         raise ValueError(f"{key}={path} holds no {kind.name}s: {seen} files seen, none ends in {kind.ending}")

@@ -1,12 +1,12 @@
-"""Training from shards read front to back: which pictures of them a worker reads in an epoch, and in which order.
+"""Training from shards read front to back: which images of them a worker reads in an epoch, and in which order.
 
 The shards of an epoch, in an order drawn from (seed, epoch), are laid out as a ring that begins at a place drawn
 likewise. Each process has a stretch of the ring, and each of its workers, its lanes, a stretch of that: so every
-picture is read once, whatever the numbers of shards, processes and workers. Lane l of L makes the batches l, l + L, ...
+image is read once, whatever the numbers of shards, processes and workers. Lane l of L makes the batches l, l + L, ...
 of its process and shuffles its stretch with a buffer. So a batch is a function of (seed, epoch, its place in the epoch,
-processes, workers); how a picture is cropped is one of (seed, epoch, its number) alone.
+processes, workers); how an image is cropped is one of (seed, epoch, its number) alone.
 
-Letters: B pictures of a batch.
+Letters: B images of a batch.
 """
 
 from collections.abc import Iterator
@@ -18,28 +18,28 @@ from PIL import Image
 from torch.utils.data import Dataset, DistributedSampler
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.corrupt import Faults, StandIns
-from ssl_vit.data.loader import Batch, Views
+from ssl_vit.data.corrupt import ReadErrors, Replacements
+from ssl_vit.data.loader import AugmentedDataset, Batch
 from ssl_vit.data.rng import permutation, uniforms
-from ssl_vit.data.sources.base import PictureError, Source, open_picture
+from ssl_vit.data.sources.base import Source, UnreadableImageError, open_image
 from ssl_vit.data.sources.webdataset import Sample, Shards
-from ssl_vit.data.transforms.crops import View
+from ssl_vit.data.transforms.crops import Transform
 
 UNCOUNTED = 2**32
-"""Numbers kept free for each shard where nobody has counted its pictures."""
-_RING, _BUFFER = 0x72696E67, 0x627566666572  # any constants: keep these draws independent of the crops'
+"""Numbers kept free for each shard where nobody has counted its images."""
+_SHARD_ORDER, _BUFFER = 0x72696E67, 0x627566666572  # any constants: keep these draws independent of the crops'
 _BLOCK = 4096  # draws made at once
 
 
 class Samples(Source):
-    """The pictures of one batch, encoded."""
+    """The images of one batch, encoded."""
 
     def __init__(self, data: DataConfig, channels: int, samples: list[Sample]) -> None:
         super().__init__(data, channels, np.array([sample.label for sample in samples]), [])
         self.samples = samples
 
     def open(self, index: int) -> Image.Image:
-        return open_picture(BytesIO(self.samples[index].encoded))
+        return open_image(BytesIO(self.samples[index].encoded))
 
     def name(self, index: int) -> str:
         return self.samples[index].name
@@ -73,38 +73,44 @@ class Buffer:
 
 
 class Stream(Dataset):
-    """One view of each picture of some shards, a whole batch at a time; what it has open serves the next batch.
+    """One transform of each image of some shards, a whole batch at a time; what it has open serves the next batch.
 
-    batch_size: pictures of a batch. batches: of an epoch, for each process. lanes: stretches that a process reads at
-    once, one for each worker. share: (rank, processes). faults: the record of pictures that cannot be read, whose
-    places others of their batch take, or none with data.on_error=skip; without it such a picture raises PictureError.
+    batch_size: images of a batch. batches: of an epoch, for each process. lanes: stretches that a process reads at
+    once, one for each worker. ranks: (rank, processes). faults: the record of images that cannot be read, whose
+    places others of their batch take, or none with data.on_error=skip; without it such an image raises UnreadableImageError.
 
     Raises:
-        ValueError: nobody has counted the pictures of the shards, and there are more lanes than shards.
+        ValueError: nobody has counted the images of the shards, and there are more lanes than shards.
     """
 
     def __init__(
         self,
         shards: Shards,
-        view: View,
+        transform: Transform,
         data: DataConfig,
         channels: int,
         seed: int,
         *,
         batch_size: int,
         batches: int,
-        lanes: int,
-        share: tuple[int, int] = (0, 1),
-        faults: Faults | None = None,
+        worker_streams: int,
+        ranks: tuple[int, int] = (0, 1),
+        read_errors: ReadErrors | None = None,
     ) -> None:
-        self.shards, self.view, self.data, self.channels, self.seed = shards, view, data, channels, seed
-        self.batch_size, self.batches, self.lanes, self.share, self.faults = batch_size, batches, lanes, share, faults
+        self.shards, self.transform, self.data, self.channels, self.seed = shards, transform, data, channels, seed
+        self.batch_size, self.batches, self.worker_streams, self.ranks, self.read_errors = (
+            batch_size,
+            batches,
+            worker_streams,
+            ranks,
+            read_errors,
+        )
         self._open: tuple[tuple[int, int], Iterator[tuple[int, Sample]]] | None = None
-        readers, files = lanes * share[1], len(shards.names)
+        readers, files = worker_streams * ranks[1], len(shards.names)
         self._firsts = None if shards.counts is None else np.cumsum(shards.counts) - shards.counts
         if shards.counts is None and readers > files:
             raise ValueError(
-                f"data.path={data.path} is {files} shards of unknown length for {share[1]} x {lanes} processes and "
+                f"data.path={data.path} is {files} shards of unknown length for {ranks[1]} x {worker_streams} processes and "
                 "workers: set a smaller data.workers, or make more shards"
             )
 
@@ -114,27 +120,27 @@ class Stream(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         """The batch of (epoch, place in this process's epoch) keys: whole batches only, as the sampler counts them.
 
-        Where a picture took another's place, the label is -1. PictureError for a shard that cannot be read.
+        Where an image took another's place, the label is -1. UnreadableImageError for a shard that cannot be read.
         """
         epoch, batch = keys[0][0], keys[0][1] // self.batch_size
         waiting, self._open = self._open, None
-        reader = waiting[1] if waiting and waiting[0] == (epoch, batch) else self._lane(epoch, batch)
+        reader = waiting[1] if waiting and waiting[0] == (epoch, batch) else self._worker_stream(epoch, batch)
         numbers, samples = zip(*(next(reader) for _ in keys), strict=True)
-        self._open = (epoch, batch + self.lanes), reader
-        source, places, stand_ins = Samples(self.data, self.channels, list(samples)), np.arange(len(keys)), None
-        if self.faults is not None:
+        self._open = (epoch, batch + self.worker_streams), reader
+        source, places, replacements = Samples(self.data, self.channels, list(samples)), np.arange(len(keys)), None
+        if self.read_errors is not None:
             any_other = np.zeros(len(keys), dtype=np.int64)  # of whatever label
-            stand_ins = StandIns(source, any_other, places, self.faults, self.data.on_error == "skip")
-        views = Views(source, self.view, self.seed, source.labels, stand_ins, np.array(numbers))
-        made = views.__getitems__([(epoch, place) for place in places.tolist()])
-        if stand_ins is not None and stand_ins.broken and len(made.get("label", ())) == len(keys):
-            made["label"][sorted(stand_ins.broken)] = -1
+            replacements = Replacements(source, any_other, places, self.read_errors, self.data.on_error == "skip")
+        dataset = AugmentedDataset(source, self.transform, self.seed, source.labels, replacements, np.array(numbers))
+        made = dataset.__getitems__([(epoch, place) for place in places.tolist()])
+        if replacements is not None and replacements.unreadable and len(made.get("label", ())) == len(keys):
+            made["label"][sorted(replacements.unreadable)] = -1
         return made
 
-    def _lane(self, epoch: int, batch: int) -> Iterator[tuple[int, Sample]]:
+    def _worker_stream(self, epoch: int, batch: int) -> Iterator[tuple[int, Sample]]:
         """(number, sample) of a batch and of those after it in its lane."""
-        (rank, processes), (turn, lane) = self.share, divmod(batch, self.lanes)
-        turns = [len(range(other, self.batches, self.lanes)) for other in range(lane + 1)]
+        (rank, processes), (turn, worker_stream) = self.ranks, divmod(batch, self.worker_streams)
+        turns = [len(range(other, self.batches, self.worker_streams)) for other in range(worker_stream + 1)]
         count, before = turns[-1] * self.batch_size, sum(turns[:-1]) * self.batch_size
         first = rank * len(self) + before
         buffer = Buffer(count, self.data.shuffle_buffer, self.seed, epoch, first)
@@ -142,17 +148,17 @@ class Stream(Dataset):
         for _ in range(turn * self.batch_size):
             next(order)
         wanted, unseen = set(buffer.held), turn * self.batch_size + self.data.shuffle_buffer
-        reader = rank * self.lanes + lane, processes * self.lanes
-        stretch = self._stretch(self._pieces(epoch, first, count, reader), min(wanted))
+        reader = rank * self.worker_streams + worker_stream, processes * self.worker_streams
+        segment = self._segment(self._pieces(epoch, first, count, reader), min(wanted))
         waiting: dict[int, tuple[int, Sample]] = {}
         for at in order:
             while at not in waiting:
-                here, number, sample = next(stretch)
+                here, number, sample = next(segment)
                 if here in wanted or here >= unseen:
                     waiting[here] = (number, sample)
             yield waiting.pop(at)
 
-    def _stretch(self, pieces: Iterator[tuple[int, int, int | None]], start: int) -> Iterator[tuple[int, int, Sample]]:
+    def _segment(self, pieces: Iterator[tuple[int, int, int | None]], start: int) -> Iterator[tuple[int, int, Sample]]:
         """(place in the stretch, number, sample) of a lane, from its place `start` on or a little before."""
         place, empty = 0, 0
         for shard, begin, end in pieces:
@@ -169,26 +175,28 @@ class Stream(Dataset):
                     break
             name, empty = self.shards.names[shard], empty + 1 if position < 0 else 0
             if end is not None and position + 1 < end:
-                told = f"{name} holds {position + 1} pictures, its index says at least {end}"
-                raise PictureError(f"{told}: copy it again, or make the shards again")
+                told = f"{name} holds {position + 1} images, its index says at least {end}"
+                raise UnreadableImageError(f"{told}: copy it again, or make the shards again")
             if empty == len(self.shards.names):
-                raise PictureError(f"{name} holds no pictures, nor does any other shard")
+                raise UnreadableImageError(f"{name} holds no images, nor does any other shard")
 
     def _pieces(
         self, epoch: int, first: int, count: int, reader: tuple[int, int]
     ) -> Iterator[tuple[int, int, int | None]]:
-        """(shard, first picture, end) of a lane: `count` pictures from place `first` of the epoch on.
+        """(shard, first image, end) of a lane: `count` images from place `first` of the epoch on.
 
         reader: (number of the lane, lanes) of all processes together. Uncounted shards are dealt out to them whole, and
         again when all have been read; their end is None.
         """
-        order = permutation(self.seed ^ _RING, epoch, len(self.shards.names))
+        order = permutation(self.seed ^ _SHARD_ORDER, epoch, len(self.shards.names))
         if self.shards.counts is None:
             while True:
                 yield from ((int(shard), 0, None) for shard in order[reader[0] :: reader[1]])
         ends = np.cumsum(self.shards.counts[order])
         total = int(ends[-1])
-        at = (int(uniforms(self.seed ^ _RING, epoch, np.zeros(1, dtype=np.int64), 1)[0, 0] * total) + first) % total
+        at = (
+            int(uniforms(self.seed ^ _SHARD_ORDER, epoch, np.zeros(1, dtype=np.int64), 1)[0, 0] * total) + first
+        ) % total
         while count:
             turn = int(np.searchsorted(ends, at, side="right"))
             begin = at - (int(ends[turn - 1]) if turn else 0)
@@ -198,7 +206,7 @@ class Stream(Dataset):
 
 
 class StreamSampler(DistributedSampler):
-    """(epoch, place) of each picture of a process's epoch; Lightning sets the epoch, and leaves the sampler alone."""
+    """(epoch, place) of each image of a process's epoch; Lightning sets the epoch, and leaves the sampler alone."""
 
     def __init__(self, places: int, seed: int, rank: int, processes: int) -> None:
         super().__init__(range(places), num_replicas=processes, rank=rank, seed=seed)  # pyright: ignore

@@ -1,1 +1,1 @@
-"""How good an encoder is: frozen features, a linear classifier or neighbours on them, and controls beside them."""
+"""How good an encoder is: frozen features, a linear classifier or neighbors on them, and controls beside them."""

@@ -1,4 +1,4 @@
-"""Pictures of what an encoder looks at: attention of the class token, masks of it, colours of its patch features.
+"""Images of what an encoder looks at: attention of the class token, masks of it, colors of its patch features.
 
 Letters: B images, H x W pixels, h x w patch grid, N = h * w patches, D width.
 """
@@ -10,12 +10,12 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 
-def attention_pictures(
+def attention_images(
     attention: Float[Tensor, "B heads N"], grid: tuple[int, int], patch_size: int
 ) -> UInt8[Tensor, "B heads H W"]:
-    """One grey picture a head: black where the class token does not look, white at its strongest patch."""
-    shares = attention / attention.amax(-1, keepdim=True).clamp_min(1e-12)
-    return enlarge((shares * 255).round().to(torch.uint8).unflatten(2, grid), patch_size)
+    """One gray image a head: black where the class token does not look, white at its strongest patch."""
+    fractions = attention / attention.amax(-1, keepdim=True).clamp_min(1e-12)
+    return enlarge((fractions * 255).round().to(torch.uint8).unflatten(2, grid), patch_size)
 
 
 def attention_mask(attention: Float[Tensor, "*b N"], mass: float) -> Bool[Tensor, "*b N"]:
@@ -26,24 +26,24 @@ def attention_mask(attention: Float[Tensor, "*b N"], mass: float) -> Bool[Tensor
     return torch.zeros_like(kept).scatter(-1, order, kept)
 
 
-def principal_colours(features: list[Float[Tensor, "D _ _"]]) -> list[UInt8[Tensor, "3 _ _"]]:
-    """Patch features of all pictures on their three principal components, as red, green, blue.
+def principal_colors(features: list[Float[Tensor, "D _ _"]]) -> list[UInt8[Tensor, "3 _ _"]]:
+    """Patch features of all images on their three principal components, as red, green, blue.
 
-    One basis for all pictures, so that a colour means the same in each; 1st to 99th percentile over all is the range.
+    One basis for all images, so that a color means the same in each; 1st to 99th percentile over all is the range.
     """
     flat = torch.cat([maps.flatten(1).T for maps in features]).float()  # [all patches, D]
-    centre = flat.mean(0)
-    _, _, basis = torch.linalg.svd(flat - centre, full_matrices=False)
+    center = flat.mean(0)
+    _, _, basis = torch.linalg.svd(flat - center, full_matrices=False)
     basis = basis[:3] * basis[:3].sum(1, keepdim=True).sign()  # a singular vector's sign is arbitrary: fix it
-    values = (flat - centre) @ basis.T
+    values = (flat - center) @ basis.T
     low, high = (torch.quantile(_some(values), q, dim=0) for q in (0.01, 0.99))
-    colours = []
+    colors = []
     for maps in features:
-        projected = (maps.flatten(1).T.float() - centre) @ basis.T
-        shares = ((projected - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-        shares = torch.nn.functional.pad(shares, (0, 3 - shares.shape[1]))
-        colours.append((shares.T.unflatten(1, maps.shape[1:]) * 255).round().to(torch.uint8))
-    return colours
+        projected = (maps.flatten(1).T.float() - center) @ basis.T
+        fractions = ((projected - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+        fractions = torch.nn.functional.pad(fractions, (0, 3 - fractions.shape[1]))
+        colors.append((fractions.T.unflatten(1, maps.shape[1:]) * 255).round().to(torch.uint8))
+    return colors
 
 
 def _some(values: Float[Tensor, "n k"], most: int = 1_000_000) -> Float[Tensor, "_ k"]:

@@ -4,7 +4,7 @@ As in AIM's AttentionPoolingClassifier: BatchNorm over tokens, keys and values b
 the query or of what it reads, a classifier without bias. How it is trained is ours: AdamW, the rate falling by a cosine
 per step. Class token and patches are read alike.
 
-Letters: B pictures of a batch, S tokens, D width, K classes.
+Letters: B images of a batch, S tokens, D width, K classes.
 """
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
 from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources.registry import Split
-from ssl_vit.evaluate.backbones import Subject
-from ssl_vit.evaluate.evaluation import Exam, Verdict, enough_epochs, require_finite
+from ssl_vit.evaluate.backbones import Backbone
+from ssl_vit.evaluate.evaluation import Evaluation, Result, enough_epochs, require_finite
 from ssl_vit.evaluate.features import extract
 from ssl_vit.optim.param_groups import scaled_lr
 from ssl_vit.optim.schedules import cosine
@@ -44,47 +44,56 @@ class AttentiveHead(nn.Module):
         return self.classifier(F.scaled_dot_product_attention(query, keys, values).flatten(1))
 
 
-def judge_attentive(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
+def evaluate_attentive(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
     """An attentive head on the tokens of one block, by default the last; tokens are kept in 16 bits."""
-    config, place = exam.config, exam.place
-    block = subject.feature(subject.pools[-1], config.layer or "last", 1).blocks[0]
-    train, labels = tokens_of(exam, subject, block, "train")
-    test, _ = tokens_of(exam, subject, block, "test")
+    config, resources = evaluation.config, evaluation.resources
+    block = backbone.feature(backbone.pools[-1], config.layer or "last", 1).blocks[0]
+    train, labels = tokens_of(evaluation, backbone, block, "train")
+    test, _ = tokens_of(evaluation, backbone, block, "test")
     least, batch_size, base_lr = config.schedule
     epochs = config.epochs or enough_epochs(len(train), least)
     batch_size = min(batch_size, len(train))
     lr, steps = scaled_lr(base_lr, batch_size), epochs * -(-len(train) // batch_size)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        head = AttentiveHead(train.shape[2], exam.classes).to(place.device)
+        head = AttentiveHead(train.shape[2], evaluation.classes).to(resources.device)
     optimizer, step = torch.optim.AdamW(head.parameters(), lr), 0
     for epoch in range(epochs):
         for rows in torch.from_numpy(permutation(config.seed, epoch, len(train))).split(batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = cosine(step / steps, lr, 0.0)
-            loss = F.cross_entropy(head(train[rows].to(place.device).float()), labels[rows].to(place.device))
+            loss = F.cross_entropy(head(train[rows].to(resources.device).float()), labels[rows].to(resources.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             step += 1
     head.eval()
     with torch.no_grad():
-        logits = torch.cat([head(some.to(place.device).float()).cpu() for some in test.split(batch_size)])
+        logits = torch.cat([head(some.to(resources.device).float()).cpu() for some in test.split(batch_size)])
     how = f"attentive probe of {head.heads} heads, AdamW, lr {lr:g}, {epochs} epochs of batch {batch_size}"
-    return Verdict(logits.softmax(1), how, {"blocks": [1 + block], "pool": "attention", "lr": lr})
+    return Result(logits.softmax(1), how, {"blocks": [1 + block], "pool": "attention", "lr": lr})
 
 
-def tokens_of(exam: Exam, subject: Subject, block: int, split: Split) -> tuple[Float[Tensor, "n S D"], Tensor]:
-    """Normed tokens of a split's pictures after a block, in float16, and labels; ValueError where not finite."""
+def tokens_of(
+    evaluation: Evaluation, backbone: Backbone, block: int, split: Split
+) -> tuple[Float[Tensor, "n S D"], Tensor]:
+    """Normed tokens of a split's images after a block, in float16, and labels; ValueError where not finite."""
 
-    def describe(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
+    def extract_features(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
         with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
-            return subject.tokens(images, [block])[0]
+            return backbone.tokens(images, [block])[0]
 
-    subject.module.to(exam.place.device).eval()
-    limit = exam.config.train_limit if split == "train" else 0
+    backbone.module.to(evaluation.resources.device).eval()
+    limit = evaluation.config.train_limit if split == "train" else 0
     tokens, labels = extract(
-        describe, exam.data, split, limit, exam.config.seed, exam.place, f"{split} tokens", torch.float16
+        extract_features,
+        evaluation.data,
+        split,
+        limit,
+        evaluation.config.seed,
+        evaluation.resources,
+        f"{split} tokens",
+        torch.float16,
     )
     require_finite(tokens)
     return tokens, labels

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ssl_vit.config.checks import require
 from ssl_vit.config.schema import POOLS
-from ssl_vit.models.vit import VisionTransformer, pixels_per_patch
+from ssl_vit.models.vit import VisionTransformer, patchify
 
 WHOLE = "whole"
-"""The pooling of what has one feature a picture: pixels, a convolutional network's pooled output."""
+"""The pooling of what has one feature an image: pixels, a convolutional network's pooled output."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Feature:
     """cls, mean, both, or whole."""
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """As people count: blocks from 1."""
         return {"blocks": [1 + block for block in self.blocks], "pool": self.pool}
 
 
 @dataclass(kw_only=True)
-class Subject:
-    """Something that describes pictures by tokens of its blocks. Its kinds say how."""
+class Backbone:
+    """Something that describes images by tokens of its blocks. Its kinds say how."""
 
     module: nn.Module
     depth: int
@@ -46,12 +46,12 @@ class Subject:
     patch_size: int
     """Pixels of a token's side; 1 where there are no tokens."""
     pools: tuple[str, ...] = POOLS
-    """Poolings it has; `whole` alone where a picture has one feature."""
+    """Poolings it has; `whole` alone where an image has one feature."""
     height_width: tuple[int, int]
-    """Of the pictures it was made for, in pixels."""
+    """Of the images it was made for, in pixels."""
     channels: int
-    facts: dict[str, Any] = field(default_factory=dict)
-    """mean and std of its pictures, where it knows them."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """mean and std of its images, where it knows them."""
 
     def tokens(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int], normed: bool = True
@@ -62,7 +62,7 @@ class Subject:
     def features(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int], pool: str, normed: bool = True
     ) -> Float[Tensor, "B _"]:
-        """One vector per picture: for each block the class token and, or, the mean of the patches, side by side."""
+        """One vector per image: for each block the class token and, or, the mean of the patches, side by side."""
         patches = slice(1 if "cls" in self.pools else 0, None)
         parts = []
         for tokens in self.tokens(images, layers, normed):
@@ -70,7 +70,7 @@ class Subject:
             parts += [tokens[:, patches].mean(1)] if pool != "cls" else []
         return torch.cat(parts, dim=1)
 
-    def random(self, seed: int) -> "Subject":
+    def random(self, seed: int) -> "Backbone":
         """The same architecture, untrained."""
         raise NotImplementedError
 
@@ -87,18 +87,18 @@ class Subject:
         return Feature(tuple(range(max(0, last - blocks), last)), pool)
 
 
-class OwnEncoder(Subject):
+class EncoderBackbone(Backbone):
     """A VisionTransformer of this project."""
 
     def __init__(self, encoder: VisionTransformer) -> None:
         super().__init__(
             module=encoder,
             depth=encoder.depth,
-            width=encoder.width,
+            width=encoder.embed_dim,
             patch_size=encoder.patch_size,
             height_width=encoder.config.height_width,
             channels=encoder.config.channels,
-            facts=encoder.facts,
+            metadata=encoder.metadata,
         )
         self.encoder = encoder
 
@@ -107,14 +107,14 @@ class OwnEncoder(Subject):
             return self.encoder.layer_tokens(images, layers)
         return self.encoder.hidden_states(self.encoder.embed(images), layers, self.encoder.grid_of(images))
 
-    def random(self, seed: int) -> Subject:
+    def random(self, seed: int) -> Backbone:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return OwnEncoder(VisionTransformer(self.encoder.config).eval())
+            return EncoderBackbone(VisionTransformer(self.encoder.config).eval())
 
 
-class RawPixels(Subject):
-    """The normalised pixels themselves: the picture as one feature, its patches as tokens."""
+class RawPixels(Backbone):
+    """The normalized pixels themselves: the image as one feature, its patches as tokens."""
 
     def __init__(self, height_width: tuple[int, int], channels: int, patch_size: int) -> None:
         super().__init__(
@@ -128,7 +128,7 @@ class RawPixels(Subject):
         )
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
-        return [pixels_per_patch(images, self.patch_size) for _ in layers]
+        return [patchify(images, self.patch_size) for _ in layers]
 
     def features(self, images: Tensor, layers: Sequence[int], pool: str, normed: bool = True) -> Tensor:
         return images.flatten(1)

@@ -1,6 +1,6 @@
-"""Few labels: a few training pictures of each class, or a share of them, drawn five times.
+"""Few labels: a few training images of each class, or a share of them, drawn five times.
 
-Letters: n training pictures, K classes.
+Letters: n training images, K classes.
 """
 
 from collections.abc import Callable
@@ -13,15 +13,15 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from ssl_vit.data.rng import permutation
-from ssl_vit.evaluate.backbones import Subject
-from ssl_vit.evaluate.evaluation import Exam
+from ssl_vit.evaluate.backbones import Backbone
+from ssl_vit.evaluate.evaluation import Evaluation
 from ssl_vit.evaluate.metrics import top_k
 
 DRAWS = 5
 
 
 def draw(labels: Int64[np.ndarray, " n"], count_of: Callable[[int], int], seed: int) -> Int64[np.ndarray, " _"]:
-    """Sorted numbers of pictures: of each class, `count_of(its pictures)` at random."""
+    """Sorted numbers of images: of each class, `count_of(its images)` at random."""
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -29,47 +29,47 @@ def draw(labels: Int64[np.ndarray, " n"], count_of: Callable[[int], int], seed: 
     return np.sort(np.concatenate(chosen))
 
 
-def of_share(share: float) -> Callable[[int], int]:
-    """How many of a class's pictures a share is: rounded, one at least."""
-    return lambda count: max(1, round(share * count))
+def of_fraction(fraction: float) -> Callable[[int], int]:
+    """How many of a class's images a share is: rounded, one at least."""
+    return lambda count: max(1, round(fraction * count))
 
 
-def require_shots(exam: Exam) -> None:
-    """ValueError where a class has fewer training pictures than `shots` asks for."""
-    counts = torch.bincount(exam.train_labels, minlength=exam.classes)
+def require_shots(evaluation: Evaluation) -> None:
+    """ValueError where a class has fewer training images than `shots` asks for."""
+    counts = torch.bincount(evaluation.train_labels, minlength=evaluation.classes)
     least = int(torch.where(counts > 0, counts, counts.max()).argmin())
-    for shots in exam.config.shots:
+    for shots in evaluation.config.shots:
         if counts[least] < shots:
-            name = exam.data.classes[least]
-            raise ValueError(f"shots={shots}: class {name!r} has only {int(counts[least])} training pictures")
+            name = evaluation.data.classes[least]
+            raise ValueError(f"shots={shots}: class {name!r} has only {int(counts[least])} training images")
 
 
-def judge_few(
-    exam: Exam, subject: Subject, scores_of: Callable[[Tensor, Tensor, Tensor], Tensor]
+def evaluate_few_shot(
+    evaluation: Evaluation, backbone: Backbone, scores_of: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
     """For each of the shots, and each fraction: mean and deviation of top-1 over five draws, and mean top-5.
 
     Args:
         scores_of: (training features, training labels, test features) -> scores per class.
     """
-    feature = exam.readable(subject)[0]
-    train, test = (exam.table(subject, [feature], split) for split in ("train", "test"))
+    feature = evaluation.readable(backbone)[0]
+    train, test = (evaluation.bank(backbone, [feature], split) for split in ("train", "test"))
     labels, answers = train.labels.numpy(), dict[str, dict[str, dict[str, float | None]]]()
-    wanted = [("shots", shots, lambda _, shots=shots: shots) for shots in exam.config.shots]
-    wanted += [("fraction", share, of_share(share)) for share in exam.config.fraction]
+    wanted = [("shots", shots, lambda _, shots=shots: shots) for shots in evaluation.config.shots]
+    wanted += [("fraction", fraction, of_fraction(fraction)) for fraction in evaluation.config.fraction]
     for kind, amount, count_of in wanted:
         scores = []
         for number in range(DRAWS):
-            rows = torch.from_numpy(draw(labels, count_of, exam.config.seed + number))
-            answer = scores_of(train.part(feature, rows), train.labels[rows], test.part(feature))
-            scores.append(exam.as_classes(answer))
+            rows = torch.from_numpy(draw(labels, count_of, evaluation.config.seed + number))
+            answer = scores_of(train.select(feature, rows), train.labels[rows], test.select(feature))
+            scores.append(evaluation.as_classes(answer))
         answers.setdefault(kind, {})[f"{amount:g}"] = summary(scores, test.labels)
     return answers
 
 
-def summary(draws: list[Tensor], labels: Int64[Tensor, " m"]) -> dict[str, Any]:
+def summary(num_random: list[Tensor], labels: Int64[Tensor, " m"]) -> dict[str, Any]:
     """Mean and standard deviation of top-1 over the draws, and mean of top-5 where there are more than five classes."""
-    tops = {k: [top_k(scores, labels, k) for scores in draws] for k in (1, 5)}
+    tops = {k: [top_k(scores, labels, k) for scores in num_random] for k in (1, 5)}
     top1, top5 = ([value for value in tops[k] if value is not None] for k in (1, 5))
     return {
         "mean": round(mean(top1), 4),

@@ -1,6 +1,6 @@
-"""Weighted k-nearest-neighbour classifier (Wu et al., 2018, arXiv:1805.01978, section 3.4; DINO, arXiv:2104.14294).
+"""Weighted k-nearest-neighbor classifier (Wu et al., 2018, arXiv:1805.01978, section 3.4; DINO, arXiv:2104.14294).
 
-Letters: n training pictures, m test pictures, D feature channels, K classes, k neighbours.
+Letters: n training images, m test images, D feature channels, K classes, k neighbors.
 """
 
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ssl_vit.config.evaluation_schema import KNNConfig
-from ssl_vit.evaluate.backbones import Subject
-from ssl_vit.evaluate.evaluation import Exam, Verdict
+from ssl_vit.evaluate.backbones import Backbone
+from ssl_vit.evaluate.evaluation import Evaluation, Result
 from ssl_vit.evaluate.features import best_feature
 
 TRAIN_CHUNK, TEST_CHUNK = 16384, 1024
-"""Training and test pictures at a time: their similarities take 64 MB, however many pictures there are."""
+"""Training and test images at a time: their similarities take 64 MB, however many images there are."""
 
 
-def judge_knn(exam: Exam[KNNConfig], subject: Subject) -> Verdict:
-    """Weighted k-NN; held-out training pictures choose k where several are given, and the block with layer=best."""
-    config, device = exam.config, exam.place.device
-    features = exam.readable(subject)
-    train, test = (exam.table(subject, features, split) for split in ("train", "test"))
-    counts = sorted({min(k, len(train)) for k in config.neighbours})
+def evaluate_knn(evaluation: Evaluation[KNNConfig], backbone: Backbone) -> Result:
+    """Weighted k-NN; held-out training images choose k where several are given, and the block with layer=best."""
+    config, device = evaluation.config, evaluation.resources.device
+    features = evaluation.readable(backbone)
+    train, test = (evaluation.bank(backbone, features, split) for split in ("train", "test"))
+    counts = sorted({min(k, len(train)) for k in config.neighbors})
 
     def votes(known: Tensor, labels: Tensor, asked: Tensor) -> list[Tensor]:
         return [part.cpu() for part in knn_votes(known, labels, asked.to(device), counts, config.temperature)]
@@ -32,9 +32,9 @@ def judge_knn(exam: Exam[KNNConfig], subject: Subject) -> Verdict:
     best, which = features[0], 0
     if len(features) * len(counts) > 1:
         best, which = best_feature(votes, train, features, config.seed)
-    shares = votes(train.part(best), train.labels, test.part(best))[which]
+    fractions = votes(train.select(best), train.labels, test.select(best))[which]
     how = f"{counts[which]}-NN, cosine, T={config.temperature:g}"
-    return Verdict(exam.as_classes(shares), how, best.facts | {"neighbours": counts[which]})
+    return Result(evaluation.as_classes(fractions), how, best.metadata | {"neighbors": counts[which]})
 
 
 def nearest(
@@ -44,7 +44,7 @@ def nearest(
     train_chunk: int = TRAIN_CHUNK,
     test_chunk: int = TEST_CHUNK,
 ) -> tuple[Float[Tensor, "m k"], Int64[Tensor, "m k"]]:
-    """Cosine similarity and number of the k training pictures nearest to each test picture, nearest first.
+    """Cosine similarity and number of the k training images nearest to each test image, nearest first.
 
     Memory beside the features: train_chunk x (test_chunk + D) floats and what is returned.
     """
@@ -55,13 +55,13 @@ def nearest(
         chunk = F.normalize(train[start : start + train_chunk].to(device), dim=1)
         for first in range(0, len(test), test_chunk):
             rows = slice(first, first + test_chunk)
-            near, place = (F.normalize(test[rows], dim=1) @ chunk.T).topk(min(k, len(chunk)), dim=1)
+            near, column = (F.normalize(test[rows], dim=1) @ chunk.T).topk(min(k, len(chunk)), dim=1)
             if start == 0:
-                similarity[rows, : near.shape[1]], index[rows, : near.shape[1]] = near, place
+                similarity[rows, : near.shape[1]], index[rows, : near.shape[1]] = near, column
                 continue
             both = torch.cat([similarity[rows], near], dim=1)
             similarity[rows], order = both.topk(k, dim=1)
-            index[rows] = torch.cat([index[rows], place + start], dim=1).gather(1, order)
+            index[rows] = torch.cat([index[rows], column + start], dim=1).gather(1, order)
     return similarity, index
 
 
@@ -69,30 +69,30 @@ def knn_votes(
     train: Float[Tensor, "n D"],
     labels: Int64[Tensor, " n"],
     test: Float[Tensor, "m D"],
-    neighbours: Sequence[int],
+    neighbors: Sequence[int],
     temperature: float = 0.07,
 ) -> list[Float[Tensor, "m K"]]:
-    """Share of the votes for each class, for each k of `neighbours`, from one search.
+    """Share of the votes for each class, for each k of `neighbors`, from one search.
 
-    A neighbour weighs exp(similarity / temperature). Columns are the classes 0 .. max(labels); a k above the number of
-    training pictures means all of them.
+    A neighbor weighs exp(similarity / temperature). Columns are the classes 0 .. max(labels); a k above the number of
+    training images means all of them.
     """
-    similarity, index = nearest(train, test, min(max(neighbours), len(train)))
+    similarity, index = nearest(train, test, min(max(neighbors), len(train)))
     votes, classes = (similarity / temperature).exp(), labels.to(index.device)[index]
-    shares = []
-    for k in neighbours:
+    fractions = []
+    for k in neighbors:
         ballot = torch.zeros(len(test), int(labels.max()) + 1, device=test.device)
         ballot.scatter_add_(1, classes[:, :k], votes[:, :k])
-        shares.append(ballot / ballot.sum(1, keepdim=True))
-    return shares
+        fractions.append(ballot / ballot.sum(1, keepdim=True))
+    return fractions
 
 
 def knn_scores(
     train: Float[Tensor, "n D"],
     labels: Int64[Tensor, " n"],
     test: Float[Tensor, "m D"],
-    neighbours: int = 20,
+    neighbors: int = 20,
     temperature: float = 0.07,
 ) -> Float[Tensor, "m K"]:
     """As knn_votes, for one k."""
-    return knn_votes(train, labels, test, [neighbours], temperature)[0]
+    return knn_votes(train, labels, test, [neighbors], temperature)[0]

@@ -1,9 +1,9 @@
 """Linear probes on cached features: a grid of heads trained together, and logistic regression to its optimum.
 
-Whatever is chosen is chosen on held-out training pictures; the winner is then trained on all of them, and the test
-pictures are judged once.
+Whatever is chosen is chosen on held-out training images; the winner is then trained on all of them, and the test
+images are judged once.
 
-Letters: n training pictures, m test pictures, D feature channels, K classes.
+Letters: n training images, m test images, D feature channels, K classes.
 """
 
 import warnings
@@ -14,76 +14,76 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
-from ssl_vit.evaluate.backbones import Feature, Subject
-from ssl_vit.evaluate.evaluation import Exam, Verdict, enough_epochs, require_finite
-from ssl_vit.evaluate.features import Table, best_feature, held_out_parts
+from ssl_vit.evaluate.backbones import Backbone, Feature
+from ssl_vit.evaluate.evaluation import Evaluation, Result, enough_epochs, require_finite
+from ssl_vit.evaluate.features import FeatureBank, best_feature, held_out_parts
 from ssl_vit.evaluate.linear_heads import Heads, Training, train_heads
 from ssl_vit.optim.param_groups import scaled_lr
 
 ITERATIONS = 1000
 """Of scikit-learn's L-BFGS, at most."""
 RATES = [1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1, 0.2, 0.5, 1.0]
-"""Per 256 pictures: DINOv2's thirteen learning rates (dinov2/eval/linear.py) times ten, for standardised features."""
+"""Per 256 images: DINOv2's thirteen learning rates (dinov2/eval/linear.py) times ten, for standardized features."""
 BLOCKS = (1, 4)
 """Last blocks that the grid reads, as DINOv2's."""
 
 
-def judge_grid(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
-    """Linear heads of every learning rate on every feature, trained together; held-out pictures choose one."""
-    config = exam.config
-    features = grid_features(config, subject)
-    train, test = (exam.table(subject, features, split) for split in ("train", "test"))
+def evaluate_grid(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
+    """Linear heads of every learning rate on every feature, trained together; held-out images choose one."""
+    config = evaluation.config
+    features = grid_features(config, backbone)
+    train, test = (evaluation.bank(backbone, features, split) for split in ("train", "test"))
     least, batch_size, _ = config.schedule
     epochs = config.epochs or enough_epochs(len(train), least)
-    training = Training(exam.classes, epochs, min(batch_size, len(train)), config.seed)
-    training = replace(training, device=exam.place.device)
+    training = Training(evaluation.classes, epochs, min(batch_size, len(train)), config.seed)
+    training = replace(training, device=evaluation.resources.device)
     winner, rate = best_head(train, features, training)
     probabilities = winner.logits(test, torch.arange(len(test)))[:, 0].softmax(1).cpu()
     heads, passes = len(features) * len(RATES), f"{training.epochs} epochs of batch {training.batch_size}"
     how = f"best on held-out parts of {heads} linear heads, SGD, {passes}"
-    return Verdict(probabilities, how, winner.feature.facts | {"lr": rate})
+    return Result(probabilities, how, winner.feature.metadata | {"lr": rate})
 
 
-def best_head(table: Table, features: list[Feature], training: Training) -> tuple[Heads, float]:
-    """The one of all heads that tells held-out pictures best, trained anew on all; and its rate per 256 pictures."""
+def best_head(bank: FeatureBank, features: list[Feature], training: Training) -> tuple[Heads, float]:
+    """The one of all heads that tells held-out images best, trained anew on all; and its rate per 256 images."""
     rates = [scaled_lr(rate, training.batch_size) for rate in RATES]
     hits = torch.zeros(len(features), len(rates))
-    for held_out in held_out_parts(table.labels, training.seed):
+    for held_out in held_out_parts(bank.labels, training.seed):
         rows = held_out.nonzero()[:, 0]
-        for number, heads in enumerate(train_heads(table, features, rates, (~held_out).nonzero()[:, 0], training)):
-            guesses = heads.logits(table, rows).argmax(2).cpu()
-            hits[number] += (guesses == table.labels[rows, None]).sum(0)
+        for number, heads in enumerate(train_heads(bank, features, rates, (~held_out).nonzero()[:, 0], training)):
+            guesses = heads.logits(bank, rows).argmax(2).cpu()
+            hits[number] += (guesses == bank.labels[rows, None]).sum(0)
     number, which = divmod(int(hits.argmax()), len(rates))
-    (winner,) = train_heads(table, [features[number]], [rates[which]], torch.arange(len(table)), training)
+    (winner,) = train_heads(bank, [features[number]], [rates[which]], torch.arange(len(bank)), training)
     return winner, RATES[which]
 
 
-def grid_features(config: LinearProbeConfig, subject: Subject) -> list[Feature]:
+def grid_features(config: LinearProbeConfig, backbone: Backbone) -> list[Feature]:
     """Last 1 and 4 blocks x class token, mean, both, as far as the subject has them and the settings leave it open."""
-    pools = [config.pool] if config.pool else subject.pools
+    pools = [config.pool] if config.pool else backbone.pools
     counts = [config.blocks] if config.blocks else BLOCKS
-    found = [subject.feature(pool, config.layer or "last", count) for count in counts for pool in pools]
+    found = [backbone.feature(pool, config.layer or "last", count) for count in counts for pool in pools]
     return list(dict.fromkeys(found))
 
 
-def judge_logreg(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
-    """scikit-learn's logistic regression, C = 1, on one feature; with layer=best held-out pictures choose the block."""
-    features = exam.readable(subject)
-    train, test = (exam.table(subject, features, split) for split in ("train", "test"))
+def evaluate_logreg(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
+    """scikit-learn's logistic regression, C = 1, on one feature; with layer=best held-out images choose the block."""
+    features = evaluation.readable(backbone)
+    train, test = (evaluation.bank(backbone, features, split) for split in ("train", "test"))
     best = features[0]
     if len(features) > 1:
-        best, _ = best_feature(lambda *parts: [logistic_scores(*parts)], train, features, exam.config.seed)
-    scores = logistic_scores(train.part(best), train.labels, test.part(best))
-    return Verdict(exam.as_classes(scores), "logistic regression, C=1", best.facts)
+        best, _ = best_feature(lambda *parts: [logistic_scores(*parts)], train, features, evaluation.config.seed)
+    scores = logistic_scores(train.select(best), train.labels, test.select(best))
+    return Result(evaluation.as_classes(scores), "logistic regression, C=1", best.metadata)
 
 
 def logistic_scores(
     train: Float[Tensor, "n D"], labels: Int64[Tensor, " n"], test: Float[Tensor, "m D"]
 ) -> Float[Tensor, "m K"]:
-    """Class probabilities of the test pictures; columns are the classes 0 .. max(labels).
+    """Class probabilities of the test images; columns are the classes 0 .. max(labels).
 
     scikit-learn's logistic regression out of the box, C = 1, on features as they are. Their mean is taken off, which
-    moves the unpenalised intercept alone and not the optimum, but L-BFGS then finds it: MAE's CIFAR-10 features need
+    moves the unpenalized intercept alone and not the optimum, but L-BFGS then finds it: MAE's CIFAR-10 features need
     217 iterations in place of 1,256.
 
     Raises:
@@ -92,13 +92,13 @@ def logistic_scores(
     from sklearn.linear_model import LogisticRegression
 
     if len(labels.unique()) < 2:
-        raise ValueError("a probe needs pictures of two classes at least; these labels have one")
+        raise ValueError("a probe needs images of two classes at least; these labels have one")
     require_finite(train)
     require_finite(test)
-    centre = train.mean(0)
-    with warnings.catch_warnings():  # the last digits of the optimum decide no picture
+    center = train.mean(0)
+    with warnings.catch_warnings():  # the last digits of the optimum decide no image
         warnings.filterwarnings("ignore", message=".*lbfgs failed to converge.*")
-        model = LogisticRegression(max_iter=ITERATIONS).fit((train - centre).numpy(), labels.numpy())
+        model = LogisticRegression(max_iter=ITERATIONS).fit((train - center).numpy(), labels.numpy())
     scores = torch.zeros(len(test), int(labels.max()) + 1)
-    scores[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_proba((test - centre).numpy())).float()
+    scores[:, torch.from_numpy(model.classes_)] = torch.from_numpy(model.predict_proba((test - center).numpy())).float()
     return scores

@@ -1,6 +1,6 @@
 """How good class scores are: top-1, top-5, each class by itself, calibration, and what is taken for what.
 
-Letters: m test pictures, K classes.
+Letters: m test images, K classes.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from torchmetrics.functional.classification import (
 BINS = 15
 """Of the calibration error, as in Guo et al. (2017, arXiv:1706.04599)."""
 CELL = 12
-"""Pixels of a cell of a confusion picture, for as many classes as fit in a thousand pixels."""
+"""Pixels of a cell of a confusion image, for as many classes as fit in a thousand pixels."""
 
 
 def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> float | None:
-    """Share of test pictures whose class is among the k best scores; None where there are no more than k classes.
+    """Share of test images whose class is among the k best scores; None where there are no more than k classes.
 
-    A label that has no column was in no training picture, and is never right.
+    A label that has no column was in no training image, and is never right.
     """
     classes = scores.shape[1]
     if classes <= k:
@@ -37,8 +37,8 @@ def figures(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], cl
     """top1, top5 (None for five classes or fewer), calibration_error and per_class (share of each class found).
 
     Args:
-        probabilities: of each class, a picture's adding up to 1.
-        classes: names, in the order of the columns. A class without test pictures has no share.
+        probabilities: of each class, an image's adding up to 1.
+        classes: names, in the order of the columns. A class without test images has no share.
     """
     count = probabilities.shape[1]
     per_class = multiclass_accuracy(probabilities, labels, num_classes=count, average="none")
@@ -49,17 +49,17 @@ def figures(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], cl
         "top5": top_k(probabilities, labels, 5),
         "calibration_error": round(float(error), 4),
         "per_class": {
-            name: round(float(share), 4)
-            for name, share, there in zip(classes, per_class, present, strict=True)
+            name: round(float(fraction), 4)
+            for name, fraction, there in zip(classes, per_class, present, strict=True)
             if there
         },
     }
 
 
-def confusion_picture(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"]) -> UInt8[Tensor, "3 side side"]:
-    """The confusion matrix as a grey picture: row = class, column = guess, black = all of the class's pictures."""
+def confusion_image(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"]) -> UInt8[Tensor, "3 side side"]:
+    """The confusion matrix as a gray image: row = class, column = guess, black = all of the class's images."""
     count = probabilities.shape[1]
     matrix = multiclass_confusion_matrix(probabilities, labels, num_classes=count, normalize="true")
     cell = max(1, min(CELL, 1000 // count))
-    grey = (255 * (1 - matrix)).round().to(torch.uint8)
-    return grey.repeat_interleave(cell, 0).repeat_interleave(cell, 1).expand(3, -1, -1).contiguous()
+    gray = (255 * (1 - matrix)).round().to(torch.uint8)
+    return gray.repeat_interleave(cell, 0).repeat_interleave(cell, 1).expand(3, -1, -1).contiguous()

@@ -1,9 +1,9 @@
 """The papers' own linear probes, on random crops that pass through the frozen encoder anew in every epoch.
 
 MAE (arXiv:2111.06377, appendix A.1; main_linprobe.py), DINO (arXiv:2104.14294, section 4.1; eval_linear.py) and BEiT
-(arXiv:2106.08254, section 3.4; run_linear_eval.py). The last epoch is reported, never the best one on test pictures.
+(arXiv:2106.08254, section 3.4; run_linear_eval.py). The last epoch is reported, never the best one on test images.
 
-Letters: B pictures of a batch, n training pictures, D feature channels, K classes.
+Letters: B images of a batch, n training images, D feature channels, K classes.
 """
 
 import math
@@ -17,18 +17,18 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
-from ssl_vit.data.loader import ShuffledShare
+from ssl_vit.data.loader import ShuffledRankSampler
 from ssl_vit.data.rng import seeded_generator, stratified
 from ssl_vit.data.transforms.crops import RandomCrop
-from ssl_vit.evaluate.backbones import Feature, Subject
-from ssl_vit.evaluate.evaluation import Exam, Verdict
-from ssl_vit.evaluate.features import Table, cover, describer, tracked
+from ssl_vit.evaluate.backbones import Backbone, Feature
+from ssl_vit.evaluate.evaluation import Evaluation, Result
+from ssl_vit.evaluate.features import FeatureBank, cover, feature_extractor, tracked
 from ssl_vit.evaluate.linear_heads import MOMENTUM
 from ssl_vit.optim.param_groups import scaled_lr
 from ssl_vit.optim.schedules import cosine, warmup_cosine
 
 CROP = (0.08, 1.0)
-"""Area of a crop, as a share of the picture: all three."""
+"""Area of a crop, as a share of the image: all three."""
 WARMUP = 10 / 90
 """MAE's share of epochs with a rising learning rate."""
 WIDE = 768
@@ -37,7 +37,7 @@ WIDE = 768
 
 @dataclass
 class Head:
-    """A classifier of one feature, and the training pictures that it may not see."""
+    """A classifier of one feature, and the training images that it may not see."""
 
     feature: Feature
     module: nn.Module
@@ -70,67 +70,69 @@ class LARS(torch.optim.Optimizer):
                 parameter.add_(momentum, alpha=-group["lr"])
 
 
-def judge_mae(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
+def evaluate_mae(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
     """BatchNorm without parameters and a linear map, by LARS; by default on the class token of the last block."""
-    config = exam.config
-    pool = config.pool or ("cls" if "cls" in subject.pools else "mean")
-    feature = subject.feature(pool, config.layer or "last", config.blocks or 1)
-    linear = linear_head(exam, subject, feature)
+    config = evaluation.config
+    pool = config.pool or ("cls" if "cls" in backbone.pools else "mean")
+    feature = backbone.feature(pool, config.layer or "last", config.blocks or 1)
+    linear = linear_head(evaluation, backbone, feature)
     width = linear.weight.shape[1]
     head = Head(feature, nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), linear))
 
     def rate(epoch: float, epochs: int) -> float:
         return warmup_cosine(epoch, epochs, peak=1.0, final=0.0, warmup=WARMUP * epochs)
 
-    how = train_live(exam, subject, [head], LARS, rate)
-    return verdict(exam, subject, head, f"BatchNorm and linear, LARS, {how}")
+    how = train_live(evaluation, backbone, [head], LARS, rate)
+    return result(evaluation, backbone, head, f"BatchNorm and linear, LARS, {how}")
 
 
-def judge_dino(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
+def evaluate_dino(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
     """A linear map by SGD, the rate falling by epochs; reads as DINO's authors do for the encoder's width."""
-    config, wide = exam.config, subject.width >= WIDE
-    pool = config.pool or ("mean" if "cls" not in subject.pools else "both" if wide else "cls")
-    feature = subject.feature(pool, config.layer or "last", config.blocks or (1 if wide else 4))
-    head = Head(feature, linear_head(exam, subject, feature))
+    config, wide = evaluation.config, backbone.width >= WIDE
+    pool = config.pool or ("mean" if "cls" not in backbone.pools else "both" if wide else "cls")
+    feature = backbone.feature(pool, config.layer or "last", config.blocks or (1 if wide else 4))
+    head = Head(feature, linear_head(evaluation, backbone, feature))
 
     def sgd(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         return torch.optim.SGD(parameters, lr, momentum=MOMENTUM)
 
-    how = train_live(exam, subject, [head], sgd, by_epoch)
-    return verdict(exam, subject, head, f"linear, SGD, {how}")
+    how = train_live(evaluation, backbone, [head], sgd, by_epoch)
+    return result(evaluation, backbone, head, f"linear, SGD, {how}")
 
 
-def judge_beit(exam: Exam[LinearProbeConfig], subject: Subject) -> Verdict:
+def evaluate_beit(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
     """A linear map for each block, on class token and mean before the final norm; their losses are summed.
 
-    In one pass two maps are trained for each block: one that never sees a held-out fifth of the training pictures,
+    In one pass two maps are trained for each block: one that never sees a held-out fifth of the training images,
     which chooses the block, and one that sees all, which is reported. Neither moves the other.
     """
-    pool = "both" if "both" in subject.pools else subject.pools[-1]
-    features = [subject.feature(pool, 1 + block, 1) for block in range(subject.depth)]
+    pool = "both" if "both" in backbone.pools else backbone.pools[-1]
+    features = [backbone.feature(pool, 1 + block, 1) for block in range(backbone.depth)]
     unseen, fifth = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.long)
     if len(features) > 1:
-        labels = exam.train_labels.numpy()
-        fifth = torch.from_numpy(stratified(labels, max(1, len(labels) // 5), exam.config.seed))
-        index = torch.from_numpy(exam.data.eval_index("train", exam.config.train_limit, exam.config.seed))
+        labels = evaluation.train_labels.numpy()
+        fifth = torch.from_numpy(stratified(labels, max(1, len(labels) // 5), evaluation.config.seed))
+        index = torch.from_numpy(
+            evaluation.data.eval_index("train", evaluation.config.train_limit, evaluation.config.seed)
+        )
         unseen = torch.zeros(int(index.max()) + 1, dtype=torch.bool)
         unseen[index[fifth]] = True
-    reported = [Head(feature, linear_head(exam, subject, feature)) for feature in features]
-    choosers = [Head(f, linear_head(exam, subject, f), unseen) for f in features] if len(features) > 1 else []
+    reported = [Head(feature, linear_head(evaluation, backbone, feature)) for feature in features]
+    choosers = [Head(f, linear_head(evaluation, backbone, f), unseen) for f in features] if len(features) > 1 else []
 
     def adamw(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(parameters, lr, weight_decay=1e-4)
 
-    how = train_live(exam, subject, [*reported, *choosers], adamw, by_epoch, normed=False)
+    how = train_live(evaluation, backbone, [*reported, *choosers], adamw, by_epoch, normed=False)
     chosen = 0
     if choosers:
-        table = exam.table(subject, features, "train", normed=False)
+        bank = evaluation.bank(backbone, features, "train", normed=False)
         hits = [
-            int((logits_of(head, table, fifth, exam.place.device).argmax(1) == table.labels[fifth]).sum())
+            int((logits_of(head, bank, fifth, evaluation.resources.device).argmax(1) == bank.labels[fifth]).sum())
             for head in choosers
         ]
         chosen = max(range(len(hits)), key=lambda block: hits[block])
-    return verdict(exam, subject, reported[chosen], f"linear on each block, AdamW, {how}", normed=False)
+    return result(evaluation, backbone, reported[chosen], f"linear on each block, AdamW, {how}", normed=False)
 
 
 def by_epoch(epoch: float, epochs: int) -> float:
@@ -138,40 +140,42 @@ def by_epoch(epoch: float, epochs: int) -> float:
     return cosine(math.floor(epoch) / epochs, 1.0, 0.0)
 
 
-def linear_head(exam: Exam[Any], subject: Subject, feature: Feature) -> nn.Linear:
+def linear_head(evaluation: Evaluation[Any], backbone: Backbone, feature: Feature) -> nn.Linear:
     """A linear map from a feature to the classes: weights N(0, .01), no bias at first; drawn by the seed."""
     halves = 2 if feature.pool == "both" else 1
-    linear = nn.Linear(halves * len(feature.blocks) * subject.width, exam.classes)
-    nn.init.normal_(linear.weight, std=0.01, generator=seeded_generator(torch.device("cpu"), exam.config.seed))
+    linear = nn.Linear(halves * len(feature.blocks) * backbone.width, evaluation.classes)
+    nn.init.normal_(linear.weight, std=0.01, generator=seeded_generator(torch.device("cpu"), evaluation.config.seed))
     nn.init.zeros_(linear.bias)
-    return linear.to(exam.place.device)
+    return linear.to(evaluation.resources.device)
 
 
 def train_live(
-    exam: Exam[LinearProbeConfig],
-    subject: Subject,
+    evaluation: Evaluation[LinearProbeConfig],
+    backbone: Backbone,
     heads: Sequence[Head],
     optimizer_of: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer],
     rate: Callable[[float, int], float],
     normed: bool = True,
 ) -> str:
-    """Train heads on random crops, all of them by one optimiser on the sum of their losses; says how, in a few words.
+    """Train heads on random crops, all of them by one optimizer on the sum of their losses; says how, in a few words.
 
     Every process describes its share of a batch and trains the same heads on the whole of it.
 
     Args:
         rate: (epochs done, with fractions; epochs) -> factor on the peak learning rate.
     """
-    epochs, (lr, batch_size) = exam.config.schedule[0], peak_lr(exam)
+    epochs, (lr, batch_size) = evaluation.config.schedule[0], peak_lr(evaluation)
     optimizer = optimizer_of([p for head in heads for p in head.module.parameters()], lr)
-    describe = Described(exam, subject, cover([head.feature for head in heads]), batch_size, normed)
+    extract_features = CroppedFeatures(
+        evaluation, backbone, cover([head.feature for head in heads]), batch_size, normed
+    )
     for epoch in range(epochs):
-        for step, (batch, index) in enumerate(describe(epoch, f"epoch {epoch + 1} of {epochs}")):
+        for step, (batch, index) in enumerate(extract_features(epoch, f"epoch {epoch + 1} of {epochs}")):
             for group in optimizer.param_groups:
-                group["lr"] = lr * rate(epoch + step / describe.steps, epochs)
-            loss = torch.zeros((), device=exam.place.device)
+                group["lr"] = lr * rate(epoch + step / extract_features.steps, epochs)
+            loss = torch.zeros((), device=evaluation.resources.device)
             for head in heads:
-                features, labels = batch.part(head.feature), batch.labels
+                features, labels = batch.select(head.feature), batch.labels
                 if head.unseen is not None:
                     seen = ~head.unseen[index].to(labels.device)
                     features, labels = features[seen], labels[seen]
@@ -185,54 +189,67 @@ def train_live(
     return f"lr {lr:g}, {epochs} epochs of batch {batch_size}, random crops"
 
 
-def peak_lr(exam: Exam[LinearProbeConfig]) -> tuple[float, int]:
+def peak_lr(evaluation: Evaluation[LinearProbeConfig]) -> tuple[float, int]:
     """(learning rate, batch size); a batch is as large as the training set at most."""
-    _, batch_size, base_lr = exam.config.schedule
-    batch_size = min(batch_size, len(exam.train_labels))
+    _, batch_size, base_lr = evaluation.config.schedule
+    batch_size = min(batch_size, len(evaluation.train_labels))
     return scaled_lr(base_lr, batch_size), batch_size
 
 
-class Described:
-    """Features of an exam's training pictures, cropped at random: one epoch after another, in batches."""
+class CroppedFeatures:
+    """Features of an exam's training images, cropped at random: one epoch after another, in batches."""
 
     def __init__(
-        self, exam: Exam[LinearProbeConfig], subject: Subject, holds: Feature, batch_size: int, normed: bool
+        self,
+        evaluation: Evaluation[LinearProbeConfig],
+        backbone: Backbone,
+        holds: Feature,
+        batch_size: int,
+        normed: bool,
     ) -> None:
-        config, place, self.count = exam.config, exam.place, len(exam.train_labels)
-        self.exam, self.holds, self.describe = exam, holds, describer(subject, holds, normed)
-        subject.module.to(place.device).eval()
-        self.loader = exam.data.augmented_dataloader(
-            RandomCrop(exam.data.image_size, CROP),
-            max(1, batch_size // place.share[1]),
+        config, resources, self.count = evaluation.config, evaluation.resources, len(evaluation.train_labels)
+        self.evaluation, self.holds, self.extract_features = (
+            evaluation,
+            holds,
+            feature_extractor(backbone, holds, normed),
+        )
+        backbone.module.to(resources.device).eval()
+        self.loader = evaluation.data.augmented_dataloader(
+            RandomCrop(evaluation.data.image_size, CROP),
+            max(1, batch_size // resources.ranks[1]),
             config.train_limit,
             config.seed,
-            place.share,
+            resources.ranks,
         )
         self.steps = len(self.loader)
 
-    def __call__(self, epoch: int, bar: str) -> Iterator[tuple[Table, Tensor]]:
-        """(features and labels of a batch, its pictures' numbers), on the exam's device."""
-        sampler: ShuffledShare = self.loader.sampler  # pyright: ignore[reportAssignmentType]
-        sampler.epoch, done, device = epoch, 0, self.exam.place.device
+    def __call__(self, epoch: int, bar: str) -> Iterator[tuple[FeatureBank, Tensor]]:
+        """(features and labels of a batch, its images' numbers), on the exam's device."""
+        sampler: ShuffledRankSampler = self.loader.sampler  # pyright: ignore[reportAssignmentType]
+        sampler.epoch, done, device = epoch, 0, self.evaluation.resources.device
         for batch in tracked(self.loader, bar):
             with torch.no_grad():
-                values = self.describe(self.exam.data.normalize(batch["images"].to(device, non_blocking=True)))
-            rows = slice(0, self.count - done)  # pictures that come again to fill up the processes are left out
+                values = self.extract_features(
+                    self.evaluation.data.normalize(batch["images"].to(device, non_blocking=True))
+                )
+            rows = slice(0, self.count - done)  # images that come again to fill up the processes are left out
             wanted = (values.float(), batch["label"], batch["index"])
-            values, labels, index = (self.exam.place.whole(part)[rows] for part in wanted)
+            values, labels, index = (self.evaluation.resources.whole(part)[rows] for part in wanted)
             done += len(labels)
-            yield Table(values.to(device), labels.to(device), self.holds), index
+            yield FeatureBank(values.to(device), labels.to(device), self.holds), index
 
 
 @torch.no_grad()
-def logits_of(head: Head, table: Table, rows: Tensor, device: str) -> Tensor:
-    """A trained head's logits [m, K] of some of a table's pictures, on the CPU."""
+def logits_of(head: Head, bank: FeatureBank, rows: Tensor, device: str) -> Tensor:
+    """A trained head's logits [m, K] of some of a table's images, on the CPU."""
     head.module.eval()
-    return torch.cat([head.module(table.part(head.feature, some).to(device)).cpu() for some in rows.split(8192)])
+    return torch.cat([head.module(bank.select(head.feature, some).to(device)).cpu() for some in rows.split(8192)])
 
 
-def verdict(exam: Exam[LinearProbeConfig], subject: Subject, head: Head, how: str, normed: bool = True) -> Verdict:
-    """What a trained head says of the test pictures."""
-    table = exam.table(subject, [head.feature], "test", normed)
-    logits = logits_of(head, table, torch.arange(len(table)), exam.place.device)
-    return Verdict(logits.softmax(1), how, head.feature.facts | {"lr": peak_lr(exam)[0]})
+def result(
+    evaluation: Evaluation[LinearProbeConfig], backbone: Backbone, head: Head, how: str, normed: bool = True
+) -> Result:
+    """What a trained head says of the test images."""
+    bank = evaluation.bank(backbone, [head.feature], "test", normed)
+    logits = logits_of(head, bank, torch.arange(len(bank)), evaluation.resources.device)
+    return Result(logits.softmax(1), how, head.feature.metadata | {"lr": peak_lr(evaluation)[0]})

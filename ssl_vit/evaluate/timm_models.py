@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_vit.config.checks import nearest
 from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import POOLS
-from ssl_vit.evaluate.backbones import WHOLE, Subject
+from ssl_vit.evaluate.backbones import WHOLE, Backbone
 
 
 def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> "TimmTransformer | TimmPooled":
@@ -61,18 +61,18 @@ def _has_tokens(model: Any) -> bool:
     return prefixed and hasattr(model, "num_prefix_tokens") and hasattr(model, "blocks")
 
 
-def _facts(model: Any) -> dict[str, Any]:
+def _metadata(model: Any) -> dict[str, Any]:
     """What every subject knows: size, channels, statistics; from timm's own description of the weights."""
     known = model.pretrained_cfg
     channels, height, width = known["input_size"]
     return {
         "height_width": (height, width),
         "channels": channels,
-        "facts": {"mean": list(known["mean"]), "std": list(known["std"])},
+        "metadata": {"mean": list(known["mean"]), "std": list(known["std"])},
     }
 
 
-class TimmTransformer(Subject):
+class TimmTransformer(Backbone):
     """A Vision Transformer of timm, or a model that gives its tokens in the same way."""
 
     def __init__(self, name: str, model: Any) -> None:
@@ -84,7 +84,7 @@ class TimmTransformer(Subject):
             width=model.num_features,
             patch_size=model.patch_embed.patch_size[0],
             pools=POOLS if self.has_class_token else ("mean",),
-            **_facts(model),
+            **_metadata(model),
         )
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
@@ -102,17 +102,17 @@ class TimmTransformer(Subject):
             given = [torch.cat([prefix[:, :1], patches], dim=1) for patches, prefix in given]
         return [given[read.index(layer)] for layer in wanted]
 
-    def random(self, seed: int) -> Subject:
+    def random(self, seed: int) -> Backbone:
         return load_timm(self.name, pretrained=False, seed=seed)
 
 
-class TimmPooled(Subject):
-    """A model of timm whose pictures have one feature: what its own head would read."""
+class TimmPooled(Backbone):
+    """A model of timm whose images have one feature: what its own head would read."""
 
     def __init__(self, name: str, model: Any) -> None:
         self.name, self.model = name, model
         width = getattr(model, "head_hidden_size", model.num_features)
-        super().__init__(module=model, depth=1, width=width, patch_size=1, pools=(WHOLE,), **_facts(model))
+        super().__init__(module=model, depth=1, width=width, patch_size=1, pools=(WHOLE,), **_metadata(model))
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         raise ValueError(f"encoder={TIMM}{self.name} has no tokens: choose another protocol= than attentive")
@@ -120,5 +120,5 @@ class TimmPooled(Subject):
     def features(self, images: Tensor, layers: Sequence[int], pool: str, normed: bool = True) -> Tensor:
         return self.model(images)
 
-    def random(self, seed: int) -> Subject:
+    def random(self, seed: int) -> Backbone:
         return load_timm(self.name, pretrained=False, seed=seed)

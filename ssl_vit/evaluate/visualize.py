@@ -1,4 +1,4 @@
-"""What an encoder sees in pictures of any size, as PNG files beside it.
+"""What an encoder sees in images of any size, as PNG files beside it.
 
 Letters: B images, C channels, H x W pixels.
 """
@@ -13,85 +13,85 @@ from torch import Tensor
 
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.config.tool_schema import VisualizeConfig
-from ssl_vit.data.sources.base import open_picture, pixels
+from ssl_vit.data.sources.base import open_image, pixels
 from ssl_vit.data.sources.folder import Folder, scan
 from ssl_vit.data.transforms.color import normalize
-from ssl_vit.evaluate.attention import attention_mask, attention_pictures, enlarge, principal_colours
+from ssl_vit.evaluate.attention import attention_images, attention_mask, enlarge, principal_colors
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.run.files import newest_run, write_atomic
 
 
 def visualize(config: VisualizeConfig) -> list[Path]:
-    """Write <name>-attention.png, -mask.png and -pca.png for each picture; returns the files.
+    """Write <name>-attention.png, -mask.png and -pca.png for each image; returns the files.
 
-    A picture keeps its size, cut at the right and at the bottom to a multiple of the patch; `size` scales its short
+    An image keeps its size, cut at the right and at the bottom to a multiple of the patch; `size` scales its short
     side first.
 
     Raises:
-        FileNotFoundError, ValueError: there is no encoder or no picture, or a picture cannot be read.
+        FileNotFoundError, ValueError: there is no encoder or no image, or an image cannot be read.
     """
     source = Path(config.encoder) if config.encoder else newest_run()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder = load_encoder(source).to(device)
     folder = Path(config.out) if config.out else (source if source.is_dir() else source.parent) / "visualize"
     names, features, written = [], [], []
-    for name, picture in read_pictures(config, encoder):
-        images = normalized(picture[None].to(device), encoder)
+    for name, image in read_images(config, encoder):
+        images = normalized(image[None].to(device), encoder)
         grid = encoder.grid_of(images)
         with torch.inference_mode():
             attention = encoder.attention_maps(images)
             features.append(encoder.feature_maps(images)[0][0].cpu())
-        heads = attention_pictures(attention, grid, encoder.patch_size)[0].cpu()  # [heads, H, W]
+        heads = attention_images(attention, grid, encoder.patch_size)[0].cpu()  # [heads, H, W]
         kept = attention_mask(attention, config.mass)[0].unflatten(1, grid).to(torch.uint8)
         masks = enlarge(kept, encoder.patch_size).cpu()
-        shown = picture if len(picture) == 3 else picture[:1].expand(3, -1, -1)
+        shown = image if len(image) == 3 else image[:1].expand(3, -1, -1)
         dimmed = (shown * (0.25 + 0.75 * masks[:, None])).round().to(torch.uint8)  # [heads, 3, H, W]
         rows = {"attention": heads[:, None].expand(-1, 3, -1, -1), "mask": dimmed}
         for kind, row in rows.items():
             written.append(_write(folder / f"{name}-{kind}.png", [shown, *row]))
         names.append((name, shown))
-    for (name, shown), colours in zip(names, principal_colours(features), strict=True):
-        written.append(_write(folder / f"{name}-pca.png", [shown, enlarge(colours, encoder.patch_size)]))
+    for (name, shown), colors in zip(names, principal_colors(features), strict=True):
+        written.append(_write(folder / f"{name}-pca.png", [shown, enlarge(colors, encoder.patch_size)]))
     return written
 
 
-def read_pictures(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
-    """(unique name, pixels) of the picture file, or of the first `limit` pictures below a folder."""
+def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
+    """(unique name, pixels) of the image file, or of the first `limit` images below a folder."""
     path, channels, P = Path(config.images), encoder.config.channels, encoder.patch_size
     if not path.exists():
         raise FileNotFoundError(f"images={config.images}: there is no such file or folder")
     if path.is_file():
-        with open_picture(str(path)) as image:
-            arrays = [(path.stem, pixels(image, channels, DataConfig().white_16bit))]
+        with open_image(str(path)) as opened:
+            arrays = [(path.stem, pixels(opened, channels, DataConfig().white_16bit))]
     else:
         files = Folder(DataConfig(), channels, scan(os.fsencode(path), least_classes=2))
         if not len(files):
-            raise ValueError(f"images={config.images} holds no pictures: {files.listing.other}")
+            raise ValueError(f"images={config.images} holds no images: {files.listing.other}")
         count = min(config.limit, len(files))
         arrays = ((f"{i:03}-{Path(files.name(i)).stem}", files.read(i)) for i in range(count))
     for name, array in arrays:
-        picture = torch.from_numpy(array.copy()).permute(2, 0, 1)
+        image = torch.from_numpy(array.copy()).permute(2, 0, 1)
         if config.size:
             from torchvision.transforms.v2.functional import resize
 
-            picture = resize(picture, [config.size], antialias=True)
-        H, W = (side // P * P for side in picture.shape[1:])
+            image = resize(image, [config.size], antialias=True)
+        H, W = (side // P * P for side in image.shape[1:])
         if not (H and W):
-            given = " x ".join(str(side) for side in picture.shape[1:])
+            given = " x ".join(str(side) for side in image.shape[1:])
             raise ValueError(f"{name} is {given} pixels, less than a patch of {P}: give size={P} or more")
-        yield name, picture[:, :H, :W]
+        yield name, image[:, :H, :W]
 
 
 def normalized(images: UInt8[Tensor, "B C H W"], encoder: VisionTransformer) -> Float[Tensor, "B C H W"]:
     """As the encoder was trained to see them; ImageNet's statistics where it does not say."""
-    return normalize(images, encoder.facts.get("mean", IMAGENET_MEAN), encoder.facts.get("std", IMAGENET_STD))
+    return normalize(images, encoder.metadata.get("mean", IMAGENET_MEAN), encoder.metadata.get("std", IMAGENET_STD))
 
 
-def _write(path: Path, pictures: list[UInt8[Tensor, "3 H W"]]) -> Path:
+def _write(path: Path, images: list[UInt8[Tensor, "3 H W"]]) -> Path:
     from torchvision.io import encode_png
     from torchvision.utils import make_grid
 
-    grid = make_grid(pictures, nrow=4, padding=2, pad_value=255)
+    grid = make_grid(images, nrow=4, padding=2, pad_value=255)
     write_atomic(path, encode_png(grid).numpy().tobytes())
     return path

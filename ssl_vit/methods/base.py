@@ -1,6 +1,6 @@
 """What every pretraining method shares: one encoder, which is what is kept.
 
-A method writes at most four things: `views` (what a picture becomes), `losses` (what is minimised), `after_step`
+A method writes at most four things: `views` (what an image becomes), `losses` (what is minimized), `after_step`
 (an EMA teacher, say) and `export_encoder` (what is kept). All the rest of the training is Objective's.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 from ssl_vit.config.checks import override
 from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import TRAINED, initialise, save_encoder
+from ssl_vit.models.weights import TRAINED, initialize, save_encoder
 from ssl_vit.objective import Objective
 
 
@@ -38,7 +38,7 @@ class Method(Objective):
         self.encoder_config: EncoderConfig = override(self.Config().encoder, encoder, "encoder")  # pyright: ignore
         self.encoder = VisionTransformer(self.encoder_config)
         parts = {"encoder": asdict(self.encoder_config), "optim": asdict(self.optim_config), "seed": seed}
-        self.save_hyperparameters(parts | asdict(self.options))
+        self.save_hyperparameters(parts | asdict(self.config))
 
     @classmethod
     def from_run(cls, run: RunConfig) -> Any:
@@ -49,13 +49,13 @@ class Method(Objective):
         """The encoder that is saved and judged."""
         return self.encoder
 
-    def export(self, folder: Path, **facts: Any) -> Path:
+    def export(self, folder: Path, **metadata: Any) -> Path:
         """Write the encoder."""
-        return save_encoder(self.export_encoder(), folder, **facts)
+        return save_encoder(self.export_encoder(), folder, **metadata)
 
     def start_from(self, source: str) -> None:
         """Begin with the weights of another encoder, anything that load_encoder reads."""
-        initialise(self.encoder, source)
+        initialize(self.encoder, source)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -1,11 +1,11 @@
 """BEiT: predict the visual token of each hidden patch (Bao et al., 2022, arXiv:2106.08254).
 
-A tokenizer turns the picture into one word of a vocabulary for each patch; the encoder sees the picture with blocks of
-patches replaced by a mask token and says the words of the hidden ones. Options are of BEiT v2 (Peng et al., 2022,
+A tokenizer turns the image into one token of a vocabulary for each patch; the encoder sees the image with blocks of
+patches replaced by a mask token and says the tokens of the hidden ones. Options are of BEiT v2 (Peng et al., 2022,
 arXiv:2208.06366).
 
 Letters: B images, C channels, H x W pixels, h x w patch grid, N = h * w patches, M hidden patches of the whole batch
-(their number differs by picture), D width, S = 1 + N tokens, K words of the vocabulary.
+(their number differs by image), D width, S = 1 + N tokens, K tokens of the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ssl_vit.config.pretrain_schema import BEiTConfig, BEiTRun
-from ssl_vit.data.transforms.color import Photometry
+from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop, TokenCrop
 from ssl_vit.methods.base import Method
 from ssl_vit.methods.masking import block_masks, scaled_block
@@ -26,32 +26,32 @@ from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.tokenizers.base import load_tokenizer, require_tokens
 
-Views = Sequence[Float[Tensor, "B C _ _"]]
-"""Normalised pictures for the encoder, and the same in [0, 1] for the tokenizer, at the size that it needs."""
+Inputs = Sequence[Float[Tensor, "B C _ _"]]
+"""Normalized images for the encoder, and the same in [0, 1] for the tokenizer, at the size that it needs."""
 
 
 class BEiT(Method):
     """Masked prediction of visual tokens; see Method for the other arguments and BEiTConfig for the options.
 
     Args:
-        tokenizer: pictures [B, C, H, W] in [0, 1] -> tokens [B, N], with vocab_size; see ssl_vit.tokenizers. It is
+        tokenizer: images [B, C, H, W] in [0, 1] -> tokens [B, N], with vocab_size; see ssl_vit.tokenizers. It is
             frozen, and kept in the checkpoints.
     """
 
     Config = BEiTRun
-    options: BEiTConfig
+    config: BEiTConfig
     tokenizer: Any
 
     def __init__(self, *args: Any, tokenizer: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         require_tokens(tokenizer, self.encoder_config, type(tokenizer).__name__)
         self.tokenizer = tokenizer.requires_grad_(False).eval() if isinstance(tokenizer, nn.Module) else tokenizer
-        width = self.encoder.width
+        width = self.encoder.embed_dim
         self.mask_token = nn.Parameter(narrow_normal(torch.zeros(1, 1, width)))
         self.head = nn.Linear(width, self.tokenizer.vocab_size)
         narrow_normal(self.head.weight)
         nn.init.zeros_(self.head.bias)
-        if self.options.class_branch:
+        if self.config.class_branch:
             self.branch = self._make_branch()
 
     @classmethod
@@ -63,18 +63,20 @@ class BEiT(Method):
     def _make_branch(self) -> nn.ModuleList:
         """Blocks that see the last class token and early patches (BEiT v2, section 2.3), drop path as its authors'."""
         config, depth = self.encoder_config, self.encoder.depth
-        last = max(depth, self.early_block + self.options.branch_depth) - 1
+        last = max(depth, self.early_block + self.config.branch_depth) - 1
         branch = nn.ModuleList()
-        for number in range(self.early_block, self.early_block + self.options.branch_depth):
+        for number in range(self.early_block, self.early_block + self.config.branch_depth):
             rate = config.drop_path * number / max(1, last)
-            branch.append(Block(self.encoder.width, self.encoder.heads, config.mlp_ratio, config.layer_scale, rate))
+            branch.append(
+                Block(self.encoder.embed_dim, self.encoder.num_heads, config.mlp_ratio, config.init_values, rate)
+            )
         init_blocks(branch, config.init, first=self.early_block + 1)
         return branch
 
     @property
     def early_block(self) -> int:
         """Blocks that the patches of the class-token branch have been through: 9 of 12, 21 (18 here) of 24."""
-        return self.options.early_block or max(1, self.encoder.depth * 3 // 4)
+        return self.config.early_block or max(1, self.encoder.depth * 3 // 4)
 
     def train(self, mode: bool = True) -> "BEiT":
         """The tokenizer stays in eval mode."""
@@ -85,26 +87,26 @@ class BEiT(Method):
 
     @property
     def token_size(self) -> tuple[int, int]:
-        """Picture (H, W) that the tokenizer needs for one token a patch, in pixels."""
+        """Image (H, W) that the tokenizer needs for one token a patch, in pixels."""
         (h, w), P = self.encoder.grid, getattr(self.tokenizer, "patch_size", self.encoder.patch_size)
         return h * P, w * P
 
-    def views(self) -> TokenCrop:
-        cfg, strength = self.options, self.options.jitter
-        photometry = Photometry(
+    def transform(self) -> TokenCrop:
+        cfg, strength = self.config, self.config.jitter
+        color = ColorAugmentation(
             brightness=strength,
             contrast=strength,
             saturation=strength,
             hue=0.0,
             jitter_p=float(strength > 0),
-            grey_p=0.0,
+            gray_p=0.0,
             blur_p=0.0,
             solarize_p=0.0,
         )
         crop = RandomCrop(self.encoder_config.height_width, cfg.crop_scale, flip=cfg.flip)
-        return TokenCrop(crop, self.token_size, photometry)
+        return TokenCrop(crop, self.token_size, color)
 
-    def losses(self, views: Views | Tensor, mask: Bool[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, batch: Inputs | Tensor, mask: Bool[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
         """{"token": cross-entropy at the hidden patches}, with the class-token branch {"class_token": ...} too.
 
         Processes hide unequally many patches: each divides by their mean number, so that the mean over processes is
@@ -113,13 +115,13 @@ class BEiT(Method):
         Args:
             mask: True = hidden, on the CPU; by default it is drawn.
         """
-        if isinstance(views, Tensor) or len(views) != 2:
-            given = "one tensor" if isinstance(views, Tensor) else f"{len(views)} tensors"
+        if isinstance(batch, Tensor) or len(batch) != 2:
+            given = "one tensor" if isinstance(batch, Tensor) else f"{len(batch)} tensors"
             raise ValueError(
-                f"pictures arrive as {given}; BEiT takes two, normalised for the encoder and in [0, 1] for the "
+                f"images arrive as {given}; BEiT takes two, normalized for the encoder and in [0, 1] for the "
                 "tokenizer: use BEiT.views() with ssl_vit.ImageDataModule"
             )
-        images, pixels = views
+        images, pixels = batch
         if mask is None:
             mask = self.draw_masks(len(images))
         hidden_index = mask.flatten().nonzero()[:, 0].to(images.device, non_blocking=True)  # [M]
@@ -133,7 +135,7 @@ class BEiT(Method):
 
     def draw_masks(self, count: int) -> Bool[Tensor, "B N"]:
         """Blocks to hide, on the CPU; a function of (seed, epoch, batch, rank)."""
-        cfg, (h, w) = self.options, self.encoder.grid
+        cfg, (h, w) = self.config, self.encoder.grid
         return block_masks(
             count,
             (h, w),
@@ -146,37 +148,39 @@ class BEiT(Method):
 
     @torch.no_grad()
     def tokens_of(self, pixels: Float[Tensor, "B C _ _"]) -> Int64[Tensor, "B N"]:
-        """The tokenizer's words, never in low precision, where the nearest one could become another."""
+        """The tokenizer's tokens, never in low precision, where the nearest one could become another."""
         with torch.autocast(pixels.device.type, enabled=False):
             return self.tokenizer(pixels.float())
 
     def predict(
         self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B N"], hidden_index: Int64[Tensor, " M"]
     ) -> dict[str, Float[Tensor, "M K"]]:
-        """Scores of the words at the hidden patches, by term of the loss."""
+        """Scores of the tokens at the hidden patches, by term of the loss."""
         encoder, grid = self.encoder, self.encoder.grid_of(images)
         patches = encoder.patchify(images)
         patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
-        patches = encoder.locate(patches, *grid)
-        if not self.options.class_branch:
-            return {"token": self._words(encoder.encode(patches, grid), hidden_index)}
+        patches = encoder.add_pos_embed(patches, *grid)
+        if not self.config.class_branch:
+            return {"token": self._token_logits(encoder.encode(patches, grid), hidden_index)}
         early, last = encoder.hidden_states(patches, [self.early_block - 1, -1], grid)
         x = torch.cat([last[:, :1], early[:, 1:]], dim=1)
         biases = encoder.biases([grid])
         (x,) = run_blocks(self.branch, [x], biases and [biases[-1]] * len(self.branch))
-        return {name: self._words(encoder.norm(y), hidden_index) for name, y in (("token", last), ("class_token", x))}
+        return {
+            name: self._token_logits(encoder.norm(y), hidden_index) for name, y in (("token", last), ("class_token", x))
+        }
 
-    def _words(self, tokens: Float[Tensor, "B S D"], hidden_index: Int64[Tensor, " M"]) -> Float[Tensor, "M K"]:
+    def _token_logits(self, tokens: Float[Tensor, "B S D"], hidden_index: Int64[Tensor, " M"]) -> Float[Tensor, "M K"]:
         return self.head(tokens[:, 1:].flatten(0, 1)[hidden_index])
 
     def measure(self, logits: Float[Tensor, "M K"], tokens: Int64[Tensor, " M"]) -> None:
-        """Leave to be logged: accuracy, entropy of the predictions in nats, and how many words the targets are."""
-        share = torch.bincount(tokens, minlength=logits.shape[1]) / len(tokens)
-        self.measures = {
+        """Leave to be logged: accuracy, entropy of the predictions in nats, and how many tokens the targets are."""
+        fraction = torch.bincount(tokens, minlength=logits.shape[1]) / len(tokens)
+        self.extra_metrics = {
             "token_accuracy": (logits.argmax(1) == tokens).float().mean(),
-            "most_frequent": share.max(),  # the accuracy of always saying the commonest word of this batch
+            "most_frequent": fraction.max(),  # the accuracy of always saying the commonest token of this batch
             "prediction_entropy": torch.special.entr(logits.float().softmax(1)).sum(1).mean(),
-            "target_perplexity": torch.special.entr(share).sum().exp(),
+            "target_perplexity": torch.special.entr(fraction).sum().exp(),
         }
 
     def decays(self, name: str, parameter: Tensor) -> bool:
@@ -184,11 +188,11 @@ class BEiT(Method):
         return super().decays(name, parameter) and not name.endswith(("cls_token", "pos_embed"))
 
     @torch.no_grad()
-    def pictures(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
-        """The picture with its hidden blocks, and where the tokenizer draws, its own picture and the predicted one."""
+    def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        """The image with its hidden blocks, and where the tokenizer draws, its own image and the predicted one."""
         grid, mask = self.encoder.grid_of(images), self.draw_masks(len(images)).to(images.device)
         hidden = mask.unflatten(1, grid).float()[:, None]
-        masked = images * (1 - F.interpolate(hidden, images.shape[-2:]))  # grey: the mean of the training pictures
+        masked = images * (1 - F.interpolate(hidden, images.shape[-2:]))  # gray: the mean of the training images
         columns = {"masked": masked}
         if getattr(self.tokenizer, "decodes", False):
             size = self.token_size
@@ -197,10 +201,12 @@ class BEiT(Method):
             hidden_index = mask.flatten().nonzero()[:, 0]
             logits = self.predict(images, mask, hidden_index)["token"]
             said = tokens.flatten().index_copy(0, hidden_index, logits.argmax(1)).view_as(tokens)
-            columns |= {name: self._drawn(words, images) for name, words in (("tokens", tokens), ("predicted", said))}
+            columns |= {
+                name: self._decoded(tokens, images) for name, tokens in (("tokens", tokens), ("predicted", said))
+            }
         return columns | {"original": images}
 
-    def _drawn(self, tokens: Int64[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Tensor:
-        """uint8 pictures of tokens, at the size of the images."""
+    def _decoded(self, tokens: Int64[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Tensor:
+        """uint8 images of tokens, at the size of the images."""
         drawn = F.interpolate(self.tokenizer.decode(tokens, self.encoder.grid_of(images)), images.shape[-2:])
         return (drawn * 255).round().to(torch.uint8)

@@ -1,9 +1,9 @@
 """Self-distillation with no labels (DINO: Caron et al., 2021, arXiv:2104.14294).
 
-A student learns to say of any crop of a picture what a teacher says of its large crops. The teacher is a moving average
-of the student; centring and a low temperature keep both from saying the same of everything.
+A student learns to say of any crop of an image what a teacher says of its large crops. The teacher is a moving average
+of the student; centering and a low temperature keep both from saying the same of everything.
 
-Letters: B pictures, G global crops, V crops in all (globals first), C channels, H x W pixels, D width, K prototypes.
+Letters: B images, G global crops, V crops in all (globals first), C channels, H x W pixels, D width, K prototypes.
 """
 
 import math
@@ -16,25 +16,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ssl_vit.config.pretrain_schema import DINOConfig, DINORun
-from ssl_vit.data.transforms.color import Photometry
+from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import MultiCrop, RandomCrop
-from ssl_vit.evaluate.attention import attention_pictures
+from ssl_vit.evaluate.attention import attention_images
 from ssl_vit.evaluate.features import feature_std
 from ssl_vit.methods.base import Method
 from ssl_vit.methods.heads import ProjectionHead
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.optim.ema import follow, frozen_copy
+from ssl_vit.optim.ema import ema_update, frozen_copy
 from ssl_vit.optim.param_groups import clip_each
-from ssl_vit.optim.progress import is_logged, share_done, share_of_epochs
+from ssl_vit.optim.progress import fraction_done, fraction_of_epochs, is_logged
 from ssl_vit.optim.schedules import cosine, linear
 from ssl_vit.parallel.distributed import mean_over_ranks, sum_over_ranks
 
 
-def centred_targets(
-    logits: Float[Tensor, "G B K"], centre: Float[Tensor, " K"], temperature: float
+def centerd_targets(
+    logits: Float[Tensor, "G B K"], center: Float[Tensor, " K"], temperature: float
 ) -> Float[Tensor, "G B K"]:
-    """What the teacher says: softmax((logits - centre) / temperature), in float32 (equation 1, section 3.1)."""
-    return ((logits.float() - centre) / temperature).softmax(-1)
+    """What the teacher says: softmax((logits - center) / temperature), in float32 (equation 1, section 3.1)."""
+    return ((logits.float() - center) / temperature).softmax(-1)
 
 
 def sinkhorn_targets(logits: Float[Tensor, "G B K"], temperature: float, iterations: int = 3) -> Float[Tensor, "G B K"]:
@@ -51,7 +51,7 @@ def sinkhorn_targets(logits: Float[Tensor, "G B K"], temperature: float, iterati
 
 
 class CrossEntropyOfPairs(torch.autograd.Function):
-    """Mean of -sum_k target log softmax(student / temperature) over pictures and pairs of different crops (equation 3).
+    """Mean of -sum_k target log softmax(student / temperature) over images and pairs of different crops (equation 3).
 
     Targets sum to 1, so a pair's cross-entropy is logsumexp(z) - target . z, and the gradient of a crop's logits is
     (number of its pairs) * softmax(z) - (sum of their targets): one softmax a crop, and nothing for each pair.
@@ -63,19 +63,21 @@ class CrossEntropyOfPairs(torch.autograd.Function):
     ) -> Float[Tensor, ""]:
         V, G, B = len(student), len(targets), student.shape[1]
         scores = student.float() / temperature
-        shares = scores.softmax(-1)
-        normalizer = scores.amax(-1) - shares.amax(-1).log()  # logsumexp: the largest share is exp(largest score - it)
+        fractions = scores.softmax(-1)
+        normalizer = (
+            scores.amax(-1) - fractions.amax(-1).log()
+        )  # logsumexp: the largest share is exp(largest score - it)
         pairs = torch.full((V, 1), float(G), device=scores.device)  # how many teacher crops each crop is compared with
         pairs[:G] -= 1
-        ctx.save_for_backward(shares, targets, pairs)
+        ctx.save_for_backward(fractions, targets, pairs)
         ctx.scale = 1 / (B * G * (V - 1) * temperature)
         agreement = (scores.sum(0) * targets.sum(0)).sum() - (scores[:G] * targets).sum()
         return ((pairs * normalizer).sum() - agreement) / (B * G * (V - 1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        shares, targets, pairs = ctx.saved_tensors
-        grad = shares * pairs[..., None]
+        fractions, targets, pairs = ctx.saved_tensors
+        grad = fractions * pairs[..., None]
         grad -= targets.sum(0)
         grad[: len(targets)] += targets
         return grad.mul_(ctx.scale * grads[0]), None, None
@@ -96,18 +98,18 @@ def entropy(probabilities: Float[Tensor, "*n K"]) -> Float[Tensor, ""]:
 class DINO(Method):
     """Self-distillation; see Method for the arguments and DINOConfig for the options.
 
-    Pictures are a list of V crops [B, C, h, w], the G global ones first.
+    Images are a list of V crops [B, C, h, w], the G global ones first.
     """
 
     Config = DINORun
-    options: DINOConfig
+    config: DINOConfig
     exported = "teacher_encoder."
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        cfg = self.options
+        cfg = self.config
         self.head = ProjectionHead(
-            self.encoder.width,
+            self.encoder.embed_dim,
             cfg.prototypes,
             hidden=cfg.head_hidden,
             bottleneck=cfg.head_bottleneck,
@@ -116,8 +118,8 @@ class DINO(Method):
         )
         self.teacher_encoder = frozen_copy(self.encoder)
         self.teacher_head = frozen_copy(self.head).train()  # its BatchNorm, if any, judges by the batch at hand
-        self.centre: Tensor
-        self.register_buffer("centre", torch.zeros(cfg.prototypes))
+        self.center: Tensor
+        self.register_buffer("center", torch.zeros(cfg.prototypes))
         self._teacher_means: list[Tensor] = []  # of the batches since the last step
         self._share = 0.0  # of the run that is done, read once a step: on several processes that is a broadcast
 
@@ -127,38 +129,38 @@ class DINO(Method):
         self.teacher_encoder.eval()
         return self
 
-    def views(self) -> MultiCrop:
-        cfg, P = self.options, self.encoder_config.height_width
+    def transform(self) -> MultiCrop:
+        cfg, P = self.config, self.encoder_config.height_width
         globals_ = RandomCrop(P, cfg.global_scale, flip=cfg.flip)
         locals_ = RandomCrop((cfg.local_size, cfg.local_size), cfg.local_scale, flip=cfg.flip)
-        colours = [self._photometry(kind) for kind in range(3)]
-        crops = [(globals_, colours[0])] + [(globals_, colours[1])] * (cfg.global_crops - 1)
-        return MultiCrop(crops + [(locals_, colours[2])] * cfg.local_crops)
+        colors = [self._color(kind) for kind in range(3)]
+        crops = [(globals_, colors[0])] + [(globals_, colors[1])] * (cfg.global_crops - 1)
+        return MultiCrop(crops + [(locals_, colors[2])] * cfg.local_crops)
 
-    def _photometry(self, kind: int) -> Photometry:
-        """Colours of the first global crop (kind 0), of the other globals (1), of the locals (2)."""
-        cfg = self.options
-        alike = ("brightness", "contrast", "saturation", "hue", "jitter_p", "grey_p", "blur_sigma")
+    def _color(self, kind: int) -> ColorAugmentation:
+        """Colors of the first global crop (kind 0), of the other globals (1), of the locals (2)."""
+        cfg = self.config
+        alike = ("brightness", "contrast", "saturation", "hue", "jitter_p", "gray_p", "blur_sigma")
         shared = {name: getattr(cfg, name) for name in alike}
-        return Photometry(**shared, blur_p=cfg.blur_p[kind], solarize_p=cfg.solarize_p[kind])
+        return ColorAugmentation(**shared, blur_p=cfg.blur_p[kind], solarize_p=cfg.solarize_p[kind])
 
     def losses(self, crops: Sequence[Float[Tensor, "B C _ _"]] | Tensor) -> dict[str, Float[Tensor, ""]]:
         """{"cross_entropy": loss}."""
-        cfg, G = self.options, self.options.global_crops
+        cfg, G = self.config, self.config.global_crops
         if isinstance(crops, Tensor) or len(crops) != G + cfg.local_crops:
             given = "one tensor" if isinstance(crops, Tensor) else f"{len(crops)} crops"
             raise ValueError(
-                f"pictures arrive as {given}; DINO takes a list of method.global_crops={G} + "
+                f"images arrive as {given}; DINO takes a list of method.global_crops={G} + "
                 f"method.local_crops={cfg.local_crops} crops: use DINO.views() with ssl_vit.ImageDataModule"
             )
-        self._share = share_done(self._trainer)
+        self._share = fraction_done(self._trainer)
         with torch.no_grad():
-            features = self.describe(self.teacher_encoder, crops[:G])
+            features = self.extract_features(self.teacher_encoder, crops[:G])
             teacher = self.teacher_head(features).unflatten(0, (G, -1))  # [G, B, K]
-        student = self.head(self.describe(self.encoder, crops)).unflatten(0, (len(crops), -1))  # [V, B, K]
+        student = self.head(self.extract_features(self.encoder, crops)).unflatten(0, (len(crops), -1))  # [V, B, K]
         temperature = self.teacher_temperature()
-        if cfg.centring == "mean":
-            targets = centred_targets(teacher, self.centre, temperature)
+        if cfg.centering == "mean":
+            targets = centerd_targets(teacher, self.center, temperature)
         else:
             targets = sinkhorn_targets(teacher, temperature)
         if self.training:
@@ -167,16 +169,18 @@ class DINO(Method):
         self.measure(loss.detach(), features, student.detach(), targets)
         return {"cross_entropy": loss}
 
-    def describe(self, encoder: VisionTransformer, crops: Sequence[Float[Tensor, "B C _ _"]]) -> Float[Tensor, "n D"]:
-        """One vector for each crop of each picture, crop by crop; crops of one size go through together."""
+    def extract_features(
+        self, encoder: VisionTransformer, crops: Sequence[Float[Tensor, "B C _ _"]]
+    ) -> Float[Tensor, "n D"]:
+        """One vector for each crop of each image, crop by crop; crops of one size go through together."""
         groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: crop.shape)]
         tokens = encoder.encode_many([encoder.embed(images) for images in groups], [*map(encoder.grid_of, groups)])
-        return torch.cat([x[:, 0] if self.options.pool == "cls" else x[:, 1:].mean(1) for x in tokens])
+        return torch.cat([x[:, 0] if self.config.pool == "cls" else x[:, 1:].mean(1) for x in tokens])
 
     def teacher_temperature(self) -> float:
         """Linear from warmup_teacher_temp to teacher_temp, then constant."""
-        cfg = self.options
-        warmup = share_of_epochs(self._trainer, cfg.warmup_teacher_temp_epochs)
+        cfg = self.config
+        warmup = fraction_of_epochs(self._trainer, cfg.warmup_teacher_temp_epochs)
         return linear(self._share, warmup, cfg.warmup_teacher_temp, cfg.teacher_temp)
 
     def measure(
@@ -190,29 +194,29 @@ class DINO(Method):
         if not is_logged(self._trainer):
             return
         spread, spread_of_mean = entropy(targets), entropy(targets.flatten(0, 1).mean(0))
-        own = (student[: len(targets)].float() / self.options.student_temp).softmax(-1)
-        self.measures = {
+        own = (student[: len(targets)].float() / self.config.student_temp).softmax(-1)
+        self.extra_metrics = {
             "teacher_entropy": spread,
             "teacher_mean_entropy": spread_of_mean,
-            # What a target says of which picture of the batch it is of: 0 nothing, 1 all that the prototypes can.
+            # What a target says of which image of the batch it is of: 0 nothing, 1 all that the prototypes can.
             "information": (spread_of_mean - spread) / math.log(min(targets.shape[1:])),
             "student_entropy": entropy(own),
             "kl": loss - spread,
             "feature_std": feature_std(features.float()),
-            "centre_norm": self.centre.norm(),
+            "center_norm": self.center.norm(),
             "teacher_temp": self.teacher_temperature(),
             "momentum": self.momentum(),
         }
 
     def momentum(self) -> float:
         """Share of the old teacher in the next one."""
-        return cosine(self._share, self.options.momentum, 1.0)
+        return cosine(self._share, self.config.momentum, 1.0)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         super().on_before_optimizer_step(optimizer)
-        start, end = self.optim_config.weight_decay, self.options.weight_decay_end
+        start, end = self.optim_config.weight_decay, self.config.weight_decay_end
         optimizer.param_groups[0]["weight_decay"] = cosine(self._share, start, end)
-        if self._share < share_of_epochs(self._trainer, self.options.freeze_last_layer):
+        if self._share < fraction_of_epochs(self._trainer, self.config.freeze_last_layer):
             for parameter in self.head.last_layer.parameters():
                 parameter.grad = None
 
@@ -221,12 +225,12 @@ class DINO(Method):
         clip_each(self.parameters(), largest)
 
     def after_step(self) -> None:
-        cfg = self.options
+        cfg = self.config
         mean = mean_over_ranks(torch.stack(self._teacher_means).mean(0))
         self._teacher_means = []
-        self.centre.lerp_(mean, 1 - cfg.centre_momentum)
-        follow(self.teacher_encoder, self.encoder, self.momentum())
-        follow(self.teacher_head, self.head, self.momentum())
+        self.center.lerp_(mean, 1 - cfg.center_momentum)
+        ema_update(self.teacher_encoder, self.encoder, self.momentum())
+        ema_update(self.teacher_head, self.head, self.momentum())
 
     def forget_step(self) -> None:
         self._teacher_means = []
@@ -235,11 +239,11 @@ class DINO(Method):
         return self.teacher_encoder
 
     @torch.no_grad()
-    def pictures(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
-        """Each picture, and what each head of the teacher's last block looks at."""
+    def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        """Each image, and what each head of the teacher's last block looks at."""
         encoder = self.teacher_encoder
-        heads = attention_pictures(encoder.attention_maps(images), encoder.grid_of(images), encoder.patch_size)
-        return {"picture": images} | {f"head {i + 1}": head[:, None] for i, head in enumerate(heads.unbind(1))}
+        heads = attention_images(encoder.attention_maps(images), encoder.grid_of(images), encoder.patch_size)
+        return {"image": images} | {f"head {i + 1}": head[:, None] for i, head in enumerate(heads.unbind(1))}
 
     def start_from(self, source: str) -> None:
         super().start_from(source)

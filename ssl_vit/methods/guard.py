@@ -1,4 +1,4 @@
-"""Is a step sound? Losses and gradients are looked at before the optimiser moves, for all processes together."""
+"""Is a step sound? Losses and gradients are looked at before the optimizer moves, for all processes together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -21,20 +21,20 @@ class DivergenceError(FloatingPointError):
 
 
 @dataclass(frozen=True)
-class BadStep:
+class SkippedStep:
     """A step that was left out."""
 
     step: int
-    """Optimiser steps before it."""
+    """Optimizer steps before it."""
     epoch: int
     why: str
     """loss or gradient, where this process saw it; else another process."""
-    pictures: list[int]
-    """Indices of this process's pictures, of all its batches; empty where batches have none."""
+    images: list[int]
+    """Indices of this process's images, of all its batches; empty where batches have none."""
 
 
 class Guard:
-    """Says before each optimiser step whether it may be taken; a step is left out on all processes or on none.
+    """Says before each optimizer step whether it may be taken; a step is left out on all processes or on none.
 
     On a GPU the answer is a single value that travels to the CPU once the backward pass is done.
     """
@@ -44,13 +44,13 @@ class Guard:
         """Whether the last step was left out."""
         self.in_a_row = 0
         """Steps left out since the last sound one."""
-        self.found: list[BadStep] = []
+        self.found: list[SkippedStep] = []
         """Steps left out that nobody has written down yet."""
         self._losses: list[Bool[Tensor, ""]] = []
         self._index: list[Tensor] = []
 
     def watch(self, loss: Float[Tensor, ""], batch: Any) -> None:
-        """Remember whether a batch's loss is finite, and which pictures it was of."""
+        """Remember whether a batch's loss is finite, and which images it was of."""
         self._losses.append(loss.detach().isfinite())
         if isinstance(batch, dict) and "index" in batch:
             self._index.append(batch["index"])
@@ -69,7 +69,7 @@ class Guard:
         self.in_a_row = self.in_a_row + 1 if self.skipped else 0
         if self.skipped:
             why = "another process" if finite else "gradient" if sound else "loss"
-            self.found.append(BadStep(step, epoch, why, [int(i) for part in index for i in part]))
+            self.found.append(SkippedStep(step, epoch, why, [int(i) for part in index for i in part]))
         return not self.skipped
 
 

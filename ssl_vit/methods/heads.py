@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vit.models.blocks import init_linear
-from ssl_vit.parallel.distributed import mean_over_ranks, several, world_size
+from ssl_vit.parallel.distributed import is_distributed, mean_over_ranks, world_size
 
 
 class ScaledProduct(torch.autograd.Function):
@@ -62,13 +62,13 @@ class BatchNorm(nn.BatchNorm1d):
     """
 
     def forward(self, x: Float[Tensor, "n D"]) -> Float[Tensor, "n D"]:  # pyright: ignore
-        if not (self.training and several()):
+        if not (self.training and is_distributed()):
             return super().forward(x)
         mean = mean_over_ranks(x.float().mean(0))
-        centred = x.float() - mean
-        variance = mean_over_ranks(centred.square().mean(0))
+        centerd = x.float() - mean
+        variance = mean_over_ranks(centerd.square().mean(0))
         self._remember(mean.detach(), variance.detach(), len(x) * world_size())
-        normed = centred * (variance + self.eps).rsqrt()
+        normed = centerd * (variance + self.eps).rsqrt()
         return torch.addcmul(self.bias, normed, self.weight).to(x.dtype)
 
     @torch.no_grad()

@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from ssl_vit.config.pretrain_schema import MAEConfig, MAERun
 from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Method
-from ssl_vit.methods.masking import as_mask, kept_patches, split_by_noise
+from ssl_vit.methods.masking import index_to_mask, num_keep, random_masking
 from ssl_vit.models.blocks import Block, CrossBlock, init_linear, run_blocks
 from ssl_vit.models.pos_embed import resample, sincos_2d
-from ssl_vit.models.vit import VisionTransformer, images_of, pixels_per_patch
+from ssl_vit.models.vit import VisionTransformer, patchify, unpatchify
 
 
 def target_pixels(
     images: Float[Tensor, "B C H W"], patch_size: int, index: Int[Tensor, "B M"]
 ) -> Float[Tensor, "B M F"]:
     """Pixels of the chosen patches in float32, inside a patch row, column, channel (the authors' order)."""
-    pixels = pixels_per_patch(images, patch_size, index).float()
+    pixels = patchify(images, patch_size, index).float()
     return pixels.unflatten(2, (images.shape[1], -1)).transpose(2, 3).flatten(2)
 
 
@@ -44,10 +44,10 @@ def patch_statistics(pixels: Float[Tensor, "B M F"]) -> tuple[Float[Tensor, "B M
 def reconstruction_loss(
     prediction: Float[Tensor, "B M F"], pixels: Float[Tensor, "B M F"], norm_pix: bool
 ) -> Float[Tensor, ""]:
-    """Mean squared error over the hidden patches, against their pixels or their normalised pixels; in float32."""
+    """Mean squared error over the hidden patches, against their pixels or their normalized pixels; in float32."""
     if norm_pix:
-        mean, deviation = patch_statistics(pixels)
-        pixels = (pixels - mean) / deviation
+        mean, std = patch_statistics(pixels)
+        pixels = (pixels - mean) / std
     return F.mse_loss(prediction.float(), pixels)
 
 
@@ -58,12 +58,12 @@ class Decoder(nn.Module):
 
     def __init__(self, encoder_width: int, grid: tuple[int, int], pixels: int, cfg: MAEConfig) -> None:
         super().__init__()
-        E = cfg.decoder_width
+        E = cfg.decoder_embed_dim
         self.grid = grid
         self.embed = nn.Linear(encoder_width, E)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, E))
         self.register_buffer("pos_embed", F.pad(sincos_2d(*grid, E), (0, 0, 1, 0)))  # the class token's row is zeros
-        self.blocks = nn.ModuleList(Block(E, cfg.decoder_heads) for _ in range(cfg.decoder_depth))
+        self.blocks = nn.ModuleList(Block(E, cfg.decoder_num_heads) for _ in range(cfg.decoder_depth))
         self.norm = nn.LayerNorm(E, eps=1e-6)
         self.pred = nn.Linear(E, pixels)
         init_linear(self, "xavier")
@@ -110,12 +110,14 @@ class CrossDecoder(nn.Module):
         self, encoder_width: int, encoder_depths: int, grid: tuple[int, int], pixels: int, cfg: MAEConfig
     ) -> None:
         super().__init__()
-        E = cfg.decoder_width
+        E = cfg.decoder_embed_dim
         self.grid = grid
         self.mask_token = nn.Parameter(torch.zeros(1, 1, E))
         self.register_buffer("pos_embed", sincos_2d(*grid, E))
         self.depth_weights = nn.Parameter(torch.zeros(cfg.decoder_depth, encoder_depths))
-        self.blocks = nn.ModuleList(CrossBlock(E, cfg.decoder_heads, encoder_width) for _ in range(cfg.decoder_depth))
+        self.blocks = nn.ModuleList(
+            CrossBlock(E, cfg.decoder_num_heads, encoder_width) for _ in range(cfg.decoder_depth)
+        )
         self.norm = nn.LayerNorm(E, eps=1e-6)
         self.pred = nn.Linear(E, pixels)
         init_linear(self, "xavier")
@@ -137,63 +139,63 @@ class MAE(Method):
     """Masked autoencoder; see Method for the arguments and MAEConfig for the options."""
 
     Config = MAERun
-    options: MAEConfig
+    config: MAEConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         config = self.encoder_config
         pixels = config.patch_size**2 * config.channels
-        width, grid = self.encoder.width, self.encoder.grid
-        if self.options.decoder == "cross":
-            self.decoder = CrossDecoder(width, 1 + self.encoder.depth, grid, pixels, self.options)
+        width, grid = self.encoder.embed_dim, self.encoder.grid
+        if self.config.decoder == "cross":
+            self.decoder = CrossDecoder(width, 1 + self.encoder.depth, grid, pixels, self.config)
         else:
-            self.decoder = Decoder(width, grid, pixels, self.options)
+            self.decoder = Decoder(width, grid, pixels, self.config)
 
-    def views(self) -> RandomCrop:
-        return RandomCrop(self.encoder_config.height_width, scale=self.options.crop_scale, flip=self.options.flip)
+    def transform(self) -> RandomCrop:
+        return RandomCrop(self.encoder_config.height_width, scale=self.config.crop_scale, flip=self.config.flip)
 
     def losses(
         self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None
     ) -> dict[str, Float[Tensor, ""]]:
         """{"reconstruction": loss}. `noise` ranks the patches (lowest stay visible); by default it is drawn."""
-        prediction, hidden_index = self.reconstruct(images, noise, self.options.predicted_share)
+        prediction, hidden_index = self.reconstruct(images, noise, self.config.predicted_fraction)
         pixels = target_pixels(images, self.encoder.patch_size, hidden_index)
-        return {"reconstruction": reconstruction_loss(prediction, pixels, self.options.norm_pix)}
+        return {"reconstruction": reconstruction_loss(prediction, pixels, self.config.norm_pix)}
 
     def reconstruct(
-        self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None, share: float = 1.0
+        self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None, fraction: float = 1.0
     ) -> tuple[Float[Tensor, "B M F"], Int[Tensor, "B M"]]:
         """Predictions for a share of the hidden patches, those of lowest noise, and which they are."""
         encoder, (h, w) = self.encoder, self.encoder.grid_of(images)
         if noise is None:
             noise = torch.rand(len(images), h * w, device=images.device, generator=self.generator(images.device))
-        visible_index, hidden_index = split_by_noise(noise, kept_patches(h * w, self.options.mask_ratio))
-        hidden_index = hidden_index[:, : max(1, round(hidden_index.shape[1] * share))]
-        patches = encoder.locate(encoder.patchify(images, visible_index), h, w, visible_index)
+        visible_index, hidden_index = random_masking(noise, num_keep(h * w, self.config.mask_ratio))
+        hidden_index = hidden_index[:, : max(1, round(hidden_index.shape[1] * fraction))]
+        patches = encoder.add_pos_embed(encoder.patchify(images, visible_index), h, w, visible_index)
         if isinstance(self.decoder, CrossDecoder):
             return self.decoder(tokens_by_depth(encoder, patches), hidden_index, (h, w)), hidden_index
         return self.decoder(encoder.encode(patches), visible_index, hidden_index, (h, w)), hidden_index
 
     @torch.no_grad()
-    def pictures(
+    def visualize(
         self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]
     ) -> dict[str, Float[Tensor, "B C H W"]]:
         """Columns to look at: the visible patches, those with the hidden ones reconstructed, the original.
 
-        Normalised targets lose each patch's brightness and contrast; they are put back from the true patch.
+        Normalized targets lose each patch's brightness and contrast; they are put back from the true patch.
         """
         P, (h, w) = self.encoder.patch_size, self.encoder.grid_of(images)
         prediction, hidden_index = self.reconstruct(images)
         prediction = prediction.float()
-        if self.options.norm_pix:
-            mean, deviation = patch_statistics(target_pixels(images, P, hidden_index))
-            prediction = prediction * deviation + mean
+        if self.config.norm_pix:
+            mean, std = patch_statistics(target_pixels(images, P, hidden_index))
+            prediction = prediction * std + mean
         every = torch.arange(h * w, device=images.device).expand(len(images), -1)
         true = target_pixels(images, P, every)
         painted = true.scatter(1, hidden_index[..., None].expand_as(prediction), prediction)
-        masked = true.masked_fill(as_mask(hidden_index, h * w)[..., None], 0.0)
+        masked = true.masked_fill(index_to_mask(hidden_index, h * w)[..., None], 0.0)
         columns = {"masked": masked, "reconstruction": painted}
-        shown = {name: images_of(in_channels(column, P), P, h, w) for name, column in columns.items()}
+        shown = {name: unpatchify(in_channels(column, P), P, h, w) for name, column in columns.items()}
         return shown | {"original": images}
 
 

@@ -1,6 +1,6 @@
 """Patch masks: bool over patches only (the class token has no index), True = hidden from the encoder.
 
-Letters: B images, N patches, n patches kept, M = N - n hidden; for blocks h w grid (N = h * w), a images that are not
+Letters: B images, N patches, n patches kept, M = N - n hidden; for blocks h w grid (N = h * w), an images that are not
 finished, t tries.
 """
 
@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Float32, Int
 from torch import Tensor
 
 
-def kept_patches(patches: int, ratio: float) -> int:
+def num_keep(patches: int, ratio: float) -> int:
     """How many of N patches stay visible: int(N * (1 - ratio)), the authors' rounding (MAE, random_masking)."""
     return int(patches * (1 - ratio))
 
 
-def split_by_noise(noise: Float[Tensor, "B N"], kept: int) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B M"]]:
+def random_masking(noise: Float[Tensor, "B N"], kept: int) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B M"]]:
     """Keep the `kept` patches of lowest noise of each image (arXiv:2111.06377, section 3, 'Simple implementation').
 
     Returns:
@@ -28,7 +28,7 @@ def split_by_noise(noise: Float[Tensor, "B N"], kept: int) -> tuple[Int[Tensor, 
     return order[:, :kept], order[:, kept:]
 
 
-def as_mask(hidden_index: Int[Tensor, "B M"], patches: int) -> Bool[Tensor, "B N"]:
+def index_to_mask(hidden_index: Int[Tensor, "B M"], patches: int) -> Bool[Tensor, "B N"]:
     """The mask that hides the given patches."""
     mask = torch.zeros(len(hidden_index), patches, dtype=torch.bool, device=hidden_index.device)
     return mask.scatter_(1, hidden_index, True)
@@ -55,7 +55,7 @@ def _propose(
     h: int,
     w: int,
 ) -> tuple[Float32[np.ndarray, "a t {h}"], Float32[np.ndarray, "a t {w}"]]:
-    """The rows and columns (1 inside) of t random blocks for each of a images; one that does not fit is empty."""
+    """The rows and columns (1 inside) of t random blocks for each of an images; one that does not fit is empty."""
     area = smallest + (largest - smallest) * uniforms[0]
     ratio = np.exp(math.log(aspect) * (1 - 2 * uniforms[1]))
     height, width = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
@@ -127,6 +127,6 @@ def _fill(mask: Bool[Tensor, "B N"], fewest: int, generator: torch.Generator | N
     """The masks with random patches added where fewer than `fewest` are hidden."""
     short = mask.sum(dim=1) < fewest
     noise = torch.rand(int(short.sum()), mask.shape[1], generator=generator, dtype=torch.float32, device="cpu")
-    lowest, _ = split_by_noise(noise - mask[short].float(), fewest)  # what is hidden already lies below 0
-    mask[short] = as_mask(lowest, mask.shape[1])
+    lowest, _ = random_masking(noise - mask[short].float(), fewest)  # what is hidden already lies below 0
+    mask[short] = index_to_mask(lowest, mask.shape[1])
     return mask

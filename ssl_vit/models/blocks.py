@@ -135,17 +135,17 @@ class Block(nn.Module):
         width: int,
         heads: int,
         mlp_ratio: float = 4.0,
-        layer_scale: float | None = None,
+        init_values: float | None = None,
         drop_path: float = 0.0,
         relations: int = 0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, relations)
-        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.ls1 = nn.Identity() if init_values is None else LayerScale(width, init_values)
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Mlp(width, int(width * mlp_ratio))
-        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(width, layer_scale)
+        self.ls2 = nn.Identity() if init_values is None else LayerScale(width, init_values)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Float[Tensor, "T D"], layout: Layout, biases: Biases) -> Float[Tensor, "T D"]:
@@ -217,7 +217,7 @@ SCHEMES: dict[str, Callable[[Tensor], Any]] = {
 
 
 def init_linear(module: nn.Module, scheme: str) -> None:
-    """Initialise every linear map under `module` by `scheme`, biases 0.
+    """Initialize every linear map under `module` by `scheme`, biases 0.
 
     xavier: uniform, a fused qkv counted as one matrix (MAE). trunc_normal: DINO's. beit: BEiT's, without its rescale.
     """

@@ -21,7 +21,7 @@ from ssl_vit.models.blocks import SCHEMES, Biases, Block, init_blocks, run_block
 from ssl_vit.models.pos_embed import RelativeIndex, RelativePositionBias, relations, resample, sincos_2d
 
 
-def pixels_per_patch(
+def patchify(
     images: Float[Tensor, "B C H W"], patch_size: int, index: Int[Tensor, "B n"] | None = None
 ) -> Float[Tensor, "B _ F"]:
     """Cut images into flat patches, row-major over the grid; inside a patch channel, row, column.
@@ -38,8 +38,8 @@ def pixels_per_patch(
     return patches.reshape(B, h * w, C * P * P)
 
 
-def images_of(pixels: Float[Tensor, "B N F"], patch_size: int, h: int, w: int) -> Float[Tensor, "B C H W"]:
-    """The inverse of pixels_per_patch: flat patches of an h x w grid to images."""
+def unpatchify(pixels: Float[Tensor, "B N F"], patch_size: int, h: int, w: int) -> Float[Tensor, "B C H W"]:
+    """The inverse of patchify: flat patches of an h x w grid to images."""
     patches = pixels.unflatten(2, (-1, patch_size, patch_size)).unflatten(1, (h, w))  # [B, h, w, C, P, P]
     return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
@@ -77,35 +77,35 @@ class VisionTransformer(nn.Module):
         if config is not None and options:
             raise ValueError(f"VisionTransformer takes a config or keywords, not both; got {sorted(options)} too")
         self.config = config = config or EncoderConfig(**options)
-        self.facts: dict[str, Any] = {}  # what a saved encoder knows of its training: mean, std, method, data
-        self.width, self.depth, self.heads = config.shape
+        self.metadata: dict[str, Any] = {}  # what a saved encoder knows of its training: mean, std, method, data
+        self.embed_dim, self.depth, self.num_heads = config.shape
         self.patch_size, self.grid = config.patch_size, config.grid
-        self.patch_embed = PatchEmbed(config.channels, config.patch_size, self.width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.width))
-        if config.registers:
-            self.reg_token = nn.Parameter(torch.zeros(1, config.registers, self.width))
+        self.patch_embed = PatchEmbed(config.channels, config.patch_size, self.embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
+        if config.num_registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, self.embed_dim))
         self._make_positions()
         rates = [config.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
-        rows = relations(self.grid) if config.positions == "relative_per_block" else 0
+        rows = relations(self.grid) if config.pos_embed == "relative_per_block" else 0
         self.blocks = nn.ModuleList(
-            Block(self.width, self.heads, config.mlp_ratio, config.layer_scale, rate, rows) for rate in rates
+            Block(self.embed_dim, self.num_heads, config.mlp_ratio, config.init_values, rate, rows) for rate in rates
         )
-        self.norm = nn.LayerNorm(self.width, eps=1e-6)
+        self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
         if not self.cls_token.is_meta:  # shapes alone: nothing to draw, and drawing would import torch._dynamo
             self._init_weights()
 
     def _make_positions(self) -> None:
         # As in timm's models: without registers row 0 is the class token's, with them the table is the patches' alone.
         h, w = self.grid
-        self.class_rows = 0 if self.config.registers or self.config.relative else 1
-        if self.config.positions == "relative":
-            self.rel_pos_bias = RelativePositionBias(self.grid, self.heads)
-        elif self.config.positions == "relative_per_block":
+        self.class_rows = 0 if self.config.num_registers or self.config.relative else 1
+        if self.config.pos_embed == "relative":
+            self.rel_pos_bias = RelativePositionBias(self.grid, self.num_heads)
+        elif self.config.pos_embed == "relative_per_block":
             self.rel_pos_index = RelativeIndex(self.grid)
-        elif self.config.positions == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, self.class_rows + h * w, self.width))
+        elif self.config.pos_embed == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.class_rows + h * w, self.embed_dim))
         else:  # a buffer: a frozen parameter would stop plain DDP
-            table = F.pad(sincos_2d(h, w, self.width), (0, 0, self.class_rows, 0))
+            table = F.pad(sincos_2d(h, w, self.embed_dim), (0, 0, self.class_rows, 0))
             self.register_buffer("pos_embed", table)
 
     def _init_weights(self) -> None:
@@ -118,7 +118,7 @@ class VisionTransformer(nn.Module):
         for token in (self.cls_token, getattr(self, "reg_token", None)):
             if token is not None:
                 SCHEMES["beit"](token) if scheme == "beit" else nn.init.normal_(token, std=0.02)
-        if self.config.positions == "learned":
+        if self.config.pos_embed == "learned":
             SCHEMES["beit"](self.pos_embed) if scheme == "beit" else trunc_normal(self.pos_embed)
 
     def grid_of(self, images: Float[Tensor, "B C H W"]) -> tuple[int, int]:
@@ -137,9 +137,9 @@ class VisionTransformer(nn.Module):
     ) -> Float[Tensor, "B _ D"]:
         """Project pixels to patch tokens, row-major; with an index only those patches, in that order."""
         self.grid_of(images)
-        return self.patch_embed(pixels_per_patch(images, self.patch_size, index))
+        return self.patch_embed(patchify(images, self.patch_size, index))
 
-    def locate(
+    def add_pos_embed(
         self, patches: Float[Tensor, "B n D"], h: int, w: int, index: Int[Tensor, "B n"] | None = None
     ) -> Float[Tensor, "B n D"]:
         """Add the positions of an h x w grid; `index` says which patches of it these are (None: all).
@@ -155,7 +155,7 @@ class VisionTransformer(nn.Module):
         """Located patches, any subset in any order, to normed tokens: class token first, then the patches.
 
         Relative positions need all patches of a grid in their order; grid: which, by default that of the training
-        picture. ValueError where the patches are not as many.
+        image. ValueError where the patches are not as many.
         """
         return self.encode_many([patches], None if grid is None else [grid])[0]
 
@@ -186,7 +186,7 @@ class VisionTransformer(nn.Module):
         """
         if not self.config.relative:
             return None
-        if self.config.positions == "relative":
+        if self.config.pos_embed == "relative":
             made = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
             return [[made[grid] for grid in grids]] * self.depth
         tables = [block.attn.relative_position_bias_table for block in self.blocks]  # pyright: ignore
@@ -196,7 +196,7 @@ class VisionTransformer(nn.Module):
         for patches, (h, w) in zip(groups, grids, strict=True):
             if self.config.relative and patches.shape[1] != h * w:
                 raise ValueError(
-                    f"encoder.positions={self.config.positions} needs all {h} x {w} patches of a grid, not "
+                    f"encoder.pos_embed={self.config.pos_embed} needs all {h} x {w} patches of a grid, not "
                     f"{patches.shape[1]}: give encode(patches, grid=(h, w)), or choose learned or sincos positions"
                 )
         return self.biases(grids)
@@ -205,21 +205,21 @@ class VisionTransformer(nn.Module):
         """Class token, registers, patches: what the first block sees."""
         class_token = self.cls_token + self.pos_embed[:, :1] if self.class_rows else self.cls_token
         tokens = [class_token.expand(len(patches), -1, -1)]
-        if self.config.registers:
+        if self.config.num_registers:
             tokens.append(self.reg_token.expand(len(patches), -1, -1))
         return torch.cat([*tokens, patches], dim=1)
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
         """Located patches of whole images, all of them: what encode takes."""
-        return self.locate(self.patchify(images), *self.grid_of(images))
+        return self.add_pos_embed(self.patchify(images), *self.grid_of(images))
 
     def without_registers(self, x: Float[Tensor, "B _ D"]) -> Float[Tensor, "B S D"]:
-        R = self.config.registers
+        R = self.config.num_registers
         return torch.cat([x[:, :1], x[:, 1 + R :]], dim=1) if R else x
 
     def _run(self, sequences: list[Tensor], biases: Sequence[Biases] | None, first: int, end: int) -> list[Tensor]:
         """Sequences through the blocks from `first` up to `end`."""
-        checkpointed = self.config.checkpoint_blocks and self.training and torch.is_grad_enabled()
+        checkpointed = self.config.grad_checkpointing and self.training and torch.is_grad_enabled()
         return run_blocks(self.blocks[first:end], sequences, biases and biases[first:end], checkpointed)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
@@ -235,7 +235,7 @@ class VisionTransformer(nn.Module):
     def features(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int] = (-1,), pool: str = "cls"
     ) -> Float[Tensor, "B _"]:
-        """One vector per picture: [B, D] for each layer and pooling, side by side.
+        """One vector per image: [B, D] for each layer and pooling, side by side.
 
         Args:
             layers: blocks to read, such as [-1] or [-4, -3, -2, -1].
@@ -268,7 +268,7 @@ class VisionTransformer(nn.Module):
         bias = biases[wanted][0] if biases else None
         if bias is not None:
             scores = scores + bias[:, :1]
-        return scores.softmax(-1)[:, :, 0, 1 + self.config.registers :]
+        return scores.softmax(-1)[:, :, 0, 1 + self.config.num_registers :]
 
     def extra_repr(self) -> str:
         changed = {k: v for k, v in asdict(self.config).items() if v != getattr(EncoderConfig(), k)}

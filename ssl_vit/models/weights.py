@@ -19,7 +19,7 @@ from ssl_vit.config.checks import one_of
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig
 from ssl_vit.models.pos_embed import resample, resample_relations
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.run.files import ENCODER, FACTS, newest_checkpoint, write_atomic, write_json
+from ssl_vit.run.files import ENCODER, METADATA, newest_checkpoint, write_atomic, write_json
 
 State = dict[str, Tensor]
 RELATIONS = "rel_pos_bias.relative_position_bias_table"
@@ -27,16 +27,16 @@ TRAINED = "encoder."
 """Prefix of the encoder that the gradients move, in a method's state dict."""
 
 
-def save_encoder(encoder: VisionTransformer, folder: Path, **facts: Any) -> Path:
+def save_encoder(encoder: VisionTransformer, folder: Path, **metadata: Any) -> Path:
     """Write encoder.safetensors (complete in itself) and encoder.json (the same facts, for people and tools).
 
     Args:
         facts: JSON values worth keeping: mean, std, method, data, step.
     """
-    facts = {"encoder": asdict(encoder.config), **facts}
+    metadata = {"encoder": asdict(encoder.config), **metadata}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.state_dict().items()}
-    write_atomic(folder / ENCODER, save(state, metadata={"ssl_vit": json.dumps(facts)}))
-    write_json(folder / FACTS, facts)
+    write_atomic(folder / ENCODER, save(state, metadata={"ssl_vit": json.dumps(metadata)}))
+    write_json(folder / METADATA, metadata)
     return folder / ENCODER
 
 
@@ -46,7 +46,7 @@ def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
     Official ones are MAE's, DINO's, BEiT's, and plain Vision Transformers in timm's names; of fine-tuned ones without
     the head, and with the norm of their mean as the encoder's.
 
-    `encoder.facts` holds what is known of it: mean and std of its pictures, and for our own its method and data.
+    `encoder.facts` holds what is known of it: mean and std of its images, and for our own its method and data.
     A DINO checkpoint holds two: the teacher, which is what its authors release and what is loaded by default, and the
     student.
 
@@ -67,12 +67,12 @@ def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
     if path.suffix == ".safetensors":
         if which:
             raise ValueError(f"{path} holds one encoder; for which={which} give the run, or a checkpoint of it")
-        config, state, facts = _read_safetensors(path)
+        config, state, metadata = _read_safetensors(path)
     else:
-        config, state, facts = _read_pickle(path, which)
+        config, state, metadata = _read_pickle(path, which)
     encoder = VisionTransformer(config)
     load_strictly(encoder, state, path)
-    encoder.facts = facts
+    encoder.metadata = metadata
     return encoder.eval()
 
 
@@ -97,7 +97,7 @@ def require_fit(own: State, state: State, where: Path | str) -> None:
             )
 
 
-def initialise(encoder: VisionTransformer, source: str | Path) -> None:
+def initialize(encoder: VisionTransformer, source: str | Path) -> None:
     """As transfer, from anything that load_encoder reads."""
     transfer(load_encoder(source), encoder, f"init_from={source}")
 
@@ -111,14 +111,14 @@ def transfer(start: VisionTransformer, encoder: VisionTransformer, where: str) -
         where: what to call the start in an error.
     """
     state, rows = start.state_dict(), encoder.class_rows
-    ours, theirs = encoder.config.positions, start.config.positions
+    ours, theirs = encoder.config.pos_embed, start.config.pos_embed
     if ours == theirs and encoder.config.relative:
         state |= {name: resample_relations(state[name], start.grid, encoder.grid) for name in _tables(state)}
     elif (theirs, ours) == ("relative", "relative_per_block"):
         shared = resample_relations(state.pop(RELATIONS), start.grid, encoder.grid)
         state |= {name: shared.clone() for name in _tables(encoder.state_dict())}
     elif encoder.config.relative or start.config.relative:
-        raise ValueError(f"{where} was made with encoder.positions={theirs}, this run has {ours}: make them alike")
+        raise ValueError(f"{where} was made with encoder.pos_embed={theirs}, this run has {ours}: make them alike")
     elif ours == "sincos":
         state["pos_embed"] = encoder.pos_embed
     elif start.class_rows == rows:
@@ -135,10 +135,10 @@ def _tables(state: State) -> list[str]:
 def _read_safetensors(path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        facts = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
-    if not facts:  # timm's and others': the same names, the architecture read off the shapes
+        metadata = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
+    if not metadata:  # timm's and others': the same names, the architecture read off the shapes
         return (*_official(state, path), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
-    return EncoderConfig(**facts["encoder"]), state, facts
+    return EncoderConfig(**metadata["encoder"]), state, metadata
 
 
 def _read_pickle(path: Path, which: str) -> tuple[EncoderConfig, State, dict[str, Any]]:
@@ -154,7 +154,7 @@ def _read_pickle(path: Path, which: str) -> tuple[EncoderConfig, State, dict[str
             raise ValueError(f"which={which}: {path} is of a method without a teacher")
         weights = content["state_dict"]
         state = {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
-        return EncoderConfig(**content["hyper_parameters"]["encoder"]), state, content.get("facts", {})
+        return EncoderConfig(**content["hyper_parameters"]["encoder"]), state, content.get("metadata", {})
     if which and which not in content:
         raise ValueError(f"which={which}: {path} has no {which}; it holds {', '.join(list(content)[:5])}")
     for key in (which or "teacher", "model", "state_dict"):
@@ -163,7 +163,7 @@ def _read_pickle(path: Path, which: str) -> tuple[EncoderConfig, State, dict[str
     beside = ("decoder", "mask_token", "head", "lm_head")  # what the authors' methods have around the encoder
     state = {name: tensor for name, tensor in names.items() if not name.startswith(beside)}
     state = {name.replace("fc_norm.", "norm."): tensor for name, tensor in state.items()}  # a fine-tuned one's
-    if _tables(state):  # BEiT's with relative positions normalise by .5, its other one as ImageNet
+    if _tables(state):  # BEiT's with relative positions normalize by .5, its other one as ImageNet
         return (*_official(_from_beit(state), path), {"mean": [0.5] * 3, "std": [0.5] * 3})
     return (*_official(_from_beit(state), path), {"mean": IMAGENET_MEAN, "std": IMAGENET_STD})
 
@@ -204,15 +204,15 @@ def _official(state: State, path: Path) -> tuple[EncoderConfig, State]:
             "VisionTransformer(...) yourself and load_state_dict"
         )
     config = EncoderConfig(
-        width=width,
+        embed_dim=width,
         depth=depth,
-        heads=heads,
+        num_heads=heads,
         mlp_ratio=hidden / width,
         patch_size=patch_size,
         image_size=side * patch_size,
         channels=channels,
-        registers=registers,
-        layer_scale=1.0 if "blocks.0.ls1.gamma" in state else None,
-        positions="relative" if RELATIONS in state else "relative_per_block" if relative else "learned",
+        num_registers=registers,
+        init_values=1.0 if "blocks.0.ls1.gamma" in state else None,
+        pos_embed="relative" if RELATIONS in state else "relative_per_block" if relative else "learned",
     )
     return config, state

@@ -15,6 +15,6 @@ def frozen_copy(network: Network) -> Network:
 
 
 @torch.no_grad()
-def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, parameters alone (arXiv:2104.14294, section 3.1)."""
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)  # pyright: ignore[reportPrivateImportUsage]

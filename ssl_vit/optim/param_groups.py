@@ -11,7 +11,7 @@ from ssl_vit.parallel.distributed import local_parts, norms
 
 
 def scaled_lr(base_lr: float, global_batch: int) -> float:
-    """Learning rate for a global batch, linear in it: base_lr is per 256 pictures (arXiv:1706.02677)."""
+    """Learning rate for a global batch, linear in it: base_lr is per 256 images (arXiv:1706.02677)."""
     return base_lr * global_batch / 256
 
 

@@ -7,7 +7,7 @@ SLACK = 0.01
 """Share of a run by which its clock must be ahead of its steps before it counts."""
 
 
-def share_done(trainer: pl.Trainer | None, agreed: bool = True) -> float:
+def fraction_done(trainer: pl.Trainer | None, broadcast_object: bool = True) -> float:
     """Share of the run done, in [0, 1]: of its steps, or of its time where `max_time` ends it sooner.
 
     So a run that is cut short by steps or by minutes has its schedules cut in proportion, and ends annealed. A time
@@ -24,12 +24,12 @@ def share_done(trainer: pl.Trainer | None, agreed: bool = True) -> float:
         return min(1.0, by_steps)
     elapsed = timer.time_elapsed()
     by_clock = elapsed / max(1e-9, elapsed + remaining)
-    if agreed and trainer.world_size > 1:  # every rank must step with the same rate
+    if broadcast_object and trainer.world_size > 1:  # every rank must step with the same rate
         by_clock = trainer.strategy.broadcast(by_clock)
     return min(1.0, by_clock if by_clock > by_steps + SLACK else by_steps)
 
 
-def share_of_epochs(trainer: pl.Trainer | None, epochs: float) -> float:
+def fraction_of_epochs(trainer: pl.Trainer | None, epochs: float) -> float:
     """What share of the run `epochs` are: of max_epochs, or of the expected steps where epochs are unlimited.
 
     Outside a trainer 0.
@@ -39,7 +39,7 @@ def share_of_epochs(trainer: pl.Trainer | None, epochs: float) -> float:
     if trainer.max_epochs is not None and trainer.max_epochs > 0:
         return epochs / trainer.max_epochs
     steps = epochs * trainer.num_training_batches / trainer.accumulate_grad_batches
-    done = share_done(trainer) if trainer.global_step else 0.0
+    done = fraction_done(trainer) if trainer.global_step else 0.0
     return steps / (trainer.global_step / done if done else trainer.estimated_stepping_batches)
 
 

@@ -14,11 +14,11 @@ def warmup_cosine(step: float, total: float, *, peak: float, final: float, warmu
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def cosine(share: float, start: float, end: float) -> float:
+def cosine(fraction: float, start: float, end: float) -> float:
     """From `start` to `end` by half a cosine over the run; share in [0, 1] (arXiv:2104.14294, section 3.1, for EMA)."""
-    return warmup_cosine(share, 1.0, peak=start, final=end)
+    return warmup_cosine(fraction, 1.0, peak=start, final=end)
 
 
-def linear(share: float, warmup: float, start: float, end: float) -> float:
+def linear(fraction: float, warmup: float, start: float, end: float) -> float:
     """From `start` at 0 to `end` at `warmup`, then constant; without a warm-up `end` from the first step."""
-    return end if share >= warmup else start + (end - start) * share / warmup
+    return end if fraction >= warmup else start + (end - start) * fraction / warmup

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-_agreements = itertools.count()
+_broadcasts = itertools.count()
 
 
 @contextmanager
-def joined() -> Iterator[tuple[int, int]]:
+def process_group() -> Iterator[tuple[int, int]]:
     """(rank, processes) of the processes that torchrun started, joined inside; (0, 1) in a process started alone.
 
     They exchange tensors on the CPU (gloo).
@@ -31,9 +31,9 @@ def joined() -> Iterator[tuple[int, int]]:
         dist.destroy_process_group()
 
 
-def interleaved(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
+def all_gather(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
     """The rows of all processes, equally many of each: every process's first, then every second; alone the tensor."""
-    if not several():
+    if not is_distributed():
         return rows
     parts = [torch.empty_like(rows) for _ in range(world_size())]
     dist.all_gather(parts, rows.contiguous())
@@ -45,7 +45,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
     Gradients flow back as through sum_over_ranks.
     """
-    return sum_over_ranks(tensor) / world_size() if several() else tensor
+    return sum_over_ranks(tensor) / world_size() if is_distributed() else tensor
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
     The gradient is that of the sum of all processes' losses: each process gets the sum of what the others send back.
     """
-    if not several():
+    if not is_distributed():
         return tensor
     from torch.distributed.nn.functional import all_reduce  # here, because a single process needs none
 
@@ -78,18 +78,18 @@ def norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
     return sum_over_ranks(parts.square()).sqrt()
 
 
-def agreed(word: str) -> str:
-    """The first process's word, on all of those that torchrun started."""
+def broadcast_object(text: str) -> str:
+    """The first process's text, on all of those that torchrun started."""
     store, rank, _ = next(rendezvous("env://"))  # torchrun's own, which stands before any process group
-    key = f"ssl_vit/{next(_agreements)}"
+    key = f"ssl_vit/{next(_broadcasts)}"
     if rank == 0:
-        store.set(key, word)
+        store.set(key, text)
     return store.get(key).decode()
 
 
 def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
     """Whether a flag is set in any process of a run; in a single process the flag itself."""
-    if not several():
+    if not is_distributed():
         return flag
     known = flag.to(torch.uint8)
     dist.all_reduce(known, dist.ReduceOp.MAX)
@@ -98,7 +98,7 @@ def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
 
 def from_first_rank(tensor: Tensor) -> Tensor:
     """The first process's tensor on all of them; in a single process the tensor itself."""
-    if not several():
+    if not is_distributed():
         return tensor
     shared = tensor.clone()
     dist.broadcast(shared, 0)
@@ -107,15 +107,15 @@ def from_first_rank(tensor: Tensor) -> Tensor:
 
 def world_size() -> int:
     """How many processes a run has."""
-    return dist.get_world_size() if several() else 1
+    return dist.get_world_size() if is_distributed() else 1
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether a run has more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-class Agreement:
+class MaxOverRanks:
     """Tells every process of a run the largest number that any of them asked for, one call later and without waiting.
 
     Each process calls `ask` equally often. Alone it answers at once. The numbers travel between the CPUs (gloo), so no
@@ -123,7 +123,7 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._group = dist.new_group(backend="gloo") if several() else None
+        self._group = dist.new_group(backend="gloo") if is_distributed() else None
         self._asked: tuple[Tensor, Any] | None = None
 
     def ask(self, number: int) -> int:
@@ -135,6 +135,6 @@ class Agreement:
         before, self._asked = self._asked, (largest, work)
         if before is None:
             return 0
-        agreed, work = before
+        broadcast_object, work = before
         work.wait()
-        return int(agreed)
+        return int(broadcast_object)

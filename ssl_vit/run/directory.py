@@ -9,7 +9,7 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 
 from ssl_vit.config.resolve import to_yaml
 from ssl_vit.config.schema import TrainerConfig, TrainingRun
-from ssl_vit.parallel.distributed import agreed
+from ssl_vit.parallel.distributed import broadcast_object
 from ssl_vit.run.files import (
     CHECKPOINTS,
     CONFIG,
@@ -62,7 +62,7 @@ def made_up_run_dir(name: str, config: TrainingRun) -> Path:
         ValueError: the processes have no way to agree on one.
     """
     if TorchElasticEnvironment.detect():
-        return Path(agreed(str(new_run_dir(name, config.recipe))))
+        return Path(broadcast_object(str(new_run_dir(name, config.recipe))))
     if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
         return RUNS / f"{run_prefix(name, config.recipe)}slurm-{SLURMEnvironment.job_id()}"
     if "LOCAL_RANK" in os.environ and "SSL_VIT_RUN_DIR" in os.environ:  # started by Lightning

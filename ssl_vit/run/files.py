@@ -19,8 +19,8 @@ from zipfile import ZipFile
 
 log = logging.getLogger("ssl_vit")
 RUNS = Path("runs")
-MODEL, ENCODER, FACTS, CONFIG = "model.safetensors", "encoder.safetensors", "encoder.json", "config.yaml"
-METRICS, BAD_STEPS, QUARANTINE = "metrics.jsonl", "bad_steps.jsonl", "quarantine.txt"
+MODEL, ENCODER, METADATA, CONFIG = "model.safetensors", "encoder.safetensors", "encoder.json", "config.yaml"
+METRICS, SKIPPED_STEPS, QUARANTINE = "metrics.jsonl", "skipped_steps.jsonl", "quarantine.txt"
 CHECKPOINTS = "checkpoints"
 
 
@@ -63,8 +63,8 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def run_prefix(method: str, recipe: str) -> str:
     """`mae-digits-` for method=mae recipe=digits; `simmim-steel-` for acme.simmim:SimMIM and configs/steel.yaml."""
-    words = (method.rpartition(":")[2].lower(), Path(recipe).stem)
-    return "".join(re.sub(r"[^\w.]+", "_", word) + "-" for word in words)
+    names = (method.rpartition(":")[2].lower(), Path(recipe).stem)
+    return "".join(re.sub(r"[^\w.]+", "_", name) + "-" for name in names)
 
 
 def new_run_dir(method: str, recipe: str) -> Path:
@@ -92,12 +92,12 @@ def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Where a run keeps its state after so many optimiser steps."""
+    """Where a run keeps its state after so many optimizer steps."""
     return run / CHECKPOINTS / f"step-{step:07}.ckpt"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimiser steps that a checkpoint's name says it is behind; -1 where it says none."""
+    """The optimizer steps that a checkpoint's name says it is behind; -1 where it says none."""
     found = re.search(r"step[-=](\d+)", checkpoint.name)
     return int(found[1]) if found else -1
 
@@ -131,17 +131,17 @@ def damage(checkpoint: Path) -> str:
             if hasattr(os, "posix_fadvise"):  # so that the disk is read, and not what memory has kept of it
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             with ZipFile(file) as parts:
-                spoilt = parts.testzip()
+                spoiled = parts.testzip()
     except Exception as error:  # whatever bytes at random make of a zip file
-        return f"it is cut short or spoilt: {error}"
-    return f"its part {spoilt} does not have its checksum" if spoilt else ""
+        return f"it is cut short or spoiled: {error}"
+    return f"its part {spoiled} does not have its checksum" if spoiled else ""
 
 
-def facts_of(encoder: Path) -> dict[str, Any]:
-    """What encoder.json says of an encoder (method, data, normalisation, step); {} where there is none.
+def metadata_of(encoder: Path) -> dict[str, Any]:
+    """What encoder.json says of an encoder (method, data, normalization, step); {} where there is none.
 
     encoder: a run, or a file; encoder.json stands beside encoder.safetensors.
     """
     folder = encoder if encoder.is_dir() else encoder.parent
     beside = encoder.is_dir() or encoder.name == ENCODER
-    return json.loads((folder / FACTS).read_text()) if beside and (folder / FACTS).exists() else {}
+    return json.loads((folder / METADATA).read_text()) if beside and (folder / METADATA).exists() else {}

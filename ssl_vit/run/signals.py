@@ -20,7 +20,7 @@ class Stopped(BaseException):
     """A signal has ended a run; no error, so nothing that handles errors catches it.
 
     Args:
-        number: of the signal. step: optimiser steps that are done.
+        number: of the signal. step: optimizer steps that are done.
     """
 
     def __init__(self, number: int, step: int) -> None:
@@ -35,12 +35,12 @@ class Stopped(BaseException):
         return 128 + self.number
 
     def command(self, argv: Sequence[str]) -> str:
-        """The command that goes on where the one of these words was stopped."""
-        words = list(argv)
+        """The command that goes on where the one of these args was stopped."""
+        args = list(argv)
         if self.run_dir is not None:
             names = ("resume", "run_dir", "init_from")
-            words = [word for word in words if word.partition("=")[0] not in names] + [f"resume={self.run_dir}"]
-        return shlex.join(["python", *words])
+            args = [arg for arg in args if arg.partition("=")[0] not in names] + [f"resume={self.run_dir}"]
+        return shlex.join(["python", *args])
 
 
 class Signals:
@@ -78,8 +78,8 @@ def in_slurm_job() -> bool:
 def requeue() -> None:
     """Queue this SLURM job again; where that fails the log says so."""
     try:
-        words = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
-        subprocess.run(words, check=True, capture_output=True, text=True)
+        args = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
+        subprocess.run(args, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", "") or error
         log.error(f"SLURM did not queue the job again, do it by hand ({reason})")

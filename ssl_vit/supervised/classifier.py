@@ -23,7 +23,7 @@ from ssl_vit.run.files import MODEL, write_atomic
 
 
 class Classifier(nn.Module):
-    """Pictures to class scores.
+    """Images to class scores.
 
     The head sees the mean of the patches, through a norm of its own (then the encoder's is left out, as MAE's authors
     do), or the class token after the encoder's norm.
@@ -49,22 +49,22 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         one_of("method.pool", pool, ("mean", "cls"))
-        positions = encoder.config.positions
+        positions = encoder.config.pos_embed
         if distilled and encoder.config.relative:
             raise ValueError(
-                f"distill.teacher= adds a token, which has no place with encoder.positions={positions}: "
+                f"distill.teacher= adds a token, which has no place with encoder.pos_embed={positions}: "
                 "fine-tune an encoder with learned or sincos positions"
             )
         self.encoder, self.classes, self.pool, self.distilled = encoder, list(classes), pool, distilled
-        self.facts: dict[str, Any] = {}  # what a saved classifier knows of its training: mean, std, method, data
+        self.metadata: dict[str, Any] = {}  # what a saved classifier knows of its training: mean, std, method, data
         if pool == "mean":
             encoder.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-            self.fc_norm = nn.LayerNorm(encoder.width, eps=1e-6)
-        self.head = _head(encoder.width, len(classes), head_std)
+            self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6)
+        self.head = _head(encoder.embed_dim, len(classes), head_std)
         if distilled:
-            self.dist_token = nn.Parameter(torch.empty(1, 1, encoder.width))
+            self.dist_token = nn.Parameter(torch.empty(1, 1, encoder.embed_dim))
             nn.init.trunc_normal_(self.dist_token, std=0.02)
-            self.head_dist = _head(encoder.width, len(classes), head_std)
+            self.head_dist = _head(encoder.embed_dim, len(classes), head_std)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Scores before the softmax; of two heads the mean."""
@@ -102,9 +102,9 @@ def _head(width: int, classes: int, std: float) -> nn.Linear:
 
 
 def tuned_config(
-    config: EncoderConfig, image_size: Any = None, drop_path: float = 0.0, block_positions: bool = True
+    config: EncoderConfig, image_size: Any = None, drop_path: float = 0.0, rel_pos_per_block: bool = True
 ) -> EncoderConfig:
-    """The architecture of an encoder to be fine-tuned: on another picture size, with drop path.
+    """The architecture of an encoder to be fine-tuned: on another image size, with drop path.
 
     Sine-cosine positions become a learned parameter that starts from them, as in MAE's authors' fine-tuning. Relative
     positions shared by the blocks become a table for each block, as in BEiT's.
@@ -115,8 +115,8 @@ def tuned_config(
     Raises:
         ValueError: image_size is no multiple of the patch.
     """
-    kinds = {"sincos": "learned", "relative": "relative_per_block" if block_positions else "relative"}
-    positions = kinds.get(config.positions, config.positions)
+    kinds = {"sincos": "learned", "relative": "relative_per_block" if rel_pos_per_block else "relative"}
+    positions = kinds.get(config.pos_embed, config.pos_embed)
     size, patch = config.image_size if image_size is None else image_size, config.patch_size
     whole = all(side % patch == 0 for side in (size if isinstance(size, list | tuple) else [size]))
     require(whole, "image_size", size, f"a multiple of {patch}, the encoder's patch")
@@ -127,7 +127,7 @@ def tunable(start: VisionTransformer, *changes: Any, **more: Any) -> VisionTrans
     """A copy of an encoder with the architecture that tuned_config makes of its own, and all of its weights."""
     encoder = VisionTransformer(tuned_config(start.config, *changes, **more))
     transfer(start, encoder, "the encoder to fine-tune")
-    encoder.facts = start.facts
+    encoder.metadata = start.metadata
     return encoder
 
 
@@ -140,29 +140,29 @@ def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
     start = load_encoder(config.encoder)
     if config.init == "scratch":
         fresh = VisionTransformer(start.config)
-        fresh.facts, start = start.facts, fresh
+        fresh.metadata, start = start.metadata, fresh
     method = config.method
-    return start, tuned_config(start.config, config.image_size, method.drop_path, method.block_positions)
+    return start, tuned_config(start.config, config.image_size, method.drop_path, method.rel_pos_per_block)
 
 
-def save_classifier(model: Classifier, folder: Path, **facts: Any) -> Path:
+def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:
     """Write model.safetensors (complete in itself) and its encoder as encoder.safetensors and encoder.json.
 
     Args:
         facts: JSON values worth keeping: mean, std, method, data, step.
     """
     head = {"classes": model.classes, "pool": model.pool, "distilled": model.distilled}
-    known = {"encoder": asdict(model.encoder.config), "classifier": head, **facts}
+    known = {"encoder": asdict(model.encoder.config), "classifier": head, **metadata}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_atomic(folder / MODEL, save(state, metadata={"ssl_vit": json.dumps(known)}))
-    save_encoder(model.export_encoder(), folder, **facts)
+    save_encoder(model.export_encoder(), folder, **metadata)
     return folder / MODEL
 
 
 def load_classifier(source: str | Path) -> Classifier:
     """A classifier in eval mode from a fine-tuned run or its model.safetensors.
 
-    `classes` are the names of its scores, in their order; `facts` what is known of it, mean and std of its pictures
+    `classes` are the names of its scores, in their order; `facts` what is known of it, mean and std of its images
     among them.
 
     Raises:
@@ -183,11 +183,11 @@ def load_classifier(source: str | Path) -> Classifier:
         raise ValueError(f"model={source} must be a fine-tuned run or its {MODEL}")
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        facts = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
-    if "classifier" not in facts:
+        metadata = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
+    if "classifier" not in metadata:
         raise ValueError(f"{path} holds no classifier: make one with `python tools/finetune.py encoder={source}`")
-    model = Classifier(VisionTransformer(EncoderConfig(**facts["encoder"])), **facts["classifier"])
+    model = Classifier(VisionTransformer(EncoderConfig(**metadata["encoder"])), **metadata["classifier"])
     require_fit(model.state_dict(), state, path)
     model.load_state_dict(state)
-    model.facts = facts
+    model.metadata = metadata
     return model.eval()

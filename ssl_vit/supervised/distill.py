@@ -1,4 +1,4 @@
-"""The teacher of a distillation: any timm model or fine-tuned classifier, frozen, on the student's own pictures.
+"""The teacher of a distillation: any timm model or fine-tuned classifier, frozen, on the student's own images.
 
 Letters: B images, C channels, H x W pixels, K classes.
 """
@@ -19,8 +19,8 @@ Statistics = tuple[list[float], list[float]]
 """Mean and deviation of each channel, of pixels in [0, 1]."""
 
 
-class Renormalised(nn.Module):
-    """A network that sees pictures normalised by other statistics than they come with."""
+class Renormalized(nn.Module):
+    """A network that sees images normalized by other statistics than they come with."""
 
     def __init__(self, network: nn.Module, come: Statistics, seen: Statistics) -> None:
         super().__init__()
@@ -36,24 +36,24 @@ class Renormalised(nn.Module):
         return self.network(torch.addcmul(self.shift, images, self.gain))
 
 
-def load_teacher(source: str, classes: list[str], picture: EncoderConfig, come: Statistics) -> Renormalised:
-    """A frozen teacher in eval mode, tried on one picture.
+def load_teacher(source: str, classes: list[str], image: EncoderConfig, come: Statistics) -> Renormalized:
+    """A frozen teacher in eval mode, tried on one image.
 
     Args:
         source: timm:NAME (its published weights, which timm downloads), timm:NAME:FILE (your own weights, .safetensors
             or .pth), or what load_classifier reads.
         classes: of the student; a timm teacher's must be in the same order.
-        picture: size and channels of the student's pictures.
-        come: mean and deviation that those are normalised by.
+        image: size and channels of the student's images.
+        come: mean and deviation that those are normalized by.
 
     Raises:
-        ValueError: no such model, other classes, or one that does not take such pictures.
+        ValueError: no such model, other classes, or one that does not take such images.
         OSError: no such file, or weights that could not be downloaded.
         ImportError: timm is not installed.
     """
     key = f"distill.teacher={source}"
     if source.startswith(TIMM):
-        network, seen = _from_timm(source, len(classes), picture.channels)
+        network, seen = _from_timm(source, len(classes), image.channels)
     else:
         try:
             network = load_classifier(source)
@@ -61,20 +61,18 @@ def load_teacher(source: str, classes: list[str], picture: EncoderConfig, come: 
             raise type(error)(f"{key}: {error}") from error
         if network.classes != classes:
             theirs, ours = ", ".join(network.classes[:5]), ", ".join(classes[:5])
-            raise ValueError(
-                f"{key} knows the classes {theirs} ..., the pictures are of {ours} ...: they must be alike"
-            )
-        seen = (network.facts["mean"], network.facts["std"])
-    teacher = Renormalised(network, come, seen).requires_grad_(False).eval()
-    height, width = picture.height_width
+            raise ValueError(f"{key} knows the classes {theirs} ..., the images are of {ours} ...: they must be alike")
+        seen = (network.metadata["mean"], network.metadata["std"])
+    teacher = Renormalized(network, come, seen).requires_grad_(False).eval()
+    height, width = image.height_width
     try:
         with torch.no_grad():
-            scores = teacher(torch.zeros(1, picture.channels, height, width))
+            scores = teacher(torch.zeros(1, image.channels, height, width))
     except Exception as error:  # what a network says of a wrong size differs by its kind
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{key} does not take pictures of {height} x {width} pixels: {reason}") from error
+        raise ValueError(f"{key} does not take images of {height} x {width} pixels: {reason}") from error
     if scores.shape != (1, len(classes)):
-        raise ValueError(f"{key} has {scores.shape[-1]} classes, the pictures {len(classes)}: they must be alike")
+        raise ValueError(f"{key} has {scores.shape[-1]} classes, the images {len(classes)}: they must be alike")
     return teacher
 
 

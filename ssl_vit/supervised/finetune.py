@@ -1,4 +1,4 @@
-"""Fine-tuning: an encoder and a classification head, trained on labelled pictures.
+"""Fine-tuning: an encoder and a classification head, trained on labeled images.
 
 The recipe is that of MAE (He et al., 2022, arXiv:2111.06377, appendix A.1, table 9), which BEiT (arXiv:2106.08254) and
 DeiT (arXiv:2012.12877) share but for its numbers: AdamW with a learning rate that decays from the top layer down,
@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from ssl_vit.config.checks import override
 from ssl_vit.config.finetune_schema import DistillConfig, FinetuneConfig, FinetuneRun
 from ssl_vit.config.schema import OptimConfig
-from ssl_vit.data.loader import labels_of, pictures_of
-from ssl_vit.data.transforms.color import Photometry
+from ssl_vit.data.loader import batch_images, batch_labels
+from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop
-from ssl_vit.data.transforms.mixing import draw_boxes, draw_mix, erase, mix_pictures, mix_targets
+from ssl_vit.data.transforms.mixing import draw_boxes, draw_mix, erase, mix_images, mix_targets
 from ssl_vit.data.transforms.randaugment import Augmented, Jittered
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.objective import Objective
-from ssl_vit.optim.ema import follow, frozen_copy
+from ssl_vit.optim.ema import ema_update, frozen_copy
 from ssl_vit.optim.param_groups import layer_groups
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.supervised.classifier import Classifier, save_classifier, tunable
@@ -38,7 +38,7 @@ def soft_cross_entropy(
     """Cross-entropy against probabilities, in float32, averaged over the batch.
 
     Args:
-        class_weights: each picture counts by the weight of its class, of a mixture by the mixed weight; the average is
+        class_weights: each image counts by the weight of its class, of a mixture by the mixed weight; the average is
             then over weights, as in PyTorch's cross_entropy, those of all processes.
     """
     losses = -(targets * logits.float().log_softmax(1)).sum(1)
@@ -49,7 +49,7 @@ def soft_cross_entropy(
 
 
 def balancing_weights(counts: Int64[Tensor, " K"]) -> Float[Tensor, " K"]:
-    """n / (K n_c) for each class: n pictures of K classes, n_c of this one (King and Zeng, 2001)."""
+    """n / (K n_c) for each class: n images of K classes, n_c of this one (King and Zeng, 2001)."""
     return counts.sum() / (len(counts) * counts.clamp_min(1).float())
 
 
@@ -89,19 +89,19 @@ class FineTune(Objective):
         classes: names, in the order of the labels.
         optim: an OptimConfig, or a dict of the fields that differ from MAE's.
         seed: every draw of a step is a function of (seed, epoch, batch, rank).
-        image_size: picture in pixels, a side or [height, width]; None is the encoder's.
-        counts: training pictures of each class, for class_weights.
-        teacher: normalised pictures [B, C, H, W] -> class scores [B, K]; adds a distillation token.
+        image_size: image in pixels, a side or [height, width]; None is the encoder's.
+        counts: training images of each class, for class_weights.
+        teacher: normalized images [B, C, H, W] -> class scores [B, K]; adds a distillation token.
         distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
         options: fields of FinetuneConfig, such as mixup.
 
     Raises:
-        ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, a picture size
+        ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, an image size
             that is no multiple of its patch, a teacher for one with relative positions.
     """
 
     Config = FinetuneRun
-    options: FinetuneConfig
+    config: FinetuneConfig
     class_weights: Tensor | None
 
     def __init__(
@@ -119,19 +119,19 @@ class FineTune(Objective):
     ) -> None:
         super().__init__(optim, seed, **options)
         self.distill: DistillConfig = override(DistillConfig(), distill, "distill")
-        cfg, channels = self.options, encoder.config.channels
+        cfg, channels = self.config, encoder.config.channels
         for name in ("randaugment", "jitter"):
             if getattr(cfg, name) and channels not in (1, 3):
                 raise ValueError(
-                    f"method.{name}={getattr(cfg, name):g} must be 0 for pictures of {channels} channels: colours are "
+                    f"method.{name}={getattr(cfg, name):g} must be 0 for images of {channels} channels: colors are "
                     "defined for 1 or 3"
                 )
-        tuned = tunable(encoder, image_size, cfg.drop_path, cfg.block_positions)
+        tuned = tunable(encoder, image_size, cfg.drop_path, cfg.rel_pos_per_block)
         self.model = Classifier(tuned, classes, cfg.pool, teacher is not None, cfg.head_std)
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self.averaged = frozen_copy(self.model) if cfg.ema else None
         if cfg.class_weights and counts is None:
-            raise ValueError("method.class_weights=true needs counts=, the training pictures of each class")
+            raise ValueError("method.class_weights=true needs counts=, the training images of each class")
         weights = balancing_weights(counts) if cfg.class_weights and counts is not None else None
         self.register_buffer("class_weights", weights, persistent=False)
 
@@ -143,24 +143,26 @@ class FineTune(Objective):
                 frozen.eval()
         return self
 
-    def views(self) -> Augmented | Jittered:
-        cfg, encoder = self.options, self.model.encoder
+    def transform(self) -> Augmented | Jittered:
+        cfg, encoder = self.config, self.model.encoder
         crop = RandomCrop(encoder.config.height_width, cfg.crop_scale, flip=cfg.flip)
-        mean = encoder.facts.get("mean", [0.5] * encoder.config.channels)
+        mean = encoder.metadata.get("mean", [0.5] * encoder.config.channels)
         fill = [min(255.0, round(255 * value)) for value in mean]
         view = Augmented(crop, cfg.randaugment, cfg.randaugment_std, cfg.randaugment_ops, fill)
         if not cfg.jitter:
             return view
         strengths = dict.fromkeys(("brightness", "contrast", "saturation"), cfg.jitter)
-        return Jittered(view, Photometry(**strengths, hue=0.0, jitter_p=1.0, grey_p=0.0, blur_p=0.0, solarize_p=0.0))
+        return Jittered(
+            view, ColorAugmentation(**strengths, hue=0.0, jitter_p=1.0, gray_p=0.0, blur_p=0.0, solarize_p=0.0)
+        )
 
     def inputs(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Normalised pictures and their labels."""
-        return pictures_of(batch), labels_of(batch)
+        """Normalized images and their labels."""
+        return batch_images(batch), batch_labels(batch)
 
-    def losses(self, labelled: tuple[Float[Tensor, "B C H W"], Int64[Tensor, " B"]]) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, labeled: tuple[Float[Tensor, "B C H W"], Int64[Tensor, " B"]]) -> dict[str, Float[Tensor, ""]]:
         """{"classification": loss}, with a teacher {"distillation": ...} too, each by its weight in the sum."""
-        images, targets = self.augment(*labelled)
+        images, targets = self.augment(*labeled)
         by_labels, by_teacher = self.model.both(images)
         loss = soft_cross_entropy(by_labels, targets, self.class_weights)
         if by_teacher is None or self.teacher is None:
@@ -177,14 +179,14 @@ class FineTune(Objective):
     def augment(
         self, images: Float[Tensor, "B C H W"], labels: Int64[Tensor, " B"]
     ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
-        """Pictures with boxes erased, then mixed, and their targets; a function of (seed, epoch, batch, rank)."""
-        cfg, (height, width), random = self.options, images.shape[-2:], self.random()
+        """Images with boxes erased, then mixed, and their targets; a function of (seed, epoch, batch, rank)."""
+        cfg, (height, width), random = self.config, images.shape[-2:], self.random()
         if cfg.erasing_p:
             boxes = draw_boxes(len(images), height, width, cfg.erasing_p, random)
             images = erase(images, boxes, self.generator(images.device))
         mix = draw_mix(height, width, cfg.mixup, cfg.cutmix, cfg.mix_p, cfg.switch_p, random)
         targets = mix_targets(labels, len(self.model.classes), mix, cfg.label_smoothing)
-        return mix_pictures(images, mix), targets
+        return mix_images(images, mix), targets
 
     def random(self) -> np.random.Generator:
         """Source of this step's draws on the host; outside a trainer PyTorch's own state decides."""
@@ -199,7 +201,7 @@ class FineTune(Objective):
             self.decays,
             lambda name: layer_of(name, depth),
             depth + 1,
-            self.options.layer_decay,
+            self.config.layer_decay,
         )
         return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
 
@@ -209,12 +211,12 @@ class FineTune(Objective):
 
     def after_step(self) -> None:
         if self.averaged is not None:
-            follow(self.averaged, self.model, self.options.ema)
+            ema_update(self.averaged, self.model, self.config.ema)
 
     def judged(self) -> Classifier:
         """The classifier that is saved and judged: the averaged one where there is one."""
         return self.model if self.averaged is None else self.averaged
 
-    def export(self, folder: Path, **facts: Any) -> Path:
+    def export(self, folder: Path, **metadata: Any) -> Path:
         """Write the classifier, and its encoder."""
-        return save_classifier(self.judged(), folder, **facts)
+        return save_classifier(self.judged(), folder, **metadata)

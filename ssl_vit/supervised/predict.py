@@ -1,6 +1,6 @@
-"""Classes of pictures by a fine-tuned model, as a table: one row a picture, those that cannot be read among them.
+"""Classes of images by a fine-tuned model, as a table: one row an image, those that cannot be read among them.
 
-Letters: B pictures, K classes.
+Letters: B images, K classes.
 """
 
 import csv
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from ssl_vit.data.sources.base import PictureError
+from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.folder import ENDINGS, Folder, scan
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.data.transforms.crops import CenterCrop
@@ -27,36 +27,34 @@ Row = dict[str, Any]
 
 
 def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
-    """Write the table of a file's or folder's pictures; where it lies, and its rows in the order of the names.
+    """Write the table of a file's or folder's images; where it lies, and its rows in the order of the names.
 
     Raises:
         FileNotFoundError: there is no such model, file or folder.
-        ValueError: the folder holds no pictures.
+        ValueError: the folder holds no images.
     """
     path, out = Path(config.images), Path(config.out)
     if not config.images or not path.exists():
         raise FileNotFoundError(f"images={config.images}: there is no such file or folder")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_classifier(config.model or newest_run(holding=MODEL)).to(device)
-    data = DataConfig(**model.facts.get("data", {}))
+    data = DataConfig(**model.metadata.get("data", {}))
     listing = scan(os.fsencode(path.parent if path.is_file() else path), least_classes=2)
     files = Folder(data, model.encoder.config.channels, listing)
     wanted = [i for i in range(len(files)) if path.is_dir() or Path(files.name(i)) == path]
     if not wanted:
-        raise ValueError(
-            f"images={path} holds no pictures: {listing.other or 'it'}, pictures end in {', '.join(ENDINGS)}"
-        )
-    view, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), dict[int, Row]()
+        raise ValueError(f"images={path} holds no images: {listing.other or 'it'}, images end in {', '.join(ENDINGS)}")
+    transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), dict[int, Row]()
     for first in range(0, len(wanted), config.batch_size):
-        pictures = dict[int, Tensor]()
+        images = dict[int, Tensor]()
         for i in wanted[first : first + config.batch_size]:
             try:
-                pictures[i] = view(torch.from_numpy(files.read(i).copy()).permute(2, 0, 1))
-            except PictureError as error:
+                images[i] = transform(torch.from_numpy(files.read(i).copy()).permute(2, 0, 1))
+            except UnreadableImageError as error:
                 rows[i] = {"file": files.name(i), "prediction": "", "probability": None, "top": {}, "error": str(error)}
-        if pictures:
-            best = classify(model, torch.stack(list(pictures.values())).to(device), config.top)
-            for i, top in zip(pictures, best, strict=True):
+        if images:
+            best = classify(model, torch.stack(list(images.values())).to(device), config.top)
+            for i, top in zip(images, best, strict=True):
                 name, probability = next(iter(top.items()))
                 rows[i] = {
                     "file": files.name(i),
@@ -72,13 +70,13 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
 
 @torch.inference_mode()
 def classify(model: Classifier, pixels: Tensor, top: int) -> list[dict[str, float]]:
-    """The most probable classes of uint8 pictures [B, C, H, W], best first, with their probabilities."""
-    mean, std = model.facts.get("mean", IMAGENET_MEAN), model.facts.get("std", IMAGENET_STD)
+    """The most probable classes of uint8 images [B, C, H, W], best first, with their probabilities."""
+    mean, std = model.metadata.get("mean", IMAGENET_MEAN), model.metadata.get("std", IMAGENET_STD)
     probabilities = model(normalize(pixels, mean, std)).float().softmax(1)
-    shares, numbers = probabilities.topk(min(top, len(model.classes)))
+    fractions, numbers = probabilities.topk(min(top, len(model.classes)))
     return [
-        {model.classes[number]: round(share, 6) for share, number in zip(row, which, strict=True)}
-        for row, which in zip(shares.tolist(), numbers.tolist(), strict=True)
+        {model.classes[number]: round(fraction, 6) for fraction, number in zip(row, which, strict=True)}
+        for row, which in zip(fractions.tolist(), numbers.tolist(), strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Judge an encoder beside its controls; write the figures, their picture, and the line that an evaluation ends with."""
+"""Judge an encoder beside its controls; write the figures, their image, and the line that an evaluation ends with."""
 
 import json
 import time
@@ -10,27 +10,27 @@ from torch import Tensor
 
 from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, KNNConfig, LinearProbeConfig
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.evaluate.attentive import judge_attentive
-from ssl_vit.evaluate.backbones import OwnEncoder, RawPixels, Subject
-from ssl_vit.evaluate.evaluation import Exam, Verdict
-from ssl_vit.evaluate.features import a_place
-from ssl_vit.evaluate.few_shot import judge_few, require_shots
-from ssl_vit.evaluate.knn import judge_knn, knn_scores
-from ssl_vit.evaluate.linear import judge_grid, judge_logreg, logistic_scores
-from ssl_vit.evaluate.metrics import confusion_picture, figures
-from ssl_vit.evaluate.paper_probes import judge_beit, judge_dino, judge_mae
+from ssl_vit.evaluate.attentive import evaluate_attentive
+from ssl_vit.evaluate.backbones import Backbone, EncoderBackbone, RawPixels
+from ssl_vit.evaluate.evaluation import Evaluation, Result
+from ssl_vit.evaluate.features import local_resources
+from ssl_vit.evaluate.few_shot import evaluate_few_shot, require_shots
+from ssl_vit.evaluate.knn import evaluate_knn, knn_scores
+from ssl_vit.evaluate.linear import evaluate_grid, evaluate_logreg, logistic_scores
+from ssl_vit.evaluate.metrics import confusion_image, figures
+from ssl_vit.evaluate.paper_probes import evaluate_beit, evaluate_dino, evaluate_mae
 from ssl_vit.evaluate.timm_models import load_timm
 from ssl_vit.models.weights import load_encoder
-from ssl_vit.parallel.distributed import joined
+from ssl_vit.parallel.distributed import process_group
 from ssl_vit.run.files import RUNS, newest_run, write_atomic, write_json
 
 LINEAR = {
-    "grid": judge_grid,
-    "logreg": judge_logreg,
-    "mae": judge_mae,
-    "dino": judge_dino,
-    "beit": judge_beit,
-    "attentive": judge_attentive,
+    "grid": evaluate_grid,
+    "logreg": evaluate_logreg,
+    "mae": evaluate_mae,
+    "dino": evaluate_dino,
+    "beit": evaluate_beit,
+    "attentive": evaluate_attentive,
 }
 """Linear protocols by name, as config.evaluation.PROTOCOLS."""
 
@@ -38,22 +38,26 @@ LINEAR = {
 def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
     """Judge the encoder of a config, and a random encoder and raw pixels beside it; write <task>.json beside it.
 
-    Under torchrun every process describes its share of the pictures. The first one writes, and has the result; the
+    Under torchrun every process describes its share of the images. The first one writes, and has the result; the
     others have None.
 
     Raises:
-        ValueError: the pictures have no labels, or do not fit the encoder.
+        ValueError: the images have no labels, or do not fit the encoder.
     """
-    with joined() as share:
+    with process_group() as ranks:
         started = time.time()
-        subject, name, folder = opened(config)
-        exam = Exam(config, pictures_for(subject, name, config), a_place(share, config.data.cache_gb, folder))
-        subjects = {"encoder": subject}
+        backbone, name, folder = opened(config)
+        evaluation = Evaluation(
+            config, images_for(backbone, name, config), local_resources(ranks, config.data.cache_gb, folder)
+        )
+        backbones = {"encoder": backbone}
         if config.controls:
-            subjects["random encoder"] = subject.random(config.seed)
-            subjects["raw pixels"] = RawPixels(subject.height_width, subject.channels, subject.patch_size)
-        rows = few_rows(exam, subjects) if config.few else full_rows(exam, subjects, folder, share[0] == 0)
-        if share[0]:
+            backbones["random encoder"] = backbone.random(config.seed)
+            backbones["raw pixels"] = RawPixels(backbone.height_width, backbone.channels, backbone.patch_size)
+        rows = (
+            few_rows(evaluation, backbones) if config.few else full_rows(evaluation, backbones, folder, ranks[0] == 0)
+        )
+        if ranks[0]:
             return None
         own = rows.pop("encoder")
         result = {
@@ -63,80 +67,87 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
             "encoder": name,
             "data": f"{config.data.source}:{config.data.path}".rstrip(":"),
             "layer": own["head"]["blocks"][-1],
-            "protocol": f"{own.pop('how')}; {len(exam.train_labels)} training pictures; {exam.data.split_note}",
+            "protocol": f"{own.pop('how')}; {len(evaluation.train_labels)} training images; {evaluation.data.split_note}",
             "controls": {control: row["top1"] for control, row in rows.items()},
             **own,
-            "test_pictures": len(exam.test_labels),
+            "test_images": len(evaluation.test_labels),
             "seed": config.seed,
             "seconds": round(time.time() - started, 1),
         }
         write_json(folder / f"{config.task}.json", result)
-        write_events(folder / config.task, result, subject.facts.get("step", 0))
+        write_events(folder / config.task, result, backbone.metadata.get("step", 0))
         return result
 
 
-def opened(config: EvaluationConfig) -> tuple[Subject, str, Path]:
+def opened(config: EvaluationConfig) -> tuple[Backbone, str, Path]:
     """The encoder to judge, its name, and the folder that its figures go to."""
     if config.encoder.startswith(TIMM):
         folder = RUNS / config.encoder.replace(":", "-").replace("/", "-")
         return load_timm(config.encoder.removeprefix(TIMM)), config.encoder, folder
     source = Path(config.encoder) if config.encoder else newest_run()
-    return OwnEncoder(load_encoder(source)), str(source), source if source.is_dir() else source.parent
+    return EncoderBackbone(load_encoder(source)), str(source), source if source.is_dir() else source.parent
 
 
-def pictures_for(subject: Subject, name: str, config: EvaluationConfig) -> ImageDataModule:
-    """The pictures, in the encoder's size and normalised as it was trained, where it says how.
+def images_for(backbone: Backbone, name: str, config: EvaluationConfig) -> ImageDataModule:
+    """The images, in the encoder's size and normalized as it was trained, where it says how.
 
     ValueError where they have other channels than it takes.
     """
-    known = {key: subject.facts[key] for key in ("mean", "std") if key in subject.facts}
+    known = {key: backbone.metadata[key] for key in ("mean", "std") if key in backbone.metadata}
     data = replace(config.data, **known)
-    if len(data.mean) != subject.channels:
+    if len(data.mean) != backbone.channels:
         raise ValueError(
-            f"encoder={name} takes pictures of {subject.channels} channels, data.mean={data.mean} is of "
+            f"encoder={name} takes images of {backbone.channels} channels, data.mean={data.mean} is of "
             f"{len(data.mean)}: give data.mean= and data.std= one number a channel, or another encoder"
         )
-    return ImageDataModule(None, data, image_size=subject.height_width, channels=subject.channels, seed=config.seed)
+    return ImageDataModule(None, data, image_size=backbone.height_width, channels=backbone.channels, seed=config.seed)
 
 
-def judged(exam: Exam, subject: Subject) -> Verdict:
+def judged(evaluation: Evaluation, backbone: Backbone) -> Result:
     """What the protocol that the settings name says of a subject."""
-    if isinstance(exam.config, LinearProbeConfig):
-        return LINEAR[exam.config.protocol](exam, subject)
-    return judge_knn(exam, subject)
+    if isinstance(evaluation.config, LinearProbeConfig):
+        return LINEAR[evaluation.config.protocol](evaluation, backbone)
+    return evaluate_knn(evaluation, backbone)
 
 
-def full_rows(exam: Exam, subjects: dict[str, Subject], folder: Path, writes: bool) -> dict[str, dict[str, Any]]:
-    """Figures of each subject from all training pictures; the encoder's with each class, and a confusion picture."""
+def full_rows(
+    evaluation: Evaluation, backbones: dict[str, Backbone], folder: Path, writes: bool
+) -> dict[str, dict[str, Any]]:
+    """Figures of each subject from all training images; the encoder's with each class, and a confusion image."""
     rows = {}
-    for name, subject in subjects.items():
-        verdict, labels = judged(exam, subject), exam.test_labels
-        rows[name] = {"how": verdict.how, "head": verdict.head}
-        rows[name] |= figures(verdict.probabilities, labels, exam.data.classes)
+    for name, backbone in backbones.items():
+        result, labels = judged(evaluation, backbone), evaluation.test_labels
+        rows[name] = {"how": result.how, "head": result.head}
+        rows[name] |= figures(result.probabilities, labels, evaluation.data.classes)
         if name == "encoder" and writes:
             from torchvision.io import encode_png
 
-            picture = encode_png(confusion_picture(verdict.probabilities, labels))
-            write_atomic(folder / f"{exam.config.task}-confusion.png", picture.numpy().tobytes())
+            image = encode_png(confusion_image(result.probabilities, labels))
+            write_atomic(folder / f"{evaluation.config.task}-confusion.png", image.numpy().tobytes())
     return rows
 
 
-def few_rows(exam: Exam, subjects: dict[str, Subject]) -> dict[str, dict[str, Any]]:
-    """Figures of each subject from few training pictures; top1 and top5 are the means of the last number of them."""
-    require_shots(exam)
-    config, scores_of, how = exam.config, logistic_scores, "logistic regression, C=1"
+def few_rows(evaluation: Evaluation, backbones: dict[str, Backbone]) -> dict[str, dict[str, Any]]:
+    """Figures of each subject from few training images; top1 and top5 are the means of the last number of them."""
+    require_shots(evaluation)
+    config, scores_of, how = evaluation.config, logistic_scores, "logistic regression, C=1"
     if isinstance(config, KNNConfig):
-        k = min(config.neighbours)
+        k = min(config.neighbors)
         how = f"{k}-NN or all, cosine, T={config.temperature:g}"
 
         def scores_of(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-            return knn_scores(train, labels, test.to(exam.place.device), k, config.temperature).cpu()
+            return knn_scores(train, labels, test.to(evaluation.resources.device), k, config.temperature).cpu()
 
     rows = {}
-    for name, subject in subjects.items():
-        answers = judge_few(exam, subject, scores_of)
+    for name, backbone in backbones.items():
+        answers = evaluate_few_shot(evaluation, backbone, scores_of)
         last = list(list(answers.values())[-1].values())[-1]
-        rows[name] = {"how": how, "head": exam.readable(subject)[0].facts, "top1": last["mean"], "top5": last["top5"]}
+        rows[name] = {
+            "how": how,
+            "head": evaluation.readable(backbone)[0].metadata,
+            "top1": last["mean"],
+            "top5": last["top5"],
+        }
         rows[name] |= answers
     return rows
 
@@ -161,7 +172,7 @@ def show(result: dict[str, Any] | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rows = Table("features", "top-1", title=f"{result['task']} on {result['data']}: {result['test_pictures']} pictures")
+    rows = Table("features", "top-1", title=f"{result['task']} on {result['data']}: {result['test_images']} images")
     rows.add_row("this encoder", f"[bold]{result['top1']:.1%}[/bold]")
     for name, score in result["controls"].items():
         rows.add_row(name, f"{score:.1%}")

@@ -1,1 +1,1 @@
-"""Tokenizers: pictures to visual tokens, one for each patch, which BEiT predicts."""
+"""Tokenizers: images to visual tokens, one for each patch, which BEiT predicts."""

@@ -33,7 +33,7 @@ HOMES = {
 
 
 class Tokenizer(nn.Module, ABC):
-    """One token of a vocabulary for each patch of a picture.
+    """One token of a vocabulary for each patch of an image.
 
     Args:
         config: its settings; what a file of it begins with.
@@ -41,7 +41,7 @@ class Tokenizer(nn.Module, ABC):
 
     kind: str
     decodes = False
-    """Whether there is a way back from tokens to pictures."""
+    """Whether there is a way back from tokens to images."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -51,15 +51,15 @@ class Tokenizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B N"]:
-        """Tokens in [0, vocab_size), row by row over the grid, of pictures in [0, 1]; in float32, without gradient."""
+        """Tokens in [0, vocab_size), row by row over the grid, of images in [0, 1]; in float32, without gradient."""
 
     def decode(self, tokens: Int64[Tensor, "B N"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:
-        """Pictures in [0, 1] of tokens of a grid, by default the training one, where `decodes` says it can."""
-        raise NotImplementedError(f"a {self.kind} tokenizer has no way back to pictures")
+        """Images in [0, 1] of tokens of a grid, by default the training one, where `decodes` says it can."""
+        raise NotImplementedError(f"a {self.kind} tokenizer has no way back to images")
 
 
 def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None:
-    """ValueError in one line unless the tokenizer makes one token for each patch of such pictures.
+    """ValueError in one line unless the tokenizer makes one token for each patch of such images.
 
     Args:
         patches: the encoder's. where: names the tokenizer in the message.
@@ -67,22 +67,22 @@ def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None
     channels = getattr(tokenizer, "channels", patches.channels)
     if channels != patches.channels:
         raise ValueError(
-            f"tokenizer={where} reads pictures of {channels} channels, but encoder.channels={patches.channels}"
+            f"tokenizer={where} reads images of {channels} channels, but encoder.channels={patches.channels}"
         )
     grid, own = getattr(tokenizer, "grid", None) or patches.grid, patches.grid
     if tuple(grid) != own:
         raise ValueError(
-            f"tokenizer={where} makes {grid[0]} x {grid[1]} tokens of a picture, but encoder.image_size="
+            f"tokenizer={where} makes {grid[0]} x {grid[1]} tokens of an image, but encoder.image_size="
             f"{patches.image_size} and encoder.patch_size={patches.patch_size} make {own[0]} x {own[1]} patches"
         )
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, **facts: Any) -> Path:
+def save_tokenizer(tokenizer: Tokenizer, folder: Path, **metadata: Any) -> Path:
     """Write tokenizer.safetensors (complete in itself) and tokenizer.json (the same facts, for people and tools)."""
-    facts = {"kind": tokenizer.kind, "config": asdict(tokenizer.config), **facts}
+    metadata = {"kind": tokenizer.kind, "config": asdict(tokenizer.config), **metadata}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
-    write_atomic(folder / WEIGHTS, save(state, metadata={"ssl_vit": json.dumps(facts)}))
-    write_json(folder / ABOUT, facts)
+    write_atomic(folder / WEIGHTS, save(state, metadata={"ssl_vit": json.dumps(metadata)}))
+    write_json(folder / ABOUT, metadata)
     return folder / WEIGHTS
 
 
@@ -98,19 +98,19 @@ def load_tokenizer(source: str | Path) -> nn.Module:
     if not path.exists():
         advice = "make one with `python tools/train_tokenizer.py`, or leave tokenizer= out and one is trained first"
         raise FileNotFoundError(f"tokenizer={source}: there is no {path}; {advice}")
-    facts: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     state: dict[str, Tensor] = {}
     if path.suffix == ".safetensors":
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()} if facts else {}  # noqa: SIM118
-    if not facts:
+            metadata = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
+            state = {name: file.get_tensor(name) for name in file.keys()} if metadata else {}  # noqa: SIM118
+    if not metadata:
         return load_dalle(path)
-    if facts.get("kind") not in HOMES:
-        raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(facts)}")
-    kind = facts["kind"]
+    if metadata.get("kind") not in HOMES:
+        raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(metadata)}")
+    kind = metadata["kind"]
     module, _, name = HOMES[kind].partition(":")
-    settings = facts["config"] | {"crop_scale": tuple(facts["config"]["crop_scale"])}  # JSON has no tuples
+    settings = metadata["config"] | {"crop_scale": tuple(metadata["config"]["crop_scale"])}  # JSON has no tuples
     config = type(TOKENIZERS[kind]().method)(**settings)
     tokenizer = getattr(importlib.import_module(module), name)(config)
     require_fit(tokenizer.state_dict(), state, path)

@@ -1,4 +1,4 @@
-"""OpenAI's discrete VAE, which is BEiT's visual tokenizer: pictures to tokens, and tokens back to pictures.
+"""OpenAI's discrete VAE, which is BEiT's visual tokenizer: images to tokens, and tokens back to images.
 
 Ramesh et al. 2021, arXiv:2102.12092, appendix A; architecture and names of weights as in openai/DALL-E
 (dall_e/encoder.py, decoder.py, utils.py); as BEiT's targets in Bao et al. 2021, arXiv:2106.08254, section 2.1. The
@@ -113,7 +113,7 @@ class DallE(nn.Module):
     Args:
         group_width: channels of the encoder's first group, doubled in each further one; a multiple of 4.
         vocab: tokens to choose from. blocks_per_group: residual blocks in each of the four groups.
-        decoder: also build the network from tokens back to pictures.
+        decoder: also build the network from tokens back to images.
 
     Raises:
         ValueError: group_width is no multiple of 4.
@@ -161,10 +161,10 @@ class DallE(nn.Module):
         return self.logits(images).argmax(1).flatten(1)
 
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float32[Tensor, "B vocabulary h w"]:
-        """Unnormalised log-probabilities of the tokens at each place of the grid h = H / 8, w = W / 8.
+        """Unnormalized log-probabilities of the tokens at each place of the grid h = H / 8, w = W / 8.
 
         Args:
-            images: RGB in [0, 1] and not normalised further (map_pixels is applied here); the range is not checked.
+            images: RGB in [0, 1] and not normalized further (map_pixels is applied here); the range is not checked.
 
         Raises:
             ValueError: images are no floats, have no 3 channels, or a side that is no multiple of 8.
@@ -181,7 +181,7 @@ class DallE(nn.Module):
 
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "B N"], grid: tuple[int, int]) -> Float32[Tensor, "B C H W"]:
-        """The decoder's mean picture of tokens, in [0, 1]: H = 8 h, W = 8 w.
+        """The decoder's mean image of tokens, in [0, 1]: H = 8 h, W = 8 w.
 
         Args:
             tokens: row by row, in [0, vocab_size). grid: (h, w).

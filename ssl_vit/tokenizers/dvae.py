@@ -1,10 +1,10 @@
-"""Discrete variational autoencoder: words from which the picture can be drawn again (Ramesh et al., 2021,
+"""Discrete variational autoencoder: tokens from which the image can be drawn again (Ramesh et al., 2021,
 arXiv:2102.12092, section 2.1 and appendix A; van den Oord et al., 2017, arXiv:1711.00937 for the codebook).
 
-Convolutions down to one place for each patch, a word there by Gumbel-softmax (Jang et al., 2017, arXiv:1611.01144),
+Convolutions down to one place for each patch, a token there by Gumbel-softmax (Jang et al., 2017, arXiv:1611.01144),
 convolutions up again. Differs from DALL-E's in size, in its squared error, and in a stride that is the patch's.
 
-Letters: B images, C channels, H W pixels, P patch side, h x w patch grid, N = h * w patches, K words, D code width.
+Letters: B images, C channels, H W pixels, P patch side, h x w patch grid, N = h * w patches, K tokens, D code width.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ssl_vit.config.tokenizer_schema import DVAEConfig, DVAERun
 from ssl_vit.data.transforms.crops import RandomCrop
-from ssl_vit.optim.progress import is_logged, share_done
+from ssl_vit.optim.progress import fraction_done, is_logged
 from ssl_vit.optim.schedules import cosine, linear
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.tokenizers.base import Tokenizer
@@ -49,7 +49,7 @@ class Residual(nn.Module):
 
 
 class DVAE(Tokenizer):
-    """The likeliest word of each patch."""
+    """The likeliest token of each patch."""
 
     kind = "dvae"
     decodes = True
@@ -64,19 +64,19 @@ class DVAE(Tokenizer):
         wide = widths[-1]
         down += [Residual(wide) for _ in range(config.residuals)]
         self.encoder = nn.Sequential(*down, nn.ReLU(), nn.Conv2d(wide, config.vocab_size, 1))
-        self.codebook = nn.Parameter(torch.randn(config.vocab_size, config.code_width))
-        up: list[nn.Module] = [nn.Conv2d(config.code_width, wide, 1)]
+        self.codebook = nn.Parameter(torch.randn(config.vocab_size, config.code_dim))
+        up: list[nn.Module] = [nn.Conv2d(config.code_dim, wide, 1)]
         up += [Residual(wide) for _ in range(config.residuals)]
         for stride, (narrow, wide) in reversed(list(zip(strides, pairwise(widths), strict=True))):
             up += [nn.ConvTranspose2d(wide, narrow, stride, stride), Residual(narrow)]
         self.decoder = nn.Sequential(*up, nn.ReLU(), nn.Conv2d(widths[0], config.channels, 3, padding=1))
 
     def scores(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K h w"]:
-        """Unnormalised log-probabilities of the words at each patch, of pictures in [0, 1]."""
+        """Unnormalized log-probabilities of the tokens at each patch, of images in [0, 1]."""
         return self.encoder(images * 2 - 1)
 
     def drawn(self, codes: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
-        """Pictures, around [0, 1], of codebook vectors or mixtures of them."""
+        """Images, around [0, 1], of codebook vectors or mixtures of them."""
         return (self.decoder(codes) + 1) / 2
 
     @torch.no_grad()
@@ -86,41 +86,41 @@ class DVAE(Tokenizer):
 
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "B N"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:
-        """The decoder's pictures."""
+        """The decoder's images."""
         codes = self.codebook[tokens].transpose(1, 2).unflatten(2, grid or self.grid)
         with torch.autocast(tokens.device.type, enabled=False):
             return self.drawn(codes).clamp(0, 1)
 
 
 def divergence_from_uniform(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, ""]:
-    """Mean over patches of KL(words | all alike) = ln K - entropy, in nats; in float32."""
+    """Mean over patches of KL(tokens | all alike) = ln K - entropy, in nats; in float32."""
     logs = scores.float().log_softmax(1)
     return (logs.exp() * (logs + math.log(scores.shape[1]))).sum(1).mean()
 
 
 def unevenness(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, ""]:
-    """KL(mean of the words' probabilities over all patches | all alike) in nats: ln K where one word is all there is.
+    """KL(mean of the tokens' probabilities over all patches | all alike) in nats: ln K where one token is all there is.
 
-    The divergence of single patches does not keep words from dying out; this does. Over the patches of all processes,
+    The divergence of single patches does not keep tokens from dying out; this does. Over the patches of all processes,
     in float32.
     """
-    share = mean_over_ranks(scores.float().softmax(1).mean((0, 2, 3)))
-    return math.log(len(share)) - torch.special.entr(share).sum()
+    fraction = mean_over_ranks(scores.float().softmax(1).mean((0, 2, 3)))
+    return math.log(len(fraction)) - torch.special.entr(fraction).sum()
 
 
 class DVAETraining(TokenizerTraining):
-    """Squared error of the drawn picture, and how far words are from being alike likely and alike often used."""
+    """Squared error of the drawn image, and how far tokens are from being alike likely and alike often used."""
 
     Config = DVAERun
-    options: DVAEConfig
+    config: DVAEConfig
     tokenizer: DVAE
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.tokenizer = DVAE(self.options)
+        self.tokenizer = DVAE(self.config)
 
-    def views(self) -> RandomCrop:
-        cfg = self.options
+    def transform(self) -> RandomCrop:
+        cfg = self.config
         return RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
 
     def losses(
@@ -128,18 +128,18 @@ class DVAETraining(TokenizerTraining):
     ) -> dict[str, Float[Tensor, ""]]:
         """{"reconstruction": mean squared error of pixels in [0, 1], "divergence", "unevenness": weighted, in nats}.
 
-        `noise`, uniform in [0, 1), relaxes the choice of words; by default it is drawn.
+        `noise`, uniform in [0, 1), relaxes the choice of tokens; by default it is drawn.
         """
-        cfg, share, tokenizer = self.options, share_done(self._trainer), self.tokenizer
+        cfg, fraction, tokenizer = self.config, fraction_done(self._trainer), self.tokenizer
         scores = tokenizer.scores(images)
-        temperature = cosine(share, cfg.start_temperature, cfg.end_temperature)
+        temperature = cosine(fraction, cfg.start_temperature, cfg.end_temperature)
         if noise is None:
             noise = torch.rand(scores.shape, device=images.device, generator=self.generator(images.device))
         gumbel = -(-noise.clamp_min(1e-20).log()).clamp_min(1e-20).log()
-        words = ((scores.float() + gumbel) / temperature).softmax(1)  # [B, K, h, w]
-        codes = torch.einsum("bkhw,kd->bdhw", words, tokenizer.codebook)
+        tokens = ((scores.float() + gumbel) / temperature).softmax(1)  # [B, K, h, w]
+        codes = torch.einsum("bkhw,kd->bdhw", tokens, tokenizer.codebook)
         error = F.mse_loss(tokenizer.drawn(codes).float(), images)
-        weight = linear(share, cfg.kl_warmup, 0.0, cfg.kl)
+        weight = linear(fraction, cfg.kl_warmup, 0.0, cfg.kl)
         if is_logged(self._trainer):
             self.measure(scores.detach(), error.detach(), temperature)
         return {
@@ -149,9 +149,9 @@ class DVAETraining(TokenizerTraining):
         }
 
     def measure(self, scores: Float[Tensor, "B K h w"], error: Float[Tensor, ""], temperature: float) -> None:
-        """Leave to be logged: PSNR in dB, and of the batch's words perplexity and the share of the vocabulary met."""
+        """Leave to be logged: PSNR in dB, and of the batch's tokens perplexity and the share of the vocabulary met."""
         counts = torch.bincount(scores.argmax(1).flatten(), minlength=scores.shape[1]).float()
-        self.measures = {
+        self.extra_metrics = {
             "psnr": -10 * error.log10(),
             "perplexity": torch.special.entr(counts / counts.sum()).sum().exp(),
             "codes_met": (counts > 0).float().mean(),
@@ -162,6 +162,6 @@ class DVAETraining(TokenizerTraining):
         return super().decays(name, parameter) and not name.endswith("codebook")
 
     @torch.no_grad()
-    def pictures(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
-        """The picture beside what is drawn of its words."""
+    def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+        """The image beside what is drawn of its tokens."""
         return {"original": pixels, "reconstruction": self.tokenizer.decode(self.tokenizer(pixels))}

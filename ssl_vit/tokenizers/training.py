@@ -1,4 +1,4 @@
-"""Tokenizers that are learnt by gradient: their objectives, by name."""
+"""Tokenizers that are learned by gradient: their objectives, by name."""
 
 import importlib
 from pathlib import Path
@@ -11,14 +11,14 @@ TRAININGS = {"dvae": "ssl_vit.tokenizers.dvae:DVAETraining", "vqkd": "ssl_vit.to
 
 
 class TokenizerTraining(Objective):
-    """An objective whose result is a tokenizer. Pictures are in [0, 1]."""
+    """An objective whose result is a tokenizer. Images are in [0, 1]."""
 
     tokenizer: Any
     """A Tokenizer, of the kind that its training is for."""
 
-    def export(self, folder: Path, **facts: Any) -> Path:
+    def export(self, folder: Path, **metadata: Any) -> Path:
         """Write the tokenizer."""
-        return save_tokenizer(self.tokenizer, folder, **facts)
+        return save_tokenizer(self.tokenizer, folder, **metadata)
 
 
 def training_named(kind: str) -> type[TokenizerTraining]:

@@ -1,11 +1,11 @@
-"""Vector-quantised knowledge distillation: words from which a teacher's patch features can be told (Peng et al., 2022,
-arXiv:2208.06366, section 2.1; BEiT v2). So the words mean what the teacher sees and not how the pixels look.
+"""Vector-quantized knowledge distillation: vectors from which a teacher's patch features can be predicted (Peng et al., 2022,
+arXiv:2208.06366, section 2.1; BEiT v2). So the vectors mean what the teacher sees and not how the pixels look.
 
 A Vision Transformer describes each patch by a short unit vector, the nearest of a codebook of unit vectors is its word,
-and a small decoder tells the teacher's features from the words of all patches. The codebook follows the vectors that
+and a small decoder tells the teacher's features from the vectors of all patches. The codebook follows the vectors that
 it stands for (van den Oord et al., 2017, arXiv:1711.00937, appendix A.1).
 
-Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w patches, n = B * N patches of a batch, K words,
+Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w patches, n = B * N patches of a batch, K vectors,
 d code width, E width of the teacher.
 """
 
@@ -23,7 +23,7 @@ from ssl_vit.models.blocks import init_linear
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.optim.progress import is_logged
-from ssl_vit.parallel.distributed import from_first_rank, interleaved, sum_over_ranks
+from ssl_vit.parallel.distributed import all_gather, from_first_rank, sum_over_ranks
 from ssl_vit.tokenizers.base import Tokenizer
 from ssl_vit.tokenizers.training import TokenizerTraining
 
@@ -36,10 +36,10 @@ def projection(width: int, outputs: int) -> nn.Sequential:
 
 
 def transformer(config: VQKDConfig, depth: int) -> VisionTransformer:
-    """A Vision Transformer on the tokenizer's pictures with learned positions."""
-    shape = {"width": config.width, "depth": depth, "heads": config.heads}
-    picture = {"patch_size": config.patch_size, "image_size": config.image_size, "channels": config.channels}
-    return VisionTransformer(EncoderConfig(**shape, **picture))
+    """A Vision Transformer on the tokenizer's images with learned positions."""
+    shape = {"embed_dim": config.width, "depth": depth, "num_heads": config.heads}
+    image = {"patch_size": config.patch_size, "image_size": config.image_size, "channels": config.channels}
+    return VisionTransformer(EncoderConfig(**shape, **image))
 
 
 class VQKD(Tokenizer):
@@ -51,12 +51,12 @@ class VQKD(Tokenizer):
     def __init__(self, config: VQKDConfig) -> None:
         super().__init__(config)
         self.encoder = transformer(config, config.depth)
-        self.to_code = projection(config.width, config.code_width)
+        self.to_code = projection(config.width, config.code_dim)
         init_linear(self.to_code, "trunc_normal")
-        self.register_buffer("codebook", F.normalize(torch.randn(config.vocab_size, config.code_width), dim=1))
+        self.register_buffer("codebook", F.normalize(torch.randn(config.vocab_size, config.code_dim), dim=1))
 
     def codes(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N d"]:
-        """Unit vectors, one a patch, in float32, of pictures in [0, 1]."""
+        """Unit vectors, one a patch, in float32, of images in [0, 1]."""
         tokens = self.encoder(images * 2 - 1)[:, 1:]
         with torch.autocast(images.device.type, enabled=False):
             return F.normalize(self.to_code(tokens.float()), dim=-1)
@@ -75,10 +75,10 @@ def spherical_kmeans(
     codes: Float[Tensor, "n d"], start: Float[Tensor, "K d"], rounds: int = KMEANS_ROUNDS
 ) -> Float[Tensor, "K d"]:
     """Unit vectors that stand for unit vectors, by cosine; one that stands for none stays where it is."""
-    centres = start
+    centers = start
     for _ in range(rounds):
-        centres, _ = moved(centres, *totals((codes @ centres.T).argmax(1), codes, len(centres)), momentum=0.0)
-    return centres
+        centers, _ = moved(centers, *totals((codes @ centers.T).argmax(1), codes, len(centers)), momentum=0.0)
+    return centers
 
 
 def totals(
@@ -99,20 +99,20 @@ def moved(
 
 
 class VQKDTraining(TokenizerTraining):
-    """One minus the cosine between told and true features, and the commitment of codes to their words."""
+    """One minus the cosine between predicted and true features, and the commitment of codes to their vectors."""
 
     Config = VQKDRun
-    options: VQKDConfig
+    config: VQKDConfig
     teacher_mean: Tensor
     teacher_std: Tensor
     started: Tensor
     """Whether the codebook has been put on the first batch."""
-    share: Tensor
+    fraction: Tensor
     """Of the patches that each word has stood for, recently."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        cfg = self.options
+        cfg = self.config
         if not cfg.teacher:
             raise ValueError(
                 "method.teacher= is missing: the encoder whose features the tokens tell; make one with "
@@ -126,18 +126,18 @@ class VQKDTraining(TokenizerTraining):
             )
         self.tokenizer = VQKD(cfg)
         self.decoder = transformer(cfg, cfg.decoder_depth)
-        del self.decoder.patch_embed  # its patches are words
-        self.from_word = nn.Linear(cfg.code_width, cfg.width)
-        self.to_features = projection(cfg.width, self.teacher.width)
-        for layer in (self.from_word, self.to_features):
+        del self.decoder.patch_embed  # its patches are vectors
+        self.from_code = nn.Linear(cfg.code_dim, cfg.width)
+        self.to_features = projection(cfg.width, self.teacher.embed_dim)
+        for layer in (self.from_code, self.to_features):
             init_linear(layer, "trunc_normal")
         self._started = False
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.register_buffer("share", torch.full((cfg.vocab_size,), 1 / cfg.vocab_size))
         for name in ("mean", "std"):
-            values = torch.tensor(self.teacher.facts[name]).view(-1, 1, 1)
+            values = torch.tensor(self.teacher.metadata[name]).view(-1, 1, 1)
             self.register_buffer(f"teacher_{name}", values, persistent=False)
-        self._codes: list[tuple[Tensor, Tensor]] = []  # of the batches since the last step, with their words
+        self._codes: list[tuple[Tensor, Tensor]] = []  # of the batches since the last step, with their vectors
 
     def train(self, mode: bool = True) -> "VQKDTraining":
         """The teacher stays in eval mode."""
@@ -145,49 +145,49 @@ class VQKDTraining(TokenizerTraining):
         self.teacher.eval()
         return self
 
-    def views(self) -> RandomCrop:
-        cfg = self.options
+    def transform(self) -> RandomCrop:
+        cfg = self.config
         return RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
 
     @torch.no_grad()
-    def teach(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N E"]:
-        """The teacher's features of each patch of pictures in [0, 1], in float32.
+    def teacher_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N E"]:
+        """The teacher's features of each patch of images in [0, 1], in float32.
 
-        It sees the pictures at the size that it was trained on; another grid's features are resized to ours.
+        It sees the images at the size that it was trained on; another grid's features are resized to ours.
         """
-        pictures = (images - self.teacher_mean) / self.teacher_std
-        size, grid = self.teacher.config.height_width, self.options.grid
-        if pictures.shape[-2:] != size:
-            pictures = F.interpolate(pictures, size, mode="bicubic", antialias=True)
-        (features,) = self.teacher.feature_maps(pictures)  # [B, E, h, w]
+        seen = (images - self.teacher_mean) / self.teacher_std
+        size, grid = self.teacher.config.height_width, self.config.grid
+        if seen.shape[-2:] != size:
+            seen = F.interpolate(seen, size, mode="bicubic", antialias=True)
+        (features,) = self.teacher.feature_maps(seen)  # [B, E, h, w]
         if features.shape[-2:] != grid:
             features = F.interpolate(features.float(), grid, mode="bilinear")
         return features.float().flatten(2).transpose(1, 2)
 
     def losses(self, images: Float[Tensor, "B C H W"]) -> dict[str, Float[Tensor, ""]]:
-        """{"distillation": 1 - cosine, "commitment": weighted squared distance of codes from their words}."""
-        cfg, codes = self.options, self.tokenizer.codes(images)
+        """{"distillation": 1 - cosine, "commitment": weighted squared distance of codes from their vectors}."""
+        cfg, codes = self.config, self.tokenizer.codes(images)
         if self.training:
             self.start_codebook(codes.detach())
         tokens = self.tokenizer.nearest(codes.detach())
-        words = self.tokenizer.codebook[tokens]
-        told = self.tell(codes + (words - codes).detach())  # straight through
-        distillation = 1 - F.cosine_similarity(told.float(), self.teach(images), dim=-1).mean()
-        commitment = cfg.commitment * F.mse_loss(codes, words)
+        vectors = self.tokenizer.codebook[tokens]
+        predicted = self.decode_vectors(codes + (vectors - codes).detach())  # straight through
+        distillation = 1 - F.cosine_similarity(predicted.float(), self.teacher_features(images), dim=-1).mean()
+        commitment = cfg.commitment * F.mse_loss(codes, vectors)
         if self.training:
             self._codes.append((codes.detach().flatten(0, 1), tokens.flatten()))
         if is_logged(self._trainer):
-            share = torch.bincount(tokens.flatten(), minlength=cfg.vocab_size) / tokens.numel()
-            self.measures = {
-                "perplexity": torch.special.entr(share).sum().exp(),
-                "codes_met": (share > 0).float().mean(),
+            fraction = torch.bincount(tokens.flatten(), minlength=cfg.vocab_size) / tokens.numel()
+            self.extra_metrics = {
+                "perplexity": torch.special.entr(fraction).sum().exp(),
+                "codes_met": (fraction > 0).float().mean(),
             }
         return {"distillation": distillation, "commitment": commitment}
 
-    def tell(self, words: Float[Tensor, "B N d"]) -> Float[Tensor, "B N E"]:
-        """The teacher's features from the codebook vectors of a picture."""
-        h, w = self.options.grid
-        tokens = self.decoder.encode(self.decoder.locate(self.from_word(words), h, w))
+    def decode_vectors(self, vectors: Float[Tensor, "B N d"]) -> Float[Tensor, "B N E"]:
+        """The teacher's features from the codebook vectors of an image."""
+        h, w = self.config.grid
+        tokens = self.decoder.encode(self.decoder.add_pos_embed(self.from_code(vectors), h, w))
         return self.to_features(tokens[:, 1:])
 
     @torch.no_grad()
@@ -196,7 +196,7 @@ class VQKDTraining(TokenizerTraining):
         if self._started:  # so that a step does not wait for the device to say so
             return
         if not bool(self.started):
-            codes = interleaved(batch).flatten(0, 1)
+            codes = all_gather(batch).flatten(0, 1)
             start = codes[self.draw(len(codes))]
             self.tokenizer.codebook.copy_(from_first_rank(spherical_kmeans(codes, start)))
             self.started.fill_(True)
@@ -204,23 +204,23 @@ class VQKDTraining(TokenizerTraining):
 
     def draw(self, count: int) -> Int64[Tensor, " K"]:
         """One of `count` patches for each word, without repetition where they are enough."""
-        K, device = self.options.vocab_size, self.device
+        K, device = self.config.vocab_size, self.device
         noise = torch.rand(max(count, K), device=device, generator=self.generator(device))
         return noise.argsort()[:K] % count
 
     @torch.no_grad()
     def after_step(self) -> None:
         """The codebook follows its codes; a word that is hardly used any more is put on a patch of the last batch."""
-        cfg, tokenizer = self.options, self.tokenizer
+        cfg, tokenizer = self.config, self.tokenizer
         codes, tokens = (torch.cat(parts) for parts in zip(*self._codes, strict=True))
         self._codes = []
         counts, sums = (sum_over_ranks(total) for total in totals(tokens, codes, cfg.vocab_size))
-        codebook, share = moved(tokenizer.codebook, counts, sums, cfg.codebook_momentum)
-        self.share.lerp_(share, 1 - cfg.codebook_momentum)
-        unused = self.share < cfg.revive_below / cfg.vocab_size
+        codebook, fraction = moved(tokenizer.codebook, counts, sums, cfg.codebook_momentum)
+        self.fraction.lerp_(fraction, 1 - cfg.codebook_momentum)
+        unused = self.fraction < cfg.revive_below / cfg.vocab_size
         fresh = from_first_rank(codes[self.draw(len(codes))])
         tokenizer.codebook.copy_(torch.where(unused[:, None], fresh, codebook))
-        self.share.masked_fill_(unused, 1 / cfg.vocab_size)
+        self.fraction.masked_fill_(unused, 1 / cfg.vocab_size)
 
     def forget_step(self) -> None:
         self._codes = []

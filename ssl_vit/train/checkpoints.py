@@ -15,7 +15,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from ssl_vit.parallel.distributed import Agreement
+from ssl_vit.parallel.distributed import MaxOverRanks
 from ssl_vit.run.files import CHECKPOINTS, METRICS, checkpoint_path, damage, step_of, write_atomic
 from ssl_vit.run.signals import Signals, Stopped
 from ssl_vit.train.jsonl import JsonLines
@@ -50,11 +50,11 @@ class Checkpoints(Checkpoint):
     """Writes checkpoints/step-<steps>.ckpt and lets a signal stop the run after one.
 
     While steps are left out (Guard) none is due: a run that goes back goes to one from before them.
-    After an error between two steps (a picture that cannot be read) a process that trains alone writes one too. Within
+    After an error between two steps (an image that cannot be read) a process that trains alone writes one too. Within
     a step the weights may have moved and their average not yet: then nothing is written.
 
     Args:
-        every_steps: optimiser steps between two checkpoints; None: ten minutes.
+        every_steps: optimizer steps between two checkpoints; None: ten minutes.
         keep: how many are kept, the newest.
     """
 
@@ -81,7 +81,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.listen(trainer.is_global_zero)
-        self._agreement, self._saved_at = Agreement(), time.monotonic()
+        self._max_over_ranks, self._saved_at = MaxOverRanks(), time.monotonic()
         self._step = self._saved_step = trainer.global_step
         lines = self._lines if trainer.global_step else 0
         if trainer.is_global_zero and lines is not None:
@@ -111,12 +111,12 @@ class Checkpoints(Checkpoint):
         by_clock = trainer.is_global_zero and not self.every_steps
         if not wish and by_clock and time.monotonic() - self._saved_at >= 60 * MINUTES:
             wish, self._saved_at = DUE, time.monotonic()
-        agreed = self._agreement.ask(wish)
-        due = agreed == DUE or (self.every_steps and step % self.every_steps == 0)
-        if agreed > DUE or (due and not trainer.lightning_module.guard.in_a_row):  # pyright: ignore
+        broadcast_object = self._max_over_ranks.ask(wish)
+        due = broadcast_object == DUE or (self.every_steps and step % self.every_steps == 0)
+        if broadcast_object > DUE or (due and not trainer.lightning_module.guard.in_a_row):  # pyright: ignore
             self.save(trainer)
-        if agreed > DUE:
-            raise Stopped(agreed, step)
+        if broadcast_object > DUE:
+            raise Stopped(broadcast_object, step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         alone = trainer.world_size == 1  # else the others know nothing of it, and would be waited for in vain

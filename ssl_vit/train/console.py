@@ -7,8 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ssl_vit.callbacks.collapse import Health
-from ssl_vit.optim.progress import share_done
+from ssl_vit.callbacks.collapse import CollapseMonitor
+from ssl_vit.optim.progress import fraction_done
 
 FIGURES = {
     "train/loss": "loss {:.4f}",
@@ -31,19 +31,19 @@ class Console(pl.Callback):
     """Epoch, step, loss, lr, images/s, share of time waiting for data, time left; on the first process.
 
     Args:
-        health: whose verdict is shown too, where it has one.
+        health: whose diagnosis is shown too, where it has one.
         every_seconds: between two lines, where standard output is no terminal.
     """
 
-    def __init__(self, health: Health | None = None, every_seconds: float = 10.0) -> None:
-        self.health, self.every_seconds = health, every_seconds
+    def __init__(self, health: CollapseMonitor | None = None, every_seconds: float = 10.0) -> None:
+        self.collapse_monitor, self.every_seconds = health, every_seconds
         self.bar: Progress | None = None
         self.started = self.told = 0.0
-        self.share_before = 0.0
+        self.fraction_before = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self.told = time.monotonic()
-        self.share_before = share_done(trainer, agreed=False)  # of a resumed run
+        self.fraction_before = fraction_done(trainer, broadcast_object=False)  # of a resumed run
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (BarColumn(20), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
             self.bar = Progress(*columns, TextColumn("{task.description}"))
@@ -72,14 +72,16 @@ class Console(pl.Callback):
             self.bar.stop()
 
     def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        share = share_done(trainer, agreed=False)  # the other processes do not ask
+        fraction = fraction_done(trainer, broadcast_object=False)  # the other processes do not ask
         known = trainer.callback_metrics
         figures = [text.format(float(known[key])) for key, text in FIGURES.items() if key in known]
-        gained = max(1e-9, share - self.share_before)
-        left = clock((time.monotonic() - self.started) * (1 - share) / gained)
-        verdict = [self.health.word] if self.health and self.health.word else []
-        words = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *figures, *verdict, f"{left} left"]
+        gained = max(1e-9, fraction - self.fraction_before)
+        left = clock((time.monotonic() - self.started) * (1 - fraction) / gained)
+        diagnosis = (
+            [self.collapse_monitor.diagnosis] if self.collapse_monitor and self.collapse_monitor.diagnosis else []
+        )
+        fields = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *figures, *diagnosis, f"{left} left"]
         if self.bar:
-            self.bar.update(self.bar.task_ids[0], completed=share, description="  ".join(words))
+            self.bar.update(self.bar.task_ids[0], completed=fraction, description="  ".join(fields))
         else:
-            print(f"{share:4.0%}  " + "  ".join(words), flush=True)
+            print(f"{fraction:4.0%}  " + "  ".join(fields), flush=True)

@@ -1,4 +1,4 @@
-"""Where a run's time goes: each stage on its own pictures and device, which of them holds it up, and what to set.
+"""Where a run's time goes: each stage on its own images and device, which of them holds it up, and what to set.
 
 A stage is timed alone. On a CPU the workers and the step share the cores, so a run is slower there than its parts.
 """
@@ -21,7 +21,7 @@ from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.data.cache import Cached, cores
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.data.loader import Batch, TrainLoader, Views, whole_batch
+from ssl_vit.data.loader import AugmentedDataset, Batch, TrainLoader, whole_batch
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks
@@ -30,14 +30,14 @@ from ssl_vit.train.trainer import data_of, has_bf16, precision_of, quiet_lightni
 WARM_UP, BATCHES = 2, 6
 """Batches of each stage that are not timed, and that are."""
 ROOMY = 0.45
-"""A step that takes less than this share of a GPU's memory has room for twice the pictures."""
+"""A step that takes less than this share of a GPU's memory has room for twice the images."""
 MEANING = {
-    "decode": "read and decode the pictures, on one core",
+    "decode": "read and decode the images, on one core",
     "crops": "cut and resize them, on one core",
     "hand-over": "what the workers take beyond that, all of them together",
     "transfer": "to the device",
-    "photometry": "colours and normalisation, on the device",
-    "step": "forward, backward, optimiser, and what the method does after them",
+    "color": "colors and normalization, on the device",
+    "step": "forward, backward, optimizer, and what the method does after them",
 }
 
 
@@ -51,36 +51,36 @@ class Findings:
     supply: float
     """From one batch of the loader to the next, where nobody keeps it waiting."""
     transfer: float
-    photometry: float
+    color: float
     step: float
     workers: int
     cores: int
     in_memory: bool
-    """The pictures are decoded already."""
+    """The images are decoded already."""
     decoded_gb: float
-    """Of all pictures, by those that were looked at."""
+    """Of all images, by those that were looked at."""
     short_side: int
-    """Of those pictures, their median, in pixels."""
+    """Of those images, their median, in pixels."""
     view_side: int
-    """Shorter side of the training picture, in pixels."""
+    """Shorter side of the training image, in pixels."""
     precision: str
     bf16: bool
     """Whether the device multiplies matrices in it."""
     compiled: bool
-    memory_share: float | None
+    memory_fraction: float | None
     """Of the GPU's memory, at most; None on a CPU."""
 
     @property
     def stages(self) -> dict[str, float]:
         """Seconds a batch, in the order of MEANING."""
         hand_over = max(0.0, self.supply - (self.decode + self.crops) / max(1, self.workers))
-        seconds = (self.decode, self.crops, hand_over, self.transfer, self.photometry, self.step)
+        seconds = (self.decode, self.crops, hand_over, self.transfer, self.color, self.step)
         return dict(zip(MEANING, seconds, strict=True))
 
     @property
     def demand(self) -> float:
         """Seconds a batch on the device."""
-        return self.transfer + self.photometry + self.step
+        return self.transfer + self.color + self.step
 
     @property
     def seconds(self) -> float:
@@ -89,26 +89,26 @@ class Findings:
 
     @property
     def bottleneck(self) -> str:
-        """The stage that holds the run up: the largest on the slower side, pictures or device."""
+        """The stage that holds the run up: the largest on the slower side, images or device."""
         stages = self.stages
-        names = ("decode", "crops", "hand-over") if self.supply > self.demand else ("transfer", "photometry", "step")
-        share = {"decode": max(1, self.workers), "crops": max(1, self.workers)}
-        return max(names, key=lambda name: stages[name] / share.get(name, 1))
+        names = ("decode", "crops", "hand-over") if self.supply > self.demand else ("transfer", "color", "step")
+        fraction = {"decode": max(1, self.workers), "crops": max(1, self.workers)}
+        return max(names, key=lambda name: stages[name] / fraction.get(name, 1))
 
     def advice(self) -> list[str]:
         """What to set, best first; empty where no setting helps."""
-        return self._for_pictures() if self.supply > self.demand else self._for_the_device()
+        return self._for_images() if self.supply > self.demand else self._for_the_device()
 
-    def _for_pictures(self) -> list[str]:
+    def _for_images(self) -> list[str]:
         said = []
         if self.bottleneck == "hand-over" and self.workers and self.decode + self.crops < self.supply:
-            return ["data.workers=0: these pictures are sooner made than handed over"]
+            return ["data.workers=0: these images are sooner made than handed over"]
         if self.bottleneck == "decode" and not self.in_memory:
             need = f"{self.decoded_gb:.1f} GB, if the machine has them"
-            said.append(f"data.cache_gb={math.ceil(self.decoded_gb)} decodes once and keeps the pictures: {need}")
+            said.append(f"data.cache_gb={math.ceil(self.decoded_gb)} decodes once and keeps the images: {need}")
             if self.short_side > 2 * self.view_side:
                 sides = f"{2 * self.view_side} pixels; it is {self.short_side}, and the encoder sees {self.view_side}"
-                said.append(f"resize the pictures beforehand, to a short side of {sides}")
+                said.append(f"resize the images beforehand, to a short side of {sides}")
         enough = math.ceil((self.decode + self.crops) / self.demand)
         if self.workers < min(enough, self.cores):
             said.append(f"data.workers={min(enough, self.cores)}: there are {self.cores} cores")
@@ -120,10 +120,10 @@ class Findings:
         said = []
         if self.bf16 and self.precision == "32-true":
             said.append("trainer.precision=bf16-mixed: the device multiplies matrices in it")
-        if self.memory_share is not None and not self.compiled:
+        if self.memory_fraction is not None and not self.compiled:
             said.append("trainer.compile=true: the first steps take a minute, the others less than now")
-        if self.memory_share is not None and self.memory_share < ROOMY:
-            why = f"the step takes {100 * self.memory_share:.0f} % of the memory; the learning rate follows"
+        if self.memory_fraction is not None and self.memory_fraction < ROOMY:
+            why = f"the step takes {100 * self.memory_fraction:.0f} % of the memory; the learning rate follows"
             said.append(f"data.batch_size={2 * self.batch_size}: {why}")
         return said
 
@@ -166,52 +166,52 @@ def examine(config: RunConfig, method_name: str) -> Findings:
     """Time the stages of a run, on one device.
 
     Raises:
-        ValueError: a method that predicts tokens has no tokenizer; the pictures cannot be found, or are a stream.
+        ValueError: a method that predicts tokens has no tokenizer; the images cannot be found, or are a stream.
     """
     if config.data.streams:
-        raise ValueError(f"suite=doctor looks pictures up by number, data.source={config.data.source} is a stream")
+        raise ValueError(f"suite=doctor looks images up by number, data.source={config.data.source} is a stream")
     if isinstance(config, TokenizedRun) and not config.tokenizer:
         raise ValueError("suite=doctor trains no tokenizer: give tokenizer=; python tools/train_tokenizer.py makes one")
     method = method_named(method_name).from_run(config)
     data = data_of(config, method)
     loader = data.train_dataloader()
-    views: Any = loader.dataset
+    transform: Any = loader.dataset
     index = [key[1] for key in islice(loader.sampler, loader.batch_size)]
-    decode, crops = worker_seconds(views, index)
+    decode, crops = worker_seconds(transform, index)
     supply, batch = delivery(loader)
-    transfer, photometry, batch = device_seconds(data, batch)
+    transfer, color, batch = device_seconds(data, batch)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     step = step_seconds(config, method, batch)
-    sizes = [views.source.size(i) for i in index]
+    sizes = [transform.source.size(i) for i in index]
     return Findings(
         batch_size=len(index),
         decode=decode,
         crops=crops,
         supply=supply,
         transfer=transfer,
-        photometry=photometry,
+        color=color,
         step=step,
         workers=loader.num_workers,
         cores=cores(),
-        in_memory=isinstance(views.source, Cached),
-        decoded_gb=mean(height * width for height, width in sizes) * config.encoder.channels * len(views) / 1e9,
+        in_memory=isinstance(transform.source, Cached),
+        decoded_gb=mean(height * width for height, width in sizes) * config.encoder.channels * len(transform) / 1e9,
         short_side=int(median(min(size) for size in sizes)),
         view_side=min(config.encoder.height_width),
         precision=precision_of(config.trainer),
         bf16=has_bf16(),
         compiled=config.trainer.compile,
-        memory_share=memory_share(),
+        memory_fraction=memory_fraction(),
     )
 
 
-def worker_seconds(views: Views, index: list[int]) -> tuple[float, float]:
+def worker_seconds(transform: AugmentedDataset, index: list[int]) -> tuple[float, float]:
     """Of decoding a batch and of its crops, on one core. Reading from the disk counts as decoding."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker
     try:
-        decode, again = (_seconds(lambda: [views.source.read(i) for i in index]) for _ in range(2))
-        whole = median(_seconds(lambda: views.__getitems__([(0, i) for i in index])) for _ in range(WARM_UP + 1))
+        decode, again = (_seconds(lambda: [transform.source.read(i) for i in index]) for _ in range(2))
+        whole = median(_seconds(lambda: transform.__getitems__([(0, i) for i in index])) for _ in range(WARM_UP + 1))
     finally:
         torch.set_num_threads(threads)
     return decode, max(0.0, whole - again)
@@ -231,9 +231,9 @@ def delivery(loader: TrainLoader) -> tuple[float, Batch]:
 
 
 def device_seconds(data: ImageDataModule, batch: Batch) -> tuple[float, float, Batch]:
-    """Of a batch's way to the device and of its photometry there; and the batch, ready for the method."""
+    """Of a batch's way to the device and of its color there; and the batch, ready for the method."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    moved, ready, transfer, photometry = batch, batch, [], []
+    moved, ready, transfer, color = batch, batch, [], []
     for _ in range(BATCHES):
         start = time.perf_counter()
         moved = move_data_to_device(batch, device)
@@ -242,8 +242,8 @@ def device_seconds(data: ImageDataModule, batch: Batch) -> tuple[float, float, B
         ready = data.on_after_batch_transfer(moved, 0)
         _wait()
         transfer.append(middle - start)
-        photometry.append(time.perf_counter() - middle)
-    return median(transfer), median(photometry), ready
+        color.append(time.perf_counter() - middle)
+    return median(transfer), median(color), ready
 
 
 def step_seconds(config: RunConfig, method: Method, batch: Batch) -> float:
@@ -268,7 +268,7 @@ def step_seconds(config: RunConfig, method: Method, batch: Batch) -> float:
     return mean(clock.seconds[WARM_UP:])
 
 
-def memory_share() -> float | None:
+def memory_fraction() -> float | None:
     """Most of the GPU's memory that was in use at once, as a share; None without a GPU."""
     if not torch.cuda.is_available():
         return None
@@ -277,7 +277,7 @@ def memory_share() -> float | None:
 
 def table(findings: Findings) -> list[str]:
     """The stages for people."""
-    lines = [f"{'stage':12}{'ms a batch':>12}{'pictures/s':>12}"]
+    lines = [f"{'stage':12}{'ms a batch':>12}{'images/s':>12}"]
     for name, seconds in findings.stages.items():
         rate = f"{findings.batch_size / seconds:,.0f}" if seconds > 1e-6 else "-"
         lines.append(f"{name:12}{1000 * seconds:12.1f}{rate:>12}  {MEANING[name]}")
@@ -289,9 +289,9 @@ def run(config: RunConfig, method_name: str) -> None:
     quiet_lightning()
     findings = examine(config, method_name)
     print("\n".join(table(findings)))
-    where = "the pictures" if findings.supply > findings.demand else "the device"
+    where = "the images" if findings.supply > findings.demand else "the device"
     rate, readers = findings.batch_size / findings.seconds, f"data.workers={findings.workers}"
-    print(f"\nbottleneck   {findings.bottleneck}: the run waits for {where}, {rate:,.0f} pictures/s with {readers}")
+    print(f"\nbottleneck   {findings.bottleneck}: the run waits for {where}, {rate:,.0f} images/s with {readers}")
     advice = findings.advice()
     for line in advice or ["nothing: no setting makes this stage faster"]:
         print(f"to set       {line}")

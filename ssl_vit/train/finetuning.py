@@ -1,4 +1,4 @@
-"""Fine-tuning from a config: encoder, labelled pictures, training, the verdict on the test pictures."""
+"""Fine-tuning from a config: encoder, labeled images, training, the verdict on the test images."""
 
 import time
 from collections.abc import Callable
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_vit import __version__
-from ssl_vit.callbacks.online_eval import Look, keep_picture
+from ssl_vit.callbacks.online_eval import ImageLogger, save_image
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.recipes import FINETUNE
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig, EncoderConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources.registry import open_source
 from ssl_vit.evaluate.evaluation import require_classes
-from ssl_vit.evaluate.features import Place, extract
-from ssl_vit.evaluate.metrics import confusion_picture, figures
+from ssl_vit.evaluate.features import Resources, extract
+from ssl_vit.evaluate.metrics import confusion_image, figures
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.directory import open_run
 from ssl_vit.run.files import newest_run, write_json
@@ -46,40 +46,40 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
     config = replace(config, encoder=config.encoder or str(newest_run()))
     encoder, architecture = start_of(config)
     config = replace(config, data=with_statistics(config.data, encoder))
-    data = labelled_data(config, architecture)
+    data = labeled_data(config, architecture)
     objective = objective_of(config, encoder, architecture, data)  # what does not fit shows before anything is written
-    data.view = objective.views()
+    data.transform = objective.transform()
     run_dir, checkpoint = open_run(config, FINETUNE, FINETUNE)
     trained = fit(config, objective, data, run_dir, checkpoint, Grader(config.monitor, run_dir), architecture)
     if trained is None:
         return None
     result = judge(config, trained, data, run_dir) | {"seconds": round(time.time() - started, 1)}
-    print(f"saved {trained.export(run_dir, **facts_of_run(config, trained))}")
+    print(f"saved {trained.export(run_dir, **run_metadata(config, trained))}")
     write_json(run_dir / "finetune.json", result)
     return run_dir, result
 
 
 def with_statistics(data: DataConfig, encoder: VisionTransformer) -> DataConfig:
-    """The data settings with the normalisation that the encoder was trained with."""
-    mean, std = encoder.facts.get("mean", IMAGENET_MEAN), encoder.facts.get("std", IMAGENET_STD)
+    """The data settings with the normalization that the encoder was trained with."""
+    mean, std = encoder.metadata.get("mean", IMAGENET_MEAN), encoder.metadata.get("std", IMAGENET_STD)
     return replace(data, mean=list(mean), std=list(std))
 
 
-def labelled_data(config: FinetuneRun, architecture: EncoderConfig) -> ImageDataModule:
-    """The run's labelled pictures.
+def labeled_data(config: FinetuneRun, architecture: EncoderConfig) -> ImageDataModule:
+    """The run's labeled images.
 
     Raises:
-        ValueError: no labels, one class only, a test class that training lacks, pictures of other channels.
+        ValueError: no labels, one class only, a test class that training lacks, images of other channels.
     """
     channels, size = architecture.channels, architecture.height_width
     require_channels(config, channels)
-    data = ImageDataModule(None, config.data, image_size=size, channels=channels, seed=config.seed, labelled=True)
+    data = ImageDataModule(None, config.data, image_size=size, channels=channels, seed=config.seed, labeled=True)
     require_classes(data)
     return data
 
 
 def require_channels(config: FinetuneRun, channels: int) -> None:
-    """ValueError unless the pictures can be read with the encoder's channels: 1 and 3 always, others as they are."""
+    """ValueError unless the images can be read with the encoder's channels: 1 and 3 always, others as they are."""
     if channels in (1, 3):
         return
     source = open_source(config.data, channels, "train")
@@ -87,8 +87,8 @@ def require_channels(config: FinetuneRun, channels: int) -> None:
         bands = image.getbands()
         if len(bands) != channels:
             raise ValueError(
-                f"encoder={config.encoder} sees {channels} channels, but the pictures of data.path={config.data.path} "
-                f"have {len(bands)} ({', '.join(bands)}): give pictures or an encoder that fit"
+                f"encoder={config.encoder} sees {channels} channels, but the images of data.path={config.data.path} "
+                f"have {len(bands)} ({', '.join(bands)}): give images or an encoder that fit"
             )
 
 
@@ -113,44 +113,50 @@ def objective_of(
     )
 
 
-class Grader(Look):
-    """Judges the classifier on test pictures: monitor/top1, monitor/top5 and monitor/calibration_error."""
+class Grader(ImageLogger):
+    """Judges the classifier on test images: monitor/top1, monitor/top5 and monitor/calibration_error."""
 
     def measure(self, objective: FineTune, data: ImageDataModule) -> dict[str, float]:
         probabilities, labels = extract(
-            describer(objective.judged()), data, "test", self.config.test_limit, place=Place(str(objective.device))
+            feature_extractor(objective.judged()),
+            data,
+            "test",
+            self.config.test_limit,
+            resources=Resources(str(objective.device)),
         )
         found = figures(probabilities, labels, data.classes)
         kept = {name: found[name] for name in ("top1", "top5", "calibration_error")}
         return {f"monitor/{name}": value for name, value in kept.items() if value is not None}
 
 
-def describer(model: Classifier) -> Callable[[Tensor], Tensor]:
+def feature_extractor(model: Classifier) -> Callable[[Tensor], Tensor]:
     """Class probabilities by a model in eval mode; bf16 where the GPU has it."""
     model = model.eval()
     on_gpu = next(model.parameters()).is_cuda
 
-    def describe(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+    def extract_features(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
             return model(images).float().softmax(1)
 
-    return describe
+    return extract_features
 
 
 def judge(config: FinetuneRun, objective: FineTune, data: ImageDataModule, run_dir: Path) -> dict[str, Any]:
-    """Score the final weights on all test pictures: the JSON line, confusion.png and TensorBoard's test/*."""
+    """Score the final weights on all test images: the JSON line, confusion.png and TensorBoard's test/*."""
     device = "cuda" if torch.cuda.is_available() else "cpu"  # the trainer has put the weights back on the CPU
-    probabilities, labels = extract(describer(objective.judged().to(device)), data, "test", place=Place(device))
+    probabilities, labels = extract(
+        feature_extractor(objective.judged().to(device)), data, "test", resources=Resources(device)
+    )
     found, step = figures(probabilities, labels, data.classes), objective.global_step
-    confusion = confusion_picture(probabilities, labels)
-    keep_picture(confusion, run_dir / "confusion.png")
+    confusion = confusion_image(probabilities, labels)
+    save_image(confusion, run_dir / "confusion.png")
     with SummaryWriter(str(run_dir)) as writer:
         writer.add_image("confusion", confusion, step)
         for name in ("top1", "top5", "calibration_error"):
             if found[name] is not None:
                 writer.add_scalar(f"test/{name}", found[name], step)
     weights = f"moving average {config.method.ema:g}" if config.method.ema else "last weights"
-    length = f"{objective.current_epoch} epochs, {step} steps on {len(data.labels('train'))} labelled pictures"
+    length = f"{objective.current_epoch} epochs, {step} steps on {len(data.labels('train'))} labeled images"
     return {
         "task": FINETUNE,
         **found,
@@ -158,12 +164,12 @@ def judge(config: FinetuneRun, objective: FineTune, data: ImageDataModule, run_d
         "init": config.init,
         "data": f"{config.data.source}:{config.data.path}".rstrip(":"),
         "protocol": "; ".join([f"recipe={config.recipe}", length, weights, data.split_note]),
-        "test_pictures": len(labels),
+        "test_images": len(labels),
         "seed": config.seed,
     }
 
 
-def facts_of_run(config: FinetuneRun, objective: FineTune) -> dict[str, Any]:
+def run_metadata(config: FinetuneRun, objective: FineTune) -> dict[str, Any]:
     """What the files say of the training."""
     return {
         "method": FINETUNE,

@@ -37,9 +37,9 @@ class JsonLines(Logger):
         figures = {name: float(value) for name, value in metrics.items()}
         self._append({"step": step} | {name: value if isfinite(value) else None for name, value in figures.items()})
 
-    def log_words(self, words: dict[str, str], step: int) -> None:
+    def log_text(self, text: dict[str, str], step: int) -> None:
         """Append {"step": .., name: word}, such as a verdict."""
-        self._append({"step": step, **words})
+        self._append({"step": step, **text})
 
     def size(self) -> int:
         """Bytes that are written."""

@@ -18,27 +18,27 @@ class Plan:
 
     config: TrainingRun
     patches: PatchGrid
-    """The training picture and its patches; an EncoderConfig where there is an encoder."""
+    """The training image and its patches; an EncoderConfig where there is an encoder."""
     parameters: int | None
     """Of the encoder, where there is one."""
-    pictures: int | None
+    images: int | None
     """For training; None where they cannot be counted cheaply."""
     processes: int
     global_batch: int
-    """Pictures per optimiser step."""
+    """Images per optimizer step."""
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimiser steps; pictures that do not fill a batch wait for the next epoch."""
-        if self.pictures is None:
+        """Optimizer steps; images that do not fill a batch wait for the next epoch."""
+        if self.images is None:
             return None
         trainer, batch = self.config.trainer, self.config.data.batch_size
-        batches = max(1, self.pictures // self.processes // batch)
+        batches = max(1, self.images // self.processes // batch)
         return max(1, -(-batches // trainer.accumulate))
 
     @property
     def steps(self) -> int | None:
-        """Optimiser steps of the run, where no clock ends it."""
+        """Optimizer steps of the run, where no clock ends it."""
         trainer = self.config.trainer
         by_epochs = self.steps_per_epoch and self.steps_per_epoch * trainer.max_epochs
         limits = [limit for limit in (by_epochs, trainer.max_steps) if limit]
@@ -60,8 +60,8 @@ class Plan:
             encoder = [f"encoder       ViT {wide} wide, {deep} deep, {heads} heads: {self.parameters:,} parameters"]
         return [
             *encoder,
-            f"picture       {height} x {width} pixels, {h} x {w} = {h * w} patches",
-            f"pictures      {_known(self.pictures)} for training",
+            f"image       {height} x {width} pixels, {h} x {w} = {h * w} patches",
+            f"images      {_known(self.images)} for training",
             f"global batch  {self.global_batch} = {batch}",
             f"learning rate {rate:.3g} at the peak = base_lr {config.optim.base_lr:g} x {self.global_batch} / 256",
             f"steps         {_known(self.steps)}{limit}; {_known(self.steps_per_epoch)} per epoch",
@@ -80,7 +80,7 @@ def devices_of(trainer: TrainerConfig) -> int:
 
 
 def make_plan(config: TrainingRun, patches: PatchGrid | None = None) -> Plan:
-    """Count parameters (on the meta device), pictures and steps. ValueError where the data cannot be found.
+    """Count parameters (on the meta device), images and steps. ValueError where the data cannot be found.
 
     Args:
         patches: of a run whose settings do not have them, because its encoder does.
@@ -90,6 +90,6 @@ def make_plan(config: TrainingRun, patches: PatchGrid | None = None) -> Plan:
         with torch.device("meta"):
             parameters = sum(p.numel() for p in VisionTransformer(patches).parameters())
     trainer, processes = config.trainer, devices_of(config.trainer) * config.trainer.num_nodes
-    pictures = count(config.data)
-    batch = config.data.batch_size if pictures is None else min(config.data.batch_size, max(1, pictures // processes))
-    return Plan(config, patches, parameters, pictures, processes, batch * processes * trainer.accumulate)
+    images = count(config.data)
+    batch = config.data.batch_size if images is None else min(config.data.batch_size, max(1, images // processes))
+    return Plan(config, patches, parameters, images, processes, batch * processes * trainer.accumulate)

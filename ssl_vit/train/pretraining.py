@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 from ssl_vit import __version__
-from ssl_vit.callbacks.online_eval import Judge
+from ssl_vit.callbacks.online_eval import OnlineProbe
 from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.methods import method_named
@@ -34,15 +34,15 @@ def pretrain(config: RunConfig, method_name: str) -> Path | None:
     run_dir, checkpoint = open_run(config, method_name, method_name)
     if config.init_from and not checkpoint:
         method.start_from(config.init_from)
-    look = Judge(config.monitor, config.readout, run_dir)
+    look = OnlineProbe(config.monitor, config.readout, run_dir)
     trained = fit(config, method, data_of(config, method), run_dir, checkpoint, look)
     if trained is None:
         return None
-    print(f"saved {trained.export(run_dir, **facts_of_run(config, method_name, trained))}")
+    print(f"saved {trained.export(run_dir, **run_metadata(config, method_name, trained))}")
     return run_dir
 
 
-def facts_of_run(config: RunConfig, method_name: str, method: Method) -> dict[str, Any]:
+def run_metadata(config: RunConfig, method_name: str, method: Method) -> dict[str, Any]:
     """What encoder.json says beside the architecture."""
     return {
         "method": method_name,

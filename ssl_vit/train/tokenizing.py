@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_vit import __version__
-from ssl_vit.callbacks.online_eval import Look, keep_picture, picture_grid
+from ssl_vit.callbacks.online_eval import ImageLogger, image_grid, save_image
 from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.resolve import read_tokenizer
 from ssl_vit.config.schema import DataConfig
@@ -33,8 +33,8 @@ from ssl_vit.tokenizers.kmeans import fit_kmeans
 from ssl_vit.tokenizers.training import training_named
 from ssl_vit.train.trainer import data_of, fit, quiet_lightning
 
-JUDGED = 5000
-"""Most pictures that a tokenizer's use of its vocabulary, and its reconstructions, are measured on."""
+MIN_HELD_OUT = 5000
+"""Most images that a tokenizer's use of its vocabulary, and its reconstructions, are measured on."""
 
 
 def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, Any]] | None:
@@ -52,27 +52,27 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
         run_dir, _ = open_run(config, kind, "tokenizer")
         method = config.method
         print(f"run           {run_dir}")
-        print(f"k-means       {method.patches:,} patches of {method.patch_size} pixels to {method.vocab_size:,} words")
-        data = pictures_of_run(config)
-        data.faults.list_in(run_dir / QUARANTINE)
+        print(f"k-means       {method.patches:,} patches of {method.patch_size} pixels to {method.vocab_size:,} tokens")
+        data = images_of_run(config)
+        data.read_errors.list_in(run_dir / QUARANTINE)
         tokenizer = fit_kmeans(method, endless(data), config.seed)
     else:
         training = training_named(kind).from_run(config)  # what does not fit shows before anything is written
         run_dir, checkpoint = open_run(config, kind, "tokenizer")
         data = data_of(config, training)
-        trained = fit(config, training, data, run_dir, checkpoint, Look(config.monitor, run_dir))
+        trained = fit(config, training, data, run_dir, checkpoint, ImageLogger(config.monitor, run_dir))
         if trained is None:
             return None
         tokenizer = trained.tokenizer.eval()
-    facts = judge(tokenizer, data) | {"seconds": round(time.time() - started, 1)}
-    show(tokenizer, data, run_dir, config.monitor.pictures)
+    metadata = judge(tokenizer, data) | {"seconds": round(time.time() - started, 1)}
+    show(tokenizer, data, run_dir, config.monitor.images)
     known = {"recipe": config.recipe, "data": asdict(config.data), "seed": config.seed, "ssl_vit": __version__}
-    print(f"saved {save_tokenizer(tokenizer, run_dir, **known, **facts)}")
-    return run_dir, {"task": "tokenizer", "tokenizer": str(run_dir), "kind": kind, **facts}
+    print(f"saved {save_tokenizer(tokenizer, run_dir, **known, **metadata)}")
+    return run_dir, {"task": "tokenizer", "tokenizer": str(run_dir), "kind": kind, **metadata}
 
 
-def pictures_of_run(config: TokenizerRun) -> ImageDataModule:
-    """Random crops of the run's pictures."""
+def images_of_run(config: TokenizerRun) -> ImageDataModule:
+    """Random crops of the run's images."""
     method = config.method
     view = RandomCrop(method.height_width, method.crop_scale, flip=method.flip)
     return ImageDataModule(
@@ -81,7 +81,7 @@ def pictures_of_run(config: TokenizerRun) -> ImageDataModule:
 
 
 def endless(data: ImageDataModule) -> Iterator[Float[Tensor, "B C H W"]]:
-    """Batches of training pictures in [0, 1], epoch after epoch."""
+    """Batches of training images in [0, 1], epoch after epoch."""
     loader, epoch = data.train_dataloader(), 0
     while True:
         loader.sampler.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
@@ -92,7 +92,7 @@ def endless(data: ImageDataModule) -> Iterator[Float[Tensor, "B C H W"]]:
 
 @torch.inference_mode()
 def judge(tokenizer: Tokenizer, data: ImageDataModule) -> dict[str, Any]:
-    """How much of its vocabulary a tokenizer uses on training pictures, and how well it draws test pictures.
+    """How much of its vocabulary a tokenizer uses on training images, and how well it draws test images.
 
     Returns:
         vocab_size, codes_used (tokens met), perplexity (exp of the tokens' entropy), most_frequent (share of the
@@ -100,43 +100,43 @@ def judge(tokenizer: Tokenizer, data: ImageDataModule) -> dict[str, Any]:
     """
     device = next(iter(tokenizer.state_dict().values())).device
     counts = torch.zeros(tokenizer.vocab_size)
-    for batch in data.eval_dataloader("train", JUDGED):
+    for batch in data.eval_dataloader("train", MIN_HELD_OUT):
         tokens = tokenizer(batch["images"].to(device).float() / 255).cpu()
         counts += torch.bincount(tokens.flatten(), minlength=len(counts))
-    share = counts / counts.sum()
+    fraction = counts / counts.sum()
     errors = []
-    for batch in data.eval_dataloader("test", JUDGED) if tokenizer.decodes else []:
+    for batch in data.eval_dataloader("test", MIN_HELD_OUT) if tokenizer.decodes else []:
         pixels = batch["images"].to(device).float() / 255
         errors.append((tokenizer.decode(tokenizer(pixels)) - pixels).square().mean((1, 2, 3)).cpu())
     psnr = round(-10 * math.log10(float(torch.cat(errors).mean())), 2) if errors else None
     return {
         "vocab_size": len(counts),
         "codes_used": int((counts > 0).sum()),
-        "perplexity": round(float(torch.exp(torch.special.entr(share).sum())), 1),
-        "most_frequent": round(float(share.max()), 4),
+        "perplexity": round(float(torch.exp(torch.special.entr(fraction).sum())), 1),
+        "most_frequent": round(float(fraction.max()), 4),
         "psnr": psnr,
     }
 
 
 @torch.inference_mode()
-def show(tokenizer: Tokenizer, data: ImageDataModule, run_dir: Path, pictures: int) -> None:
-    """Test pictures beside what the tokenizer makes of them, in TensorBoard and as pictures/reconstruction.png."""
+def show(tokenizer: Tokenizer, data: ImageDataModule, run_dir: Path, images: int) -> None:
+    """Test images beside what the tokenizer makes of them, in TensorBoard and as images/reconstruction.png."""
     if not tokenizer.decodes:
         return
     device = next(iter(tokenizer.state_dict().values())).device
-    batch = next(iter(data.eval_dataloader("test", pictures)))
+    batch = next(iter(data.eval_dataloader("test", images)))
     pixels = batch["images"].to(device).float() / 255
     columns = {"original": pixels, "reconstruction": tokenizer.decode(tokenizer(pixels))}
-    grid = picture_grid(columns, data.data.mean, data.data.std)
+    grid = image_grid(columns, data.data.mean, data.data.std)
     with SummaryWriter(str(run_dir)) as writer:
         writer.add_image(" | ".join(columns), grid)
-    keep_picture(grid, run_dir / "pictures" / "reconstruction.png")
+    save_image(grid, run_dir / "images" / "reconstruction.png")
 
 
 def tokenizer_for(run: TokenizedRun) -> Path:
     """The run of the tokenizer that a pretraining without tokenizer= gets: found, or trained now and kept.
 
-    It is that of run.tokenizer_recipe on the pretraining's own pictures, with a token for each of its patches; its
+    It is that of run.tokenizer_recipe on the pretraining's own images, with a token for each of its patches; its
     directory is named by a hash of both. One that was interrupted is gone on with.
     """
     config, kind = settings_for(run)
@@ -180,7 +180,7 @@ def _held_or_made(run_dir: Path) -> bool:
 
 
 def settings_for(run: TokenizedRun) -> tuple[TokenizerRun, str]:
-    """Settings and kind of the tokenizer for a pretraining: its recipe's, on the pretraining's pictures and grid."""
+    """Settings and kind of the tokenizer for a pretraining: its recipe's, on the pretraining's images and grid."""
     resolved = read_tokenizer([f"recipe={run.tokenizer_recipe}"])
     config, (h, w) = resolved.config, run.encoder.grid
     P, channels = config.method.patch_size, run.encoder.channels
@@ -191,8 +191,8 @@ def settings_for(run: TokenizedRun) -> tuple[TokenizerRun, str]:
 
 
 def _what_it_learns(config: TokenizerRun) -> dict[str, Any]:
-    """All that decides what a tokenizer becomes; pictures by place and number, which does not see one that changes."""
+    """All that decides what a tokenizer becomes; images by place and number, which does not see one that changes."""
     settings = asdict(config)
     kept = {name: settings[name] for name in ("method", "optim", "trainer", "seed")}
     path = str(Path(config.data.path).resolve()) if config.data.path else ""
-    return kept | {"source": config.data.source, "path": path, "pictures": count(config.data)}
+    return kept | {"source": config.data.source, "path": path, "images": count(config.data)}

@@ -14,18 +14,18 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 
-from ssl_vit.callbacks.collapse import Health
-from ssl_vit.callbacks.online_eval import Look
-from ssl_vit.callbacks.skipped_steps import BadSteps
+from ssl_vit.callbacks.collapse import CollapseMonitor
+from ssl_vit.callbacks.online_eval import ImageLogger
+from ssl_vit.callbacks.skipped_steps import SkippedSteps
 from ssl_vit.callbacks.throughput import Throughput
-from ssl_vit.callbacks.unreadable_images import BadPictures
+from ssl_vit.callbacks.unreadable_images import UnreadableImages
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.methods.guard import DivergenceError, Guard
 from ssl_vit.models.blocks import compile_blocks
 from ssl_vit.objective import Objective
 from ssl_vit.run.directory import is_first_process
-from ssl_vit.run.files import BAD_STEPS, CHECKPOINTS, QUARANTINE, newest_checkpoint, write_atomic
+from ssl_vit.run.files import CHECKPOINTS, QUARANTINE, SKIPPED_STEPS, newest_checkpoint, write_atomic
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import Console
@@ -35,10 +35,10 @@ log = logging.getLogger("ssl_vit")
 
 
 def data_of(config: TrainingRun, objective: Objective) -> ImageDataModule:
-    """The run's pictures, as its objective sees them."""
+    """The run's images, as its objective sees them."""
     patches = config.patches
     size, channels = patches.height_width, patches.channels
-    return ImageDataModule(objective.views(), config.data, image_size=size, channels=channels, seed=config.seed)
+    return ImageDataModule(objective.transform(), config.data, image_size=size, channels=channels, seed=config.seed)
 
 
 def fit(
@@ -47,7 +47,7 @@ def fit(
     data: ImageDataModule,
     run_dir: Path,
     checkpoint: Path | None,
-    look: Look,
+    look: ImageLogger,
     patches: PatchGrid | None = None,
 ) -> Any:
     """Train to the end, leaving a last checkpoint.
@@ -68,8 +68,8 @@ def fit(
         announce(config, run_dir, checkpoint, patches)
     if config.trainer.compile:
         compile_blocks(objective)
-    objective.max_bad_steps = config.trainer.max_bad_steps
-    data.faults.list_in(run_dir / QUARANTINE)
+    objective.max_skipped_steps = config.trainer.max_skipped_steps
+    data.read_errors.list_in(run_dir / QUARANTINE)
     try:
         try:
             train(config, objective, data, run_dir, checkpoint, look)
@@ -95,7 +95,12 @@ def fit(
 
 
 def train(
-    config: TrainingRun, objective: Objective, data: ImageDataModule, run_dir: Path, checkpoint: Path | None, look: Look
+    config: TrainingRun,
+    objective: Objective,
+    data: ImageDataModule,
+    run_dir: Path,
+    checkpoint: Path | None,
+    look: ImageLogger,
 ) -> None:
     """One trainer's work, from a checkpoint or from the start to the end. OSError: its last checkpoint has no room."""
     checkpoints = Checkpoints(run_dir, config.trainer.checkpoint_every_steps, config.trainer.keep_checkpoints)
@@ -117,7 +122,7 @@ def before(error: DivergenceError, run_dir: Path) -> Path:
 
 
 def first_step(checkpoint: Path | None) -> int:
-    """Optimiser steps that a run has behind it as it begins."""
+    """Optimizer steps that a run has behind it as it begins."""
     if checkpoint is None:
         return 0
     return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
@@ -131,11 +136,20 @@ def strategy_of(trainer: TrainerConfig) -> Any:
     return ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
-def make_trainer(config: TrainingRun, run_dir: Path, look: Look, checkpoints: Checkpoints, step: int) -> pl.Trainer:
+def make_trainer(
+    config: TrainingRun, run_dir: Path, look: ImageLogger, checkpoints: Checkpoints, step: int
+) -> pl.Trainer:
     """Lightning's trainer with our limits, loggers and callbacks, for a run that has so many steps behind it."""
     trainer = config.trainer
-    health = Health()
-    callbacks = [checkpoints, Throughput(), BadSteps(run_dir / BAD_STEPS), BadPictures(), health, Console(health)]
+    health = CollapseMonitor()
+    callbacks = [
+        checkpoints,
+        Throughput(),
+        SkippedSteps(run_dir / SKIPPED_STEPS),
+        UnreadableImages(),
+        health,
+        Console(health),
+    ]
     if config.monitor.every_epochs:
         callbacks.insert(1, look)
     return pl.Trainer(

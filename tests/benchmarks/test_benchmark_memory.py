@@ -8,7 +8,7 @@ from benchmarks import memory
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize(("source", "write"), [("webdataset", memory.write_shards), ("folder", memory.write_folder)])
 def test_memory_is_told_along_an_epoch(source, write, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "PICTURES", 1000)
+    monkeypatch.setattr(memory, "NUM_IMAGES", 1000)
     monkeypatch.setattr(memory, "PER_SHARD", 300)
     write(tmp_path)
     lines = list(memory.epoch(source, str(tmp_path)))

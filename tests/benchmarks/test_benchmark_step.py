@@ -21,7 +21,7 @@ def _small(monkeypatch):
     monkeypatch.setattr(step, "MATRIX", 64)
     for module, name, value in (
         (step_mae, "IMAGE", 48),
-        (step_mae, "DECODER", {"decoder_width": 32, "decoder_depth": 2, "decoder_heads": 4}),
+        (step_mae, "DECODER", {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_num_heads": 4}),
         (step_beit, "IMAGE", 48),
         (step_beit, "WORDS", 64),
         (step_dino, "GLOBAL", 32),
@@ -97,7 +97,7 @@ def test_timms_parts_lose_what_beit_loses():
     model = step_beit.TimmBEiT("small").eval()
     for parameter in model.parameters():  # biases and tables away from 0, so that a swapped one shows
         torch.nn.init.normal_(parameter, std=0.1)
-    method = BEiT({"size": "small", "image_size": 48, "layer_scale": 0.1}, tokenizer=step_beit.GivenWords()).eval()
+    method = BEiT({"size": "small", "image_size": 48, "init_values": 0.1}, tokenizer=step_beit.GivenWords()).eval()
     weights = {}
     for name, tensor in model.state_dict().items():
         block, _, end = name.removeprefix("body.").rpartition(".")

@@ -6,8 +6,8 @@ import resource
 import pytest
 import torch
 
-from ssl_vit.callbacks.online_eval import picture_grid
-from ssl_vit.data.loader import batch_length, pictures_of
+from ssl_vit.callbacks.online_eval import image_grid
+from ssl_vit.data.loader import batch_images, batch_length
 from ssl_vit.train.console import clock
 from ssl_vit.train.jsonl import JsonLines
 
@@ -20,17 +20,16 @@ def test_clock():
     "batch", [torch.zeros(3, 1), {"images": torch.zeros(3, 1)}, [torch.zeros(3, 1), 0], {"images": [torch.zeros(3, 1)]}]
 )
 def test_batch_length_of_every_kind_of_batch(batch):
-    assert batch_length(pictures_of(batch)) == 3
+    assert batch_length(batch_images(batch)) == 3
 
 
-def test_picture_grid_shows_columns_in_display_colours():
+def test_image_grid_shows_columns_in_display_colors():
     mean, std = [0.5, 0.4, 0.3], [0.2, 0.2, 0.2]
     red, black = torch.tensor([1.0, 0, 0]), torch.zeros(3)
-    normalised = [
-        ((colour - torch.tensor(mean)) / torch.tensor(std)).view(1, 3, 1, 1).expand(2, 3, 4, 4)
-        for colour in (red, black)
+    normalized = [
+        ((color - torch.tensor(mean)) / torch.tensor(std)).view(1, 3, 1, 1).expand(2, 3, 4, 4) for color in (red, black)
     ]
-    grid = picture_grid(dict(zip("ab", normalised, strict=True)), mean, std)
+    grid = image_grid(dict(zip("ab", normalized, strict=True)), mean, std)
     assert grid.shape == (3, 14, 14)  # two rows and columns of 4 pixels, 2 of white around each
     assert grid[:, 3, 3].tolist() == [255, 0, 0]
     assert grid[:, 3, 9].tolist() == [0, 0, 0]
@@ -43,9 +42,9 @@ def test_metrics_are_appended_and_a_full_disk_does_not_stop_the_run(tmp_path, ca
     logger.log_metrics({"train/loss": 0.25}, step=4)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [{"step": 3, "train/loss": 0.5}, {"step": 4, "train/loss": 0.25}]
-    broken = JsonLines(tmp_path)  # a folder cannot be appended to
-    broken.log_metrics({"a": 1}, 0)
-    broken.log_metrics({"a": 1}, 1)
+    unreadable = JsonLines(tmp_path)  # a folder cannot be appended to
+    unreadable.log_metrics({"a": 1}, 0)
+    unreadable.log_metrics({"a": 1}, 1)
     assert caplog.text.count("training goes on without it") == 1
 
 

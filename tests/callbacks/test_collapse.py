@@ -8,17 +8,17 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from ssl_vit.callbacks.collapse import ADVICE, ASLEEP, HEALTHY, ONE, UNIFORM, Health, verdict
+from ssl_vit.callbacks.collapse import ADVICE, ASLEEP, HEALTHY, ONE, UNIFORM, CollapseMonitor, diagnose
 from ssl_vit.methods.dino import DINO
 from ssl_vit.train.jsonl import JsonLines
 
 K = 64
-ENCODER = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 16, "drop_path": 0.0}
+ENCODER = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 16, "drop_path": 0.0}
 SMALL = {"local_crops": 2, "local_size": 8, "prototypes": K, "head_hidden": 32, "head_bottleneck": 16}
 
 
 @pytest.mark.parametrize(
-    ("information", "mean_entropy", "student_entropy", "informed", "share", "word"),
+    ("information", "mean_entropy", "student_entropy", "informed", "share", "diagnosis"),
     [
         (0.5, 0.8, 0.5, False, 0.9, HEALTHY),
         (0.02, 0.99, 0.999, False, 0.2, ASLEEP),
@@ -28,17 +28,17 @@ SMALL = {"local_crops": 2, "local_size": 8, "prototypes": K, "head_hidden": 32, 
         (0.0, 0.01, 0.0, True, 0.9, ONE),
     ],
 )
-def test_verdicts(information, mean_entropy, student_entropy, informed, share, word):
+def test_verdicts(information, mean_entropy, student_entropy, informed, fraction, diagnosis):
     uniform = math.log(K)
-    assert verdict(information, mean_entropy * uniform, student_entropy * uniform, K, informed, share) == word
+    assert diagnose(information, mean_entropy * uniform, student_entropy * uniform, K, informed, fraction) == diagnosis
 
 
-def run(tmp_path, optim: dict, **options) -> tuple[Health, list[dict]]:
+def run(tmp_path, optim: dict, **options) -> tuple[CollapseMonitor, list[dict]]:
     torch.manual_seed(0)
     method = DINO(ENCODER, {"warmup_epochs": 0, "weight_decay": 0.0, **optim}, **{**SMALL, **options})
-    pictures = torch.randn(32, 3, 16, 16)
-    batch = ([pictures, pictures.flip(-1), pictures[..., 4:12, 4:12], pictures[..., :8, 4:12]],)
-    health, metrics = Health(memory=0.0), tmp_path / "metrics.jsonl"
+    images = torch.randn(32, 3, 16, 16)
+    batch = ([images, images.flip(-1), images[..., 4:12, 4:12], images[..., :8, 4:12]],)
+    health, metrics = CollapseMonitor(memory=0.0), tmp_path / "metrics.jsonl"
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=60,
@@ -59,19 +59,19 @@ ALIVE = {"head_norm": True, "freeze_last_layer": 0, "momentum": 0.9, "warmup_tea
 
 def test_a_run_that_learns_is_healthy(tmp_path, caplog):
     health, rows = run(tmp_path, {"base_lr": 0.02}, **ALIVE)
-    assert health.word == HEALTHY
+    assert health.diagnosis == HEALTHY
     assert {"step": 60, "health": HEALTHY} in rows
 
 
 def test_a_run_that_cannot_learn_has_not_started(tmp_path, caplog):
     health, _ = run(tmp_path, {"base_lr": 1e-9})
-    assert health.word == ASLEEP
+    assert health.diagnosis == ASLEEP
     assert "method.head_norm=true first" in ADVICE[ASLEEP]
 
 
 def test_a_teacher_too_soft_ends_uniform(tmp_path):
     health, _ = run(tmp_path, {"base_lr": 0.02}, **{**ALIVE, "warmup_teacher_temp": 1.0, "teacher_temp": 1.0})
-    assert health.word == UNIFORM
+    assert health.diagnosis == UNIFORM
 
 
 def test_a_teacher_that_becomes_too_soft_is_seen_to_fall_back(tmp_path):
@@ -81,16 +81,16 @@ def test_a_teacher_that_becomes_too_soft_is_seen_to_fall_back(tmp_path):
     assert HEALTHY in words[: words.index(UNIFORM)]
 
 
-def test_a_centre_that_stands_still_lets_one_prototype_win(tmp_path):
-    health, _ = run(tmp_path, {"base_lr": 0.05}, **{**ALIVE, "centre_momentum": 1.0, "head_norm": False})
-    assert health.word == ONE
+def test_a_center_that_stands_still_lets_one_prototype_win(tmp_path):
+    health, _ = run(tmp_path, {"base_lr": 0.05}, **{**ALIVE, "center_momentum": 1.0, "head_norm": False})
+    assert health.diagnosis == ONE
 
 
 def test_methods_without_a_teacher_get_no_verdict(tmp_path):
     from ssl_vit.methods.mae import MAE
 
-    method = MAE({**ENCODER}, decoder_width=16, decoder_depth=1, decoder_heads=2)
-    health = Health()
+    method = MAE({**ENCODER}, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
+    health = CollapseMonitor()
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -102,4 +102,4 @@ def test_methods_without_a_teacher_get_no_verdict(tmp_path):
         default_root_dir=tmp_path,
     )
     trainer.fit(method, DataLoader([torch.randn(4, 3, 16, 16)], batch_size=None))  # pyright: ignore[reportArgumentType]
-    assert health.word == ""
+    assert health.diagnosis == ""

@@ -13,13 +13,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    tool, *rest = words
+def command(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    tool, *rest = args
     return subprocess.run([sys.executable, str(ROOT / "tools" / tool), *rest], capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("args", "line"),
     [
         (["optim.bse_lr=1"], "did you mean optim.base_lr?"),
         (["data.batch_size=many"], "data.batch_size=many must be an integer"),
@@ -32,9 +32,9 @@ def command(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
         (["mask_ratio=0.5"], "method.mask_ratio"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_status_2_in_under_two_seconds(words, line):
+def test_a_mistake_is_one_line_and_exit_status_2_in_under_two_seconds(args, line):
     started = time.monotonic()
-    done = command("pretrain.py", "method=mae", *words)
+    done = command("pretrain.py", "method=mae", *args)
     seconds = time.monotonic() - started
     assert done.returncode == 2
     assert done.stdout == ""
@@ -44,8 +44,8 @@ def test_a_mistake_is_one_line_and_exit_status_2_in_under_two_seconds(words, lin
 
 
 def test_a_missing_method_names_the_legal_ones():
-    for words in ([], ["method=maee"]):
-        done = command("pretrain.py", *words)
+    for args in ([], ["method=maee"]):
+        done = command("pretrain.py", *args)
         assert done.returncode == 2
         assert "mae" in done.stderr
 
@@ -63,7 +63,7 @@ def test_every_tool_has_help_that_names_its_settings(tool):
 def test_a_dry_run_says_what_follows_from_the_settings():
     done = command("pretrain.py", "method=mae", "--dry-run", "data.batch_size=32", "trainer.accumulate=4")
     assert done.returncode == 0, done.stderr
-    for words in (
+    for args in (
         "data.batch_size",
         "command line",
         "recipe",
@@ -72,26 +72,26 @@ def test_a_dry_run_says_what_follows_from_the_settings():
         "64 patches",
         "1,437",
     ):
-        assert words in done.stdout
+        assert args in done.stdout
     assert not (ROOT / "runs" / "dry").exists()
 
 
-def test_pictures_are_packed_and_the_shards_counted_without_reading_them(tmp_path):
+def test_images_are_packed_and_the_shards_counted_without_reading_them(tmp_path):
     done = command("make_shards.py", "data.source=digits", f"out={tmp_path / 'shards'}")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["pictures"] == 1797
+    assert json.loads(done.stdout.splitlines()[-1])["images"] == 1797
     for file in (tmp_path / "shards").glob("*.tar"):
         with file.open("r+b") as shard:
             shard.write(bytes(file.stat().st_size))  # nothing to read, of the same size
-    words = ["method=mae", "data.source=webdataset", f"data.path={tmp_path / 'shards'}", "--dry-run"]
-    done = command("pretrain.py", *words)
+    args = ["method=mae", "data.source=webdataset", f"data.path={tmp_path / 'shards'}", "--dry-run"]
+    done = command("pretrain.py", *args)
     assert done.returncode == 0, done.stderr
     assert "1,437 for training" in done.stdout
 
 
 def test_a_missing_path_is_one_line(tmp_path):
-    words = ["method=mae", "data.source=folder", "data.path=nowhere", "encoder.image_size=32"]
-    done = command("pretrain.py", *words, cwd=tmp_path)
+    args = ["method=mae", "data.source=folder", "data.path=nowhere", "encoder.image_size=32"]
+    done = command("pretrain.py", *args, cwd=tmp_path)
     assert done.returncode == 1
     assert "data.path=nowhere" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
@@ -106,9 +106,9 @@ def test_someone_elses_method_is_a_full_citizen(tmp_path):
     )
     recipe = tmp_path / "half.yaml"
     recipe.write_text((ROOT / "configs/mae/digits.yaml").read_text())
-    words = [f"recipe={recipe}", "trainer.max_steps=2", "monitor.every_epochs=0", f"run_dir={tmp_path / 'run'}"]
+    args = [f"recipe={recipe}", "trainer.max_steps=2", "monitor.every_epochs=0", f"run_dir={tmp_path / 'run'}"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools/pretrain.py"), "method=acme:Half", *words],
+        [sys.executable, str(ROOT / "tools/pretrain.py"), "method=acme:Half", *args],
         capture_output=True, text=True, cwd=tmp_path, env={**__import__("os").environ, "PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -127,10 +127,10 @@ for _ in range(3):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
-    def faults(**variables: str) -> int:
+    def read_errors(**variables: str) -> int:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-        words = [sys.executable, "-c", script]
-        return int(subprocess.run(words, capture_output=True, text=True, env=environment | variables).stdout)
+        args = [sys.executable, "-c", script]
+        return int(subprocess.run(args, capture_output=True, text=True, env=environment | variables).stdout)
 
-    assert faults() < 100
-    assert faults(MALLOC_TOP_PAD_="0") > 1000  # 50 MB are 12,207 pages
+    assert read_errors() < 100
+    assert read_errors(MALLOC_TOP_PAD_="0") > 1000  # 50 MB are 12,207 pages

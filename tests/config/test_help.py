@@ -92,7 +92,7 @@ def test_a_page_fits_the_terminal(columns, monkeypatch):
 def test_help_of_a_method_shows_its_defaults():
     page = run_help(["method=mae", "--help"], "usage")
     assert "  optim.betas=[0.9, 0.95] " in page
-    assert "  encoder.positions=sincos " in page
+    assert "  encoder.pos_embed=sincos " in page
     assert "  method.mask_ratio=0.75 " in page
 
 
@@ -152,6 +152,6 @@ def test_every_field_and_every_config_is_documented(config_class):
 
 
 def test_docs_come_from_the_class_that_has_the_field():
-    assert field_doc(DataConfig, "batch_size") == "Pictures per process and step."
+    assert field_doc(DataConfig, "batch_size") == "Images per process and step."
     assert field_doc(Derived, "count") == "How many."
     assert field_doc(Derived, "no_such_field") == ""

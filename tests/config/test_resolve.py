@@ -39,8 +39,8 @@ def recipe(tmp_path):
 
 @pytest.fixture
 def run(recipe):
-    """Reads words over an empty recipe."""
-    return lambda *words: read_run(["method=mae", f"recipe={recipe()}", *words])
+    """Reads args over an empty recipe."""
+    return lambda *args: read_run(["method=mae", f"recipe={recipe()}", *args])
 
 
 @pytest.fixture
@@ -115,15 +115,15 @@ def test_without_words_a_run_is_the_papers(run, recipe):
 
 
 @pytest.mark.parametrize(
-    ("word", "value"),
+    ("arg", "value"),
     [
         ("optim.base_lr=1e-3", 1e-3),
         ("optim.base_lr=1.5e-4", 1.5e-4),
         ("optim.warmup_epochs=5", 5.0),
         ("optim.betas=[0.9, 0.99]", (0.9, 0.99)),
         ("data.std=[1, 2, 3]", [1.0, 2.0, 3.0]),
-        ("data.max_bad=1%", 0.01),
-        ("data.max_bad=0.5%", 0.005),
+        ("data.max_unreadable=1%", 0.01),
+        ("data.max_unreadable=0.5%", 0.005),
         ("trainer.max_steps=10", 10),
         ("trainer.max_steps=null", None),
         ("trainer.compile=true", True),
@@ -134,10 +134,10 @@ def test_without_words_a_run_is_the_papers(run, recipe):
         ("trainer.devices=2", 2),
     ],
 )
-def test_a_word_becomes_its_settings_type(run, word, value):
-    key = word.partition("=")[0]
+def test_a_word_becomes_its_settings_type(run, arg, value):
+    key = arg.partition("=")[0]
     section, name = key.split(".")
-    read_back = getattr(getattr(run(word).config, section), name)
+    read_back = getattr(getattr(run(arg).config, section), name)
     assert read_back == value
     assert type(read_back) is type(value)
 
@@ -173,7 +173,7 @@ def test_text_in_config_yaml_stays_as_it_is(path):
 
 
 @pytest.mark.parametrize(
-    ("word", "answer"),
+    ("arg", "answer"),
     [
         ("optim.lr=1", f"optim.lr=1 is not a setting; {OPTIM} (did you mean optim.base_lr?)"),
         ("optim.zzz=1", f"optim.zzz=1 is not a setting; {OPTIM}"),
@@ -189,12 +189,12 @@ def test_text_in_config_yaml_stays_as_it_is(path):
         ("zzz=3", f"zzz=3 is not a setting; {ROOT}"),
     ],
 )
-def test_an_unknown_key_is_answered_with_the_legal_ones_and_the_nearest(run, word, answer):
-    assert message(run, word) == answer
+def test_an_unknown_key_is_answered_with_the_legal_ones_and_the_nearest(run, arg, answer):
+    assert message(run, arg) == answer
 
 
 @pytest.mark.parametrize(
-    ("word", "rule"),
+    ("arg", "rule"),
     [
         ("data.batch_size=abc", "an integer"),
         ("data.batch_size=3.5", "an integer"),
@@ -222,9 +222,9 @@ def test_an_unknown_key_is_answered_with_the_legal_ones_and_the_nearest(run, wor
         ("trainer.strategy=fdsp", "one of auto, ddp, fsdp, deepspeed (did you mean fsdp?)"),
         ("data.workers=[0", "auto, or 0 or more"),
         ("data.on_error=skp", "one of replace, skip, raise (did you mean skip?)"),
-        ("data.max_bad=1.5", "in [0, 1]"),
-        ("data.max_bad=%", "a number"),
-        ("data.max_bad=1e0%", "a number"),
+        ("data.max_unreadable=1.5", "in [0, 1]"),
+        ("data.max_unreadable=%", "a number"),
+        ("data.max_unreadable=1e0%", "a number"),
         ("data.streaming=true", "false with data.source=folder: it is for hf"),
         ("data.epoch_size=0", "positive, or null"),
         ("data.epoch_size=5", "null but for a stream: data.source=webdataset, or hf with data.streaming=true"),
@@ -233,8 +233,8 @@ def test_an_unknown_key_is_answered_with_the_legal_ones_and_the_nearest(run, wor
         ("encoder.size=smal", "one of tiny, small, base, large, huge (did you mean small?)"),
     ],
 )
-def test_a_wrong_value_is_answered_with_what_is_legal(run, word, rule):
-    assert message(run, word) == f"{word} must be {rule}"
+def test_a_wrong_value_is_answered_with_what_is_legal(run, arg, rule):
+    assert message(run, arg) == f"{arg} must be {rule}"
 
 
 def test_a_rule_between_settings_is_passed_on(run):
@@ -244,38 +244,38 @@ def test_a_rule_between_settings_is_passed_on(run):
 
 @pytest.mark.parametrize("path", ["https://host/train-{000..009}.tar", "pipe:cat a.tar"])
 def test_a_remote_stream_leaves_nothing_to_look_at(run, path):
-    words = ["data.source=webdataset", f"data.path={path}"]
+    args = ["data.source=webdataset", f"data.path={path}"]
     rule = "0 where data.path is a remote stream: there is nothing to look at, or give data.test_path"
-    assert message(run, *words) == f"monitor.every_epochs=10 must be {rule}"
-    assert run(*words, "monitor.every_epochs=0").config.data.remote
-    assert run(*words, "data.test_path=shards").config.data.remote
+    assert message(run, *args) == f"monitor.every_epochs=10 must be {rule}"
+    assert run(*args, "monitor.every_epochs=0").config.data.remote
+    assert run(*args, "data.test_path=shards").config.data.remote
     for local in ("shards", "file:///shards", "shards/train-{000..009}.tar"):
         assert not run("data.source=webdataset", f"data.path={local}").config.data.remote
     assert run("data.source=hf", "data.path=a", "data.streaming=true", "monitor.every_epochs=0").config.data.remote
-    rule = "given where data.path is a remote stream: a tokenizer is judged on pictures that can be read again"
-    answer = message(read_tokenizer, ["recipe=digits", *words, "monitor.every_epochs=0"])
+    rule = "given where data.path is a remote stream: a tokenizer is judged on images that can be read again"
+    answer = message(read_tokenizer, ["recipe=digits", *args, "monitor.every_epochs=0"])
     assert answer == f"data.test_path= must be {rule}"
 
 
-@pytest.mark.parametrize(("word", "rule"), [("shard_mb=-0.5", "positive"), ("size=-1", "0 or more")])
-def test_settings_of_shards_are_checked(word, rule):
-    assert message(read, ShardsConfig, [word]) == f"{word} must be {rule}"
+@pytest.mark.parametrize(("arg", "rule"), [("shard_mb=-0.5", "positive"), ("size=-1", "0 or more")])
+def test_settings_of_shards_are_checked(arg, rule):
+    assert message(read, ShardsConfig, [arg]) == f"{arg} must be {rule}"
 
 
 @pytest.mark.parametrize(
-    ("word", "rule"),
+    ("arg", "rule"),
     [
         ("trainer.precision=16-mixed", "auto, 32-true, bf16-mixed or bf16-true"),
         ("trainer.compile=true", "false"),
     ],
 )
-def test_sharded_weights_go_with_some_settings_alone(run, word, rule):
-    assert message(run, "trainer.strategy=fsdp", word).lower() == f"{word} must be {rule} with trainer.strategy=fsdp"
+def test_sharded_weights_go_with_some_settings_alone(run, arg, rule):
+    assert message(run, "trainer.strategy=fsdp", arg).lower() == f"{arg} must be {rule} with trainer.strategy=fsdp"
 
 
-@pytest.mark.parametrize("word", ["seed", "", "=3", "--verbose"])
-def test_a_word_without_key_or_value_is_refused(run, word):
-    assert message(run, word) == f"{word} is not a setting: settings are written key=value"
+@pytest.mark.parametrize("arg", ["seed", "", "=3", "--verbose"])
+def test_a_word_without_key_or_value_is_refused(run, arg):
+    assert message(run, arg) == f"{arg} is not a setting: settings are written key=value"
 
 
 def test_a_key_given_twice_must_agree_with_itself(run):
@@ -329,7 +329,7 @@ def test_a_recipe_may_hold_dollars_and_empty_sections(recipe):
 
 
 @pytest.mark.parametrize(
-    ("words", "answer"),
+    ("args", "answer"),
     [
         ([], "method= is missing: one of mae, or package.module:Class"),
         (["method=mea"], "method=mea is not a method: one of mae, or package.module:Class (did you mean mae?)"),
@@ -343,14 +343,14 @@ def test_a_recipe_may_hold_dollars_and_empty_sections(recipe):
         ),
     ],
 )
-def test_an_unknown_method_or_recipe_is_answered_with_the_legal_ones(words, answer, monkeypatch):
+def test_an_unknown_method_or_recipe_is_answered_with_the_legal_ones(args, answer, monkeypatch):
     monkeypatch.setattr(recipes_of, "METHODS", {"mae": MAERun})
     for module in (resolve, recipes_of):
         monkeypatch.setattr(module, "LEGAL_METHODS", "one of mae, or package.module:Class")
     monkeypatch.setattr(
         recipes_of, "recipes", lambda method: {"digits": Path("digits.yaml"), "steel": Path("steel.yaml")}
     )
-    assert message(read_run, words) == answer
+    assert message(read_run, args) == answer
 
 
 @pytest.mark.parametrize(
@@ -384,8 +384,8 @@ def test_a_third_party_run_reads_and_comes_back(acme, name, recipe):
 
 
 def test_a_run_survives_its_config_yaml(run):
-    words = ["run_dir=/a/b", "resume=auto", "optim.base_lr=1e-5", "encoder.image_size=[32, 64]", "trainer.max_steps=7"]
-    config = run(*words, "data.path='quoted' \"twice\"").config
+    args = ["run_dir=/a/b", "resume=auto", "optim.base_lr=1e-5", "encoder.image_size=[32, 64]", "trainer.max_steps=7"]
+    config = run(*args, "data.path='quoted' \"twice\"").config
     assert from_yaml(to_yaml(config, "mae")) == ("mae", config)
 
 
@@ -413,23 +413,23 @@ def test_other_commands_read_their_own_settings():
     assert (resolved.config.temperature, resolved.config.data.source, resolved.method) == (0.5, "digits", "")
     answer = (
         "neighbors=5 is not a setting; the settings are encoder, pool, layer, blocks, data.*, train_limit, shots,"
-        " fraction, controls, seed, neighbours, temperature (did you mean neighbours?)"
+        " fraction, controls, seed, neighbors, temperature (did you mean neighbors?)"
     )
     assert message(read, KNNConfig, ["neighbors=5"]) == answer
 
 
 @pytest.mark.parametrize(
-    ("word", "value"),
+    ("arg", "value"),
     [
-        ("neighbours=20", [20]),
-        ("neighbours=1,5,10", [1, 5, 10]),
-        ("neighbours=[1, 5]", [1, 5]),
+        ("neighbors=20", [20]),
+        ("neighbors=1,5,10", [1, 5, 10]),
+        ("neighbors=[1, 5]", [1, 5]),
         ("fraction=0.01,0.1", [0.01, 0.1]),
         ("shots=", []),
     ],
 )
-def test_a_list_of_any_length_needs_no_brackets(word, value):
-    assert getattr(read(KNNConfig, [word]).config, word.partition("=")[0]) == value
+def test_a_list_of_any_length_needs_no_brackets(arg, value):
+    assert getattr(read(KNNConfig, [arg]).config, arg.partition("=")[0]) == value
 
 
 def test_what_is_no_list_of_the_type_is_shown_as_typed():
@@ -475,5 +475,5 @@ def test_every_shipped_tokenizer_recipe_resolves(name):
 @pytest.mark.parametrize("name", recipes("beit"))
 def test_the_tokenizer_of_each_beit_recipe_makes_its_patches(name):
     run = read_run(["method=beit", f"recipe={name}"]).config
-    words = read_tokenizer([f"recipe={run.tokenizer_recipe}"]).config.method
-    assert (words.grid, words.channels) == (run.encoder.grid, run.encoder.channels)
+    args = read_tokenizer([f"recipe={run.tokenizer_recipe}"]).config.method
+    assert (args.grid, args.channels) == (run.encoder.grid, run.encoder.channels)

@@ -7,7 +7,7 @@ import pytest
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data import cache
 from ssl_vit.data.cache import Cached, cached, memory_gb
-from ssl_vit.data.sources.base import PictureError
+from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.registry import open_source
 
 BYTES = 3 * sum((8 + i) * (10 + i % 3) for i in range(9))
@@ -20,7 +20,7 @@ def source(tmp_path, write):
     return open_source(DataConfig(path=str(tmp_path)), 3, "train")
 
 
-def test_pictures_that_fit_are_kept_as_they_are(source):
+def test_images_that_fit_are_kept_as_they_are(source):
     whole = cached(source, BYTES / 1e9)
     assert isinstance(whole, Cached)
     assert memory_gb(whole) == BYTES / 1e9
@@ -33,7 +33,7 @@ def test_pictures_that_fit_are_kept_as_they_are(source):
 
 
 @pytest.mark.parametrize("budget", [0.0, (BYTES - 1) / 1e9])
-def test_pictures_that_do_not_fit_stay_where_they_are(source, budget):
+def test_images_that_do_not_fit_stay_where_they_are(source, budget):
     assert cached(source, budget) is source
     assert memory_gb(source) == 0
 
@@ -44,10 +44,10 @@ def test_reading_needs_no_file_any_more(source, tmp_path):
     assert whole.read(3).shape == (11, 10, 3)
 
 
-def test_a_broken_picture_is_named(source, tmp_path):
+def test_a_broken_image_is_named(source, tmp_path):
     path = tmp_path / "5.png"
     path.write_bytes(path.read_bytes()[:120])
-    with pytest.raises(PictureError, match=f"^{path} cannot be used: .*: delete or replace it$"):
+    with pytest.raises(UnreadableImageError, match=f"^{path} cannot be used: .*: delete or replace it$"):
         cached(source, 1.0)
 
 
@@ -57,4 +57,4 @@ def test_a_long_wait_is_explained(source, monkeypatch, caplog):
     monkeypatch.setattr(cache, "_in_order", lambda pool, work, count: map(work, range(count)))
     with caplog.at_level(logging.INFO):
         cached(source, 1.0)
-    assert caplog.messages[0] == "decoded 2 of 9 pictures into memory"
+    assert caplog.messages[0] == "decoded 2 of 9 images into memory"

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read: epochs, labels and every other picture stay as they were, and each is listed once."""
+"""Images that cannot be read: epochs, labels and every other image stay as they were, and each is listed once."""
 
 import multiprocessing
 import os
@@ -14,10 +14,10 @@ import torch
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data import corrupt
-from ssl_vit.data.corrupt import Faults, StandIns
+from ssl_vit.data.corrupt import ReadErrors, Replacements
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.loader import full_length
-from ssl_vit.data.sources.base import PictureError, Source
+from ssl_vit.data.sources.base import Source, UnreadableImageError
 from ssl_vit.data.sources.registry import open_source
 from ssl_vit.data.transforms.crops import RandomCrop
 
@@ -63,7 +63,7 @@ BROKEN = {
 
 @pytest.fixture
 def whole(tmp_path, write):
-    """60 pictures, 20 of each of three classes, numbered through."""
+    """60 images, 20 of each of three classes, numbered through."""
     for i in range(60):
         write(tmp_path / "whole" / "abc"[i // 20] / f"{i:02}.png", 12 + i % 5, 14, seed=i)
     return tmp_path / "whole"
@@ -84,7 +84,7 @@ NUMBERS = sorted(int(name[2:4]) for name in BROKEN)
 
 
 def module(folder, **options) -> ImageDataModule:
-    options = {"batch_size": 7, "max_bad": 0.1, "workers": 0, "cache_gb": 0.0} | options
+    options = {"batch_size": 7, "max_unreadable": 0.1, "workers": 0, "cache_gb": 0.0} | options
     return ImageDataModule(VIEW, path=str(folder), image_size=16, **options)
 
 
@@ -121,8 +121,8 @@ def test_workers_and_memory_change_nothing(damaged, on_error):
 
 
 @pytest.mark.parametrize("rank", [None, (0, 2), (1, 2)])
-def test_all_other_pictures_stay_as_they_were(whole, damaged, rank):
-    """Same batches, same labels, same places; a broken picture's place has the view of the next of its class."""
+def test_all_other_images_stay_as_they_were(whole, damaged, rank):
+    """Same batches, same labels, same places; a broken image's place has the transform of the next of its class."""
     pairs = zip(batches_of(module(whole), rank=rank), batches_of(module(damaged), rank=rank), strict=True)
     source = open_source(DataConfig(path=str(whole)), 3, "train")
     after = {3: 5, 4: 5, 19: 0, 20: 21, 41: 42, 59: 40}
@@ -133,9 +133,9 @@ def test_all_other_pictures_stay_as_they_were(whole, damaged, rank):
         for place, index in enumerate(kept["index"].tolist()):
             equal = torch.equal(kept["images"][place], lost["images"][place])
             assert equal == (index not in after)
-    stand_ins = module(damaged).train_dataloader().dataset.stand_ins
+    replacements = module(damaged).train_dataloader().dataset.replacements
     for index, other in after.items():
-        assert np.array_equal(stand_ins.replace(index, []), source.read(other))
+        assert np.array_equal(replacements.replace(index, []), source.read(other))
 
 
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
@@ -148,18 +148,18 @@ def test_a_resumed_epoch_has_the_same_batches(damaged, on_error):
 
 def test_skipping_leaves_out_the_broken_ones_and_nothing_else(whole, damaged):
     pairs = zip(batches_of(module(whole)), batches_of(module(damaged, on_error="skip")), strict=True)
-    left_out = []
+    skipped = []
     for kept, lost in pairs:
         good = [place for place, index in enumerate(kept["index"].tolist()) if index not in NUMBERS]
         for key in ("images", "label", "index"):
             assert torch.equal(kept[key][good], lost[key])
         assert lost.get("skipped", 0) == 7 - len(good)
         assert full_length(lost | {"images": lost["images"].float()}) == 7
-        left_out.append(7 - len(good))
-    assert max(left_out) > 0
+        skipped.append(7 - len(good))
+    assert max(skipped) > 0
 
 
-def test_a_batch_of_broken_pictures_alone_is_replaced(damaged):
+def test_a_batch_of_broken_images_alone_is_replaced(damaged):
     data = module(damaged, on_error="skip", batch_size=1)
     batches = batches_of(data, 1)
     assert len(batches) == 60
@@ -169,40 +169,40 @@ def test_a_batch_of_broken_pictures_alone_is_replaced(damaged):
 
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
 def test_evaluation_replaces_within_its_part(damaged, whole, on_error):
-    """Held-out pictures never stand in for training pictures, nor the other way round."""
+    """Held-out images never stand in for training images, nor the other way round."""
     data, intact = module(damaged, on_error=on_error), module(whole)
     for split in ("train", "test"):
         ours, theirs = list(data.eval_dataloader(split)), list(intact.eval_dataloader(split))
-        part = data._parts[split]
+        part = data._eval_splits[split]
         assert [batch["label"].tolist() for batch in ours] == [batch["label"].tolist() for batch in theirs]
-        stand_ins = data.eval_dataloader(split).dataset.stand_ins
+        replacements = data.eval_dataloader(split).dataset.replacements
         for index in set(NUMBERS) & set(part.index.tolist()):
-            others = list(stand_ins._others(index))
+            others = list(replacements._others(index))
             assert set(others) == {i for i in part.index.tolist() if part.labels[i] == part.labels[index]} - {index}
-    labelled = ImageDataModule(VIEW, path=str(damaged), image_size=16, labelled=True, max_bad=0.1)
-    members = labelled.train_dataloader().dataset.stand_ins.members
-    assert np.array_equal(members, labelled._parts["train"].index)
+    labeled = ImageDataModule(VIEW, path=str(damaged), image_size=16, labeled=True, max_unreadable=0.1)
+    members = labeled.train_dataloader().dataset.replacements.members
+    assert np.array_equal(members, labeled._eval_splits["train"].index)
 
 
 class Listed(Source):
-    """Pictures of one pixel that is their number; some cannot be read."""
+    """Images of one pixel that is their number; some cannot be read."""
 
-    def __init__(self, labels, broken) -> None:
-        self.labels, self.classes, self.broken, self.tried = np.asarray(labels), [], broken, []
+    def __init__(self, labels, unreadable) -> None:
+        self.labels, self.classes, self.unreadable, self.tried = np.asarray(labels), [], unreadable, []
 
     def name(self, index):
-        return f"picture {index}"
+        return f"image {index}"
 
     def read(self, index):
         self.tried.append(index)
-        if index in self.broken:
-            raise PictureError("of no use", "broken")
+        if index in self.unreadable:
+            raise UnreadableImageError("of no use", "broken")
         return np.full((1, 1, 1), index, np.uint8)
 
 
-def record(pictures: int, max_bad: float = 1.0) -> Faults:
-    made = Faults(max_bad)
-    made.pictures = pictures
+def record(images: int, max_unreadable: float = 1.0) -> ReadErrors:
+    made = ReadErrors(max_unreadable)
+    made.images = images
     return made
 
 
@@ -212,63 +212,67 @@ def test_the_stand_in_is_the_next_one_of_the_label_round_to_the_first(monkeypatc
     random = np.random.default_rng(0)
     for _ in range(50):
         labels = random.integers(-1, 3, 20)
-        broken = set(np.flatnonzero(random.random(20) < 0.5).tolist())
+        unreadable = set(np.flatnonzero(random.random(20) < 0.5).tolist())
         members = np.flatnonzero(random.random(20) < 0.8)
-        stand_ins = StandIns(Listed(labels, broken), labels, members, record(20))
-        for index in set(members.tolist()) & broken:
+        replacements = Replacements(Listed(labels, unreadable), labels, members, record(20))
+        for index in set(members.tolist()) & unreadable:
             round_trip = [(index + step) % 20 for step in range(1, 20)]
-            legal = [i for i in round_trip if i in members and labels[i] == labels[index] and i not in broken]
-            pixels = stand_ins.replace(index, [])
+            legal = [i for i in round_trip if i in members and labels[i] == labels[index] and i not in unreadable]
+            pixels = replacements.replace(index, [])
             assert (None if pixels is None else int(pixels.item())) == (legal[0] if legal else None)
 
 
 def test_trying_ends_where_the_run_would_stop_anyway():
     source = Listed(np.zeros(1000, np.int64), set(range(1000)))
-    stand_ins, found = StandIns(source, source.labels, np.arange(1000), record(1000, 0.01)), []
-    assert stand_ins.read(7, found) is None
-    assert stand_ins.replace(7, found) is None
+    replacements, found = Replacements(source, source.labels, np.arange(1000), record(1000, 0.01)), []
+    assert replacements.read(7, found) is None
+    assert replacements.replace(7, found) is None
     assert len(found) == len(source.tried) == 11
-    stand_ins.corrupt.note(found)
-    with pytest.raises(ValueError, match=r"^11 of 1000 pictures cannot be read, more than data.max_bad=0.01 of them, "):
-        stand_ins.corrupt.check()
+    replacements.corrupt.note(found)
+    with pytest.raises(
+        ValueError, match=r"^11 of 1000 images cannot be read, more than data.max_unreadable=0.01 of them, "
+    ):
+        replacements.corrupt.check()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
-def test_a_class_without_any_readable_picture_stops_with_one_line(damaged, workers, on_error):
+def test_a_class_without_any_readable_image_stops_with_one_line(damaged, workers, on_error):
     for path in (damaged / "b").iterdir():
         path.unlink()
     (damaged / "b" / "20.png").write_bytes(b"")
-    data = module(damaged, on_error=on_error, workers=workers, batch_size=1, max_bad=0.2)
-    with pytest.raises(PictureError) as caught:
+    data = module(damaged, on_error=on_error, workers=workers, batch_size=1, max_unreadable=0.2)
+    with pytest.raises(UnreadableImageError) as caught:
         batches_of(data, 1)
     name = damaged / "b" / "20.png"
-    line = f"{name} cannot be read (no known picture format), nor any that may take its place: repair it"
+    line = f"{name} cannot be read (no known image format), nor any that may take its place: repair it"
     assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("options", [{}, {"on_error": "skip"}, {"workers": 2}, {"cache_gb": 1.0}])
-def test_more_broken_pictures_than_allowed_stop_with_one_line(damaged, tmp_path, options):
-    data = module(damaged, max_bad=0.09, **options)
+def test_more_broken_images_than_allowed_stop_with_one_line(damaged, tmp_path, options):
+    data = module(damaged, max_unreadable=0.09, **options)
     data.corrupt.list_in(tmp_path / "list")
-    with pytest.raises(ValueError, match=r"^6 of 60 pictures cannot be read, more than data.max_bad=0.09") as caught:
+    with pytest.raises(
+        ValueError, match=r"^6 of 60 images cannot be read, more than data.max_unreadable=0.09"
+    ) as caught:
         batches_of(data)
     assert str(caught.value).endswith(
-        f"{tmp_path}/list lists them: repair them and delete that list, or raise data.max_bad="
+        f"{tmp_path}/list lists them: repair them and delete that list, or raise data.max_unreadable="
     )
     assert "\n" not in str(caught.value)
     assert len((tmp_path / "list").read_text().splitlines()) == 6
 
 
-@pytest.mark.parametrize(("count", "pictures", "max_bad", "stops"), [
+@pytest.mark.parametrize(("count", "images", "max_unreadable", "stops"), [
     (0, 10, 0.0, False), (1, 10, 0.0, True), (29, 100, 0.29, False), (30, 100, 0.29, True), (7, 100, 0.07, False),
     (100, 100, 1.0, False), (600, 60_000, 0.01, False), (601, 60_000, 0.01, True),
 ])  # fmt: skip
-def test_the_share_is_exact(count, pictures, max_bad, stops):
-    assert record(pictures, max_bad).too_many(count) is stops
+def test_the_share_is_exact(count, images, max_unreadable, stops):
+    assert record(images, max_unreadable).too_many(count) is stops
 
 
-def test_the_list_is_one_line_a_picture_whatever_its_name(tmp_path):
+def test_the_list_is_one_line_a_image_whatever_its_name(tmp_path):
     names = ["a b.png", "tab\t.png", "line\nbreak\r.png", os.fsdecode(b"latin-\xe9.png"), "\u2028.png"]
     first = record(10)
     first.note([(name, "a\nreason") for name in names])
@@ -289,12 +293,12 @@ def _rank(path, rank: int, barrier) -> None:
     mine.list_in(path)
     barrier.wait()
     for i in range(0, 200, 4):
-        mine.note([(f"picture {(rank * 50 + i + k) % 200}", "broken") for k in range(4)])
+        mine.note([(f"image {(rank * 50 + i + k) % 200}", "broken") for k in range(4)])
     barrier.wait()
     assert mine.count() == 200
 
 
-def test_processes_list_a_picture_once(tmp_path):
+def test_processes_list_a_image_once(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(3)
     ranks = [context.Process(target=_rank, args=(tmp_path / "list", rank, barrier)) for rank in range(3)]
@@ -304,7 +308,7 @@ def test_processes_list_a_picture_once(tmp_path):
         process.join(30)
     assert [process.exitcode for process in ranks] == [0, 0, 0]
     lines = (tmp_path / "list").read_text().splitlines()
-    assert sorted(lines) == sorted(f"picture {i}\tbroken" for i in range(200))
+    assert sorted(lines) == sorted(f"image {i}\tbroken" for i in range(200))
 
 
 def test_a_list_that_cannot_be_written_stops_nothing(tmp_path, caplog):
@@ -320,10 +324,10 @@ def test_the_first_few_are_said_and_where_the_rest_is(tmp_path, caplog):
     mine = record(100)
     mine.list_in(tmp_path / "list")
     for _ in range(2):
-        mine.note([(f"picture {i}", "broken") for i in range(8)])
-    assert caplog.messages[:-1] == [f"picture {i} cannot be read: broken" for i in range(5)]
+        mine.note([(f"image {i}", "broken") for i in range(8)])
+    assert caplog.messages[:-1] == [f"image {i} cannot be read: broken" for i in range(5)]
     assert (
-        caplog.messages[-1] == f"more pictures cannot be read, which are not named here; {tmp_path}/list lists them all"
+        caplog.messages[-1] == f"more images cannot be read, which are not named here; {tmp_path}/list lists them all"
     )
 
 
@@ -332,8 +336,8 @@ CRAFTED = [
     ("limit.png", png(10_000, 10_000), r"10000 x 10000 pixels are more than PIL's limit"),
     ("slim.png", png(1, 60_000), r"1 x 60000 pixels: one side is more than 100 times the other"),
     ("wide.bmp", bmp(60_000, 2), r"60000 x 2 pixels: one side is more than 100 times the other"),
-    ("none.png", png(0, 10), r"is no picture|cannot be used"),
-    ("none.bmp", bmp(0, 10), r"is no picture|cannot be used"),
+    ("none.png", png(0, 10), r"is no image|cannot be used"),
+    ("none.bmp", bmp(0, 10), r"is no image|cannot be used"),
     ("bomb.gif", gif(65_535, 65_535), r"4294836225 pixels"),
     ("bomb.tif", tiff(100_000, 100_000), r"10000000000 pixels"),
     ("tile.tif", tiff(16, 16, tile=30_000), r"tiles of 30000 x 30000 pixels are more than PIL's limit"),
@@ -349,7 +353,7 @@ def test_a_few_bytes_that_claim_an_absurd_size_are_refused(tmp_path, name, conte
     (tmp_path / kept).write_bytes(content)
     source = open_source(DataConfig(path=str(tmp_path)), 3, "train")
     for look in (source.read, source.size):
-        with pytest.raises(PictureError, match=reason):
+        with pytest.raises(UnreadableImageError, match=reason):
             look(0)
 
 
@@ -364,14 +368,14 @@ def test_refusing_takes_no_memory(tmp_path):
     code = (
         "import resource, sys, warnings; warnings.simplefilter('ignore')\n"
         "from ssl_vit.config.schema import DataConfig\n"
-        "from ssl_vit.data.sources.base import PictureError\n"
+        "from ssl_vit.data.sources.base import UnreadableImageError\n"
         "from ssl_vit.data.sources.registry import open_source\n"
         f"source = open_source(DataConfig(path={str(tmp_path)!r}), 3, 'train')\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for index in range(len(source)):\n"
         "    for look in (source.size, source.read):\n"
         "        try: look(index); sys.exit('was read: ' + source.name(index))\n"
-        "        except PictureError: pass\n"
+        "        except UnreadableImageError: pass\n"
         "print(len(source), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

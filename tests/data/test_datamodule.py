@@ -10,19 +10,19 @@ from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.loader import EpochSampler
 from ssl_vit.data.rng import uniforms
-from ssl_vit.data.sources.base import PictureError
+from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.registry import open_source
 from ssl_vit.data.transforms.crops import CenterCrop, RandomCrop
 
 VIEW = RandomCrop((16, 16), (0.2, 1.0))
 
 
-def module(view=VIEW, path="", **options) -> ImageDataModule:
-    return ImageDataModule(view, path=str(path), image_size=16, **options)
+def module(transform=VIEW, path="", **options) -> ImageDataModule:
+    return ImageDataModule(transform, path=str(path), image_size=16, **options)
 
 
 @pytest.fixture
-def labelled(tmp_path, write):
+def labeled(tmp_path, write):
     """A folder of 20 cats and 10 dogs."""
     for i in range(30):
         write(tmp_path / ("cat" if i < 20 else "dog") / f"{i:02}.png", 12 + i % 5, 14, seed=i)
@@ -43,39 +43,39 @@ def indices(batches) -> list[int]:
 
 
 @pytest.mark.parametrize("cache_gb", [0.0, 1.0])
-def test_batches_are_the_same_whatever_the_number_of_workers(labelled, cache_gb):
-    runs = [epochs(module(path=labelled, workers=n, batch_size=7, cache_gb=cache_gb)) for n in (0, 1, 2)]
+def test_batches_are_the_same_whatever_the_number_of_workers(labeled, cache_gb):
+    runs = [epochs(module(path=labeled, workers=n, batch_size=7, cache_gb=cache_gb)) for n in (0, 1, 2)]
     for run in runs[1:]:
         for ours, theirs in zip(chain(*runs[0]), chain(*run), strict=True):
             assert all(torch.equal(ours[key], theirs[key]) for key in ("images", "label", "index"))
 
 
-def test_a_batch_holds_views_labels_and_indices(labelled):
-    (first, second) = epochs(module(path=labelled, batch_size=7, seed=3))
-    source = open_source(DataConfig(path=str(labelled)), 3, "train")
+def test_a_batch_holds_views_labels_and_indices(labeled):
+    (first, second) = epochs(module(path=labeled, batch_size=7, seed=3))
+    source = open_source(DataConfig(path=str(labeled)), 3, "train")
     batch = second[1]
     assert batch["images"].shape == (7, 3, 16, 16)
     assert batch["images"].dtype == torch.uint8
     assert batch["label"].dtype == batch["index"].dtype == torch.int64
     assert batch["label"].tolist() == source.labels[batch["index"]].tolist()
     for place, index in enumerate(batch["index"].tolist()):
-        picture = torch.from_numpy(source.read(index).copy()).permute(2, 0, 1)
-        u = uniforms(3, 1, np.array([index]), VIEW.draws)[0]
-        assert torch.equal(batch["images"][place], VIEW(picture, u))
+        image = torch.from_numpy(source.read(index).copy()).permute(2, 0, 1)
+        u = uniforms(3, 1, np.array([index]), VIEW.num_random)[0]
+        assert torch.equal(batch["images"][place], VIEW(image, u))
     assert indices(first) != indices(second)
 
 
-def test_an_epoch_leaves_out_only_what_does_not_fill_a_batch(labelled):
-    (batches,) = epochs(module(path=labelled, batch_size=7), 1)
+def test_an_epoch_leaves_out_only_what_does_not_fill_a_batch(labeled):
+    (batches,) = epochs(module(path=labeled, batch_size=7), 1)
     assert len(batches) == 4
     assert len(set(indices(batches))) == 28
 
 
-def test_fewer_pictures_than_a_batch_make_one_smaller_batch(labelled, caplog):
+def test_fewer_images_than_a_batch_make_one_smaller_batch(labeled, caplog):
     with caplog.at_level(logging.WARNING):
-        (batches,) = epochs(module(path=labelled, batch_size=64), 1)
+        (batches,) = epochs(module(path=labeled, batch_size=64), 1)
     assert sorted(indices(batches)) == list(range(30))
-    assert caplog.messages == ["data.batch_size=64 is more than a process's 30 training pictures: a step takes 30"]
+    assert caplog.messages == ["data.batch_size=64 is more than a process's 30 training images: a step takes 30"]
 
 
 @pytest.mark.parametrize(("count", "world_size", "each"), [(30, 2, 15), (31, 2, 15), (7, 3, 2), (2, 3, 1)])
@@ -83,70 +83,70 @@ def test_each_rank_has_its_share(count, world_size, each):
     samplers = [EpochSampler(count, 0, rank, world_size) for rank in range(world_size)]
     for sampler in samplers:
         sampler.set_epoch(4)
-    shares = [list(sampler) for sampler in samplers]
-    assert [len(share) for share in shares] == [len(sampler) for sampler in samplers] == [each] * world_size
-    assert all(epoch == 4 for share in shares for epoch, _ in share)
-    seen = [index for share in shares for _, index in share]
+    fractions = [list(sampler) for sampler in samplers]
+    assert [len(fraction) for fraction in fractions] == [len(sampler) for sampler in samplers] == [each] * world_size
+    assert all(epoch == 4 for fraction in fractions for epoch, _ in fraction)
+    seen = [index for fraction in fractions for _, index in fraction]
     assert len(set(seen)) == min(count, len(seen))
 
 
-def test_the_rank_comes_from_the_trainer(labelled):
+def test_the_rank_comes_from_the_trainer(labeled):
     seen = []
     for rank in range(2):
-        data = module(path=labelled, batch_size=5)
+        data = module(path=labeled, batch_size=5)
         data.trainer = SimpleNamespace(global_rank=rank, world_size=2)
         seen.append(indices(epochs(data, 1)[0]))
     assert sorted(seen[0] + seen[1]) == list(range(30))
 
 
-def test_views_of_several_crops_become_a_list_of_stacks(labelled):
+def test_views_of_several_crops_become_a_list_of_stacks(labeled):
     class Several:
-        draws = 2 * VIEW.draws
+        random_numbers = 2 * VIEW.num_random
 
-        def __call__(self, picture, u):
+        def __call__(self, image, u):
             small = RandomCrop((8, 8), (0.1, 0.3))
-            return [VIEW(picture, u[: VIEW.draws]), small(picture, u[VIEW.draws :])]
+            return [VIEW(image, u[: VIEW.num_random]), small(image, u[VIEW.num_random :])]
 
-    data = module(Several(), path=labelled, batch_size=5)
+    data = module(Several(), path=labeled, batch_size=5)
     batch = next(iter(data.train_dataloader()))
     assert [tuple(stack.shape) for stack in batch["images"]] == [(5, 3, 16, 16), (5, 3, 8, 8)]
     images = data.on_after_batch_transfer(batch, 0)["images"]
     assert [stack.dtype for stack in images] == [torch.float32] * 2
 
 
-def test_images_are_normalised_after_the_transfer(labelled):
-    data = module(path=labelled, mean=[0.0] * 3, std=[0.5] * 3, batch_size=5)
+def test_images_are_normalized_after_the_transfer(labeled):
+    data = module(path=labeled, mean=[0.0] * 3, std=[0.5] * 3, batch_size=5)
     batch = next(iter(data.train_dataloader()))
-    normalised = data.on_after_batch_transfer(batch, 0)
-    torch.testing.assert_close(normalised["images"], batch["images"] / 127.5)
-    assert torch.equal(normalised["index"], batch["index"])
+    normalized = data.on_after_batch_transfer(batch, 0)
+    torch.testing.assert_close(normalized["images"], batch["images"] / 127.5)
+    assert torch.equal(normalized["index"], batch["index"])
     assert batch["images"].dtype == torch.uint8
 
 
-def test_without_a_test_part_a_fifth_of_each_class_is_held_out(labelled):
-    data = module(path=labelled, batch_size=4, seed=2)
+def test_without_a_test_part_a_fifth_of_each_class_is_held_out(labeled):
+    data = module(path=labeled, batch_size=4, seed=2)
     train, test = (indices(data.eval_dataloader(split)) for split in ("train", "test"))
     assert sorted(train + test) == list(range(30))
     assert np.bincount(np.array(test) >= 20).tolist() == [4, 2]
     assert data.split_note == "held-out 20 % of data.path, seed 2"
-    assert indices(module(path=labelled, seed=2).eval_dataloader("test")) == test
-    assert indices(module(path=labelled, seed=3).eval_dataloader("test")) != test
-    (batches,) = epochs(module(path=labelled, batch_size=5, seed=2), 1)
-    assert set(indices(batches)) == set(range(30))  # pretraining sees every picture, without its label
+    assert indices(module(path=labeled, seed=2).eval_dataloader("test")) == test
+    assert indices(module(path=labeled, seed=3).eval_dataloader("test")) != test
+    (batches,) = epochs(module(path=labeled, batch_size=5, seed=2), 1)
+    assert set(indices(batches)) == set(range(30))  # pretraining sees every image, without its label
 
 
-def test_evaluation_pictures_are_the_middle_in_a_fixed_order(labelled):
-    data = module(path=labelled, batch_size=4, eval_crop=0.5)
+def test_evaluation_images_are_the_middle_in_a_fixed_order(labeled):
+    data = module(path=labeled, batch_size=4, eval_crop=0.5)
     batch = next(iter(data.eval_dataloader("train")))
-    source = open_source(DataConfig(path=str(labelled)), 3, "train")
+    source = open_source(DataConfig(path=str(labeled)), 3, "train")
     index = batch["index"].tolist()
     expected = [CenterCrop((16, 16), 0.5)(torch.from_numpy(source.read(i).copy()).permute(2, 0, 1)) for i in index]
     assert torch.equal(batch["images"], torch.stack(expected))
     assert index == sorted(index)
 
 
-def test_a_limit_keeps_the_share_of_each_class(labelled):
-    data = module(path=labelled)
+def test_a_limit_keeps_the_share_of_each_class(labeled):
+    data = module(path=labeled)
     drawn = indices(data.eval_dataloader("train", 12))
     assert np.bincount(np.array(drawn) >= 20).tolist() == [8, 4]
     assert indices(data.eval_dataloader("train", 12)) == drawn
@@ -154,10 +154,10 @@ def test_a_limit_keeps_the_share_of_each_class(labelled):
     assert len(indices(data.eval_dataloader("train", 1000))) == 24
 
 
-def test_a_test_part_of_its_own_is_used(labelled, write):
+def test_a_test_part_of_its_own_is_used(labeled, write):
     for name in ("val/dog/a.png", "val/emu/b.png"):
-        write(labelled / name)
-    data = module(path=labelled)
+        write(labeled / name)
+    data = module(path=labeled)
     data.setup()
     assert data.split_note == "its own test part"
     assert data.classes == ["cat", "dog", "emu"]  # a class that training lacks comes last
@@ -167,24 +167,24 @@ def test_a_test_part_of_its_own_is_used(labelled, write):
     assert len(indices(data.eval_dataloader("train"))) == 30
 
 
-@pytest.mark.parametrize("name", ["test/a.png", "test/pictures/a.png"])
-def test_a_test_part_without_the_classes_is_no_judge(labelled, write, name):
-    write(labelled / name)
-    data = module(path=labelled)
+@pytest.mark.parametrize("name", ["test/a.png", "test/images/a.png"])
+def test_a_test_part_without_the_classes_is_no_judge(labeled, write, name):
+    write(labeled / name)
+    data = module(path=labeled)
     data.setup()
     assert data.split_note == "held-out 20 % of data.path, seed 0 (its test part has none of its classes)"
     assert len(indices(data.eval_dataloader("test"))) == 6
     assert data.classes == ["cat", "dog"]
 
 
-def test_without_labels_the_first_pictures_are_looked_at(tmp_path, write):
+def test_without_labels_the_first_images_are_looked_at(tmp_path, write):
     for i in range(9):
         write(tmp_path / f"{i}.png", seed=i)
     data = module(path=tmp_path)
     data.setup()
     assert not data.has_labels
     assert data.num_classes == 0
-    assert data.split_note == "the first of the training pictures"
+    assert data.split_note == "the first of the training images"
     assert indices(data.eval_dataloader("test", 4)) == [0, 1, 2, 3]
     assert len(set(indices(data.eval_dataloader("train", 4)))) == 4
     assert indices(data.eval_dataloader("train", 4)) != [0, 1, 2, 3]
@@ -200,7 +200,7 @@ def test_without_labels_a_test_part_is_still_what_is_looked_at(tmp_path, write):
     assert batch["label"].tolist() == [-1]
 
 
-def test_pictures_without_a_label_are_seen_but_not_judged(tmp_path):
+def test_images_without_a_label_are_seen_but_not_judged(tmp_path):
     pa = pytest.importorskip("pyarrow", reason="needs the extra parquet")
     from io import BytesIO
 
@@ -219,11 +219,11 @@ def test_pictures_without_a_label_are_seen_but_not_judged(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_corrupt_picture_stops_the_run_with_one_line(labelled, workers):
-    path = labelled / "dog" / "25.png"
+def test_a_corrupt_image_stops_the_run_with_one_line(labeled, workers):
+    path = labeled / "dog" / "25.png"
     path.write_bytes(path.read_bytes()[:150])
-    data = module(path=labelled, workers=workers, cache_gb=0.0, batch_size=5, on_error="raise")
-    with pytest.raises(PictureError) as caught:
+    data = module(path=labeled, workers=workers, cache_gb=0.0, batch_size=5, on_error="raise")
+    with pytest.raises(UnreadableImageError) as caught:
         epochs(data, 1)
     assert str(caught.value).startswith(f"{path} cannot be used: ")
     assert str(caught.value).endswith(": delete or replace it")
@@ -235,7 +235,7 @@ def test_a_corrupt_picture_stops_the_run_with_one_line(labelled, workers):
     [(64, 1.0, 8, 0), (65, 1.0, 8, 7), (64, 0.0, 8, 7), (64, 0.0, 1, 1), (64, 0.0, 100, 16)],
 )
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_workers_follow_pictures_and_cores(tmp_path, write, monkeypatch, side, cache_gb, cores, expected):
+def test_workers_follow_images_and_cores(tmp_path, write, monkeypatch, side, cache_gb, cores, expected):
     write(tmp_path / "a.png", side, 10)
     monkeypatch.setattr("ssl_vit.data.datamodule.cores", lambda: cores)
     assert module(path=tmp_path, cache_gb=cache_gb).train_dataloader().num_workers == expected
@@ -243,9 +243,9 @@ def test_workers_follow_pictures_and_cores(tmp_path, write, monkeypatch, side, c
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_reading_moves_no_random_state(labelled, workers):
-    """A run that looks at test pictures now and then must learn the same as one that does not."""
-    data = module(path=labelled, workers=workers, batch_size=5)
+def test_reading_moves_no_random_state(labeled, workers):
+    """A run that looks at test images now and then must learn the same as one that does not."""
+    data = module(path=labeled, workers=workers, batch_size=5)
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     epochs(data, 1)
     list(data.eval_dataloader("test", 3))
@@ -253,28 +253,28 @@ def test_reading_moves_no_random_state(labelled, workers):
     assert np.array_equal(np.random.get_state()[1], numpy_state)
 
 
-def test_workers_compute_with_one_thread(labelled):
+def test_workers_compute_with_one_thread(labeled):
     class Threads:
-        draws = 0
+        random_numbers = 0
 
-        def __call__(self, picture, u):
+        def __call__(self, image, u):
             return torch.full((1, 1, 1), torch.get_num_threads(), dtype=torch.uint8)
 
-    (batches,) = epochs(module(Threads(), path=labelled, workers=1, batch_size=30), 1)
+    (batches,) = epochs(module(Threads(), path=labeled, workers=1, batch_size=30), 1)
     assert batches[0]["images"].unique().tolist() == [1]
 
 
-def test_memory_is_shared_between_training_and_test_pictures(labelled, write):
+def test_memory_is_shared_between_training_and_test_images(labeled, write):
     for i in range(4):
-        write(labelled / "test" / "cat" / f"{i}.png", 100, 100)
-    data = module(path=labelled, cache_gb=50e-6)
+        write(labeled / "test" / "cat" / f"{i}.png", 100, 100)
+    data = module(path=labeled, cache_gb=50e-6)
     data.setup()
-    kinds = [type(data._parts[split].source).__name__ for split in ("train", "test")]
+    kinds = [type(data._eval_splits[split].source).__name__ for split in ("train", "test")]
     assert kinds == ["Cached", "Folder"]
 
 
-def test_sources_are_opened_once(labelled, monkeypatch):
-    data, opened = module(path=labelled), []
+def test_sources_are_opened_once(labeled, monkeypatch):
+    data, opened = module(path=labeled), []
     monkeypatch.setattr("ssl_vit.data.datamodule.open_source", lambda *args: opened.append(args) or open_source(*args))
     data.setup("fit")
     data.setup("validate")
@@ -282,8 +282,8 @@ def test_sources_are_opened_once(labelled, monkeypatch):
     assert [split for _, _, split in opened] == ["train", "test"]
 
 
-def test_grey_pictures_and_other_shapes(labelled):
-    data = ImageDataModule(None, DataConfig(path=str(labelled), mean=[0.5], std=[0.5]), image_size=(16, 24), channels=1)
+def test_gray_images_and_other_shapes(labeled):
+    data = ImageDataModule(None, DataConfig(path=str(labeled), mean=[0.5], std=[0.5]), image_size=(16, 24), channels=1)
     batch = next(iter(data.eval_dataloader("test")))
     assert batch["images"].shape == (6, 1, 16, 24)
 
@@ -309,10 +309,10 @@ def test_wrong_arguments_are_said(make, message):
     assert str(caught.value).startswith(message)
 
 
-def test_only_torchvision_sets_are_prepared(labelled, monkeypatch):
+def test_only_torchvision_sets_are_prepared(labeled, monkeypatch):
     opened = []
     monkeypatch.setattr("ssl_vit.data.datamodule.open_source", lambda *args: opened.append(args[2]))
-    module(path=labelled).prepare_data()
+    module(path=labeled).prepare_data()
     assert opened == []
     module(source="torchvision", path="MNIST:nowhere").prepare_data()
     assert opened == ["train"]

@@ -1,4 +1,4 @@
-"""Every kind of picture file becomes the uint8 pixels it should, or one line that says what is wrong."""
+"""Every kind of image file becomes the uint8 pixels it should, or one line that says what is wrong."""
 
 import io
 import pickle
@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.base import PictureError, pixels
+from ssl_vit.data.sources.base import UnreadableImageError, pixels
 from ssl_vit.data.sources.registry import open_source
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -40,7 +40,7 @@ def test_other_8_bit_modes_become_what_pil_makes_of_them(mode, channels):
     assert np.array_equal(pixels(stored, channels, 65535), expected)
 
 
-def test_a_palette_with_transparency_keeps_its_colours():
+def test_a_palette_with_transparency_keeps_its_colors():
     image = Image.fromarray(RGB).quantize(16)
     stored = reopened(image, transparency=bytes(range(0, 160, 10)))
     assert stored.mode == "P"
@@ -50,7 +50,7 @@ def test_a_palette_with_transparency_keeps_its_colours():
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_16_bit_values_are_scaled_and_clipped(mode, channels):
-    """PIL's convert clips at 255 without scaling: a 12-bit X-ray became a white picture."""
+    """PIL's convert clips at 255 without scaling: a 12-bit X-ray became a white image."""
     values = np.array([[0, 255, 2048], [4095, 4096, 65535]])
     if mode == "I":
         image = Image.fromarray(values.astype(np.int32))
@@ -76,19 +76,19 @@ def test_other_channel_counts_are_the_bands_of_the_file(mode):
 
 def test_bands_that_do_not_fit_are_said(tmp_path, write):
     write(tmp_path / "a.png")
-    with pytest.raises(PictureError, match=r"a\.png .*it has 3 bands \(RGB\), encoder.channels=5 asks for 5"):
+    with pytest.raises(UnreadableImageError, match=r"a\.png .*it has 3 bands \(RGB\), encoder.channels=5 asks for 5"):
         folder_of(tmp_path, channels=5).read(0)
 
 
-def test_float_pictures_are_said_to_have_no_white(tmp_path):
+def test_float_images_are_said_to_have_no_white(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(PictureError, match="32-bit float pixels have no fixed white"):
+    with pytest.raises(UnreadableImageError, match="32-bit float pixels have no fixed white"):
         folder_of(tmp_path).read(0)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
-def test_pictures_are_turned_upright(tmp_path, orientation, ending):
+def test_images_are_turned_upright(tmp_path, orientation, ending):
     turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> PIL transposition that undoes it
     exif = Image.Exif()
     exif[0x112] = orientation
@@ -104,31 +104,31 @@ def test_pictures_are_turned_upright(tmp_path, orientation, ending):
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "bmp", "tif"])
-def test_a_truncated_picture_is_named(tmp_path, write, ending):
+def test_a_truncated_image_is_named(tmp_path, write, ending):
     path = write(tmp_path / f"half.{ending}", 64, 64)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(UnreadableImageError) as caught:
         folder_of(tmp_path).read(0)
     assert one_line(caught.value).startswith(f"{path} ")
     assert one_line(caught.value).endswith("delete or replace it")
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture\n", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
+@pytest.mark.parametrize("content", [b"", b"not an image\n", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"])
 def test_a_file_of_another_kind_is_named(tmp_path, content):
     path = tmp_path / "notes.jpg"
     path.write_bytes(content)
     source = folder_of(tmp_path)
     for look in (source.read, source.size):
-        with pytest.raises(PictureError) as caught:
+        with pytest.raises(UnreadableImageError) as caught:
             look(0)
-        assert one_line(caught.value) == f"{path} is no picture that can be read: delete or replace it"
+        assert one_line(caught.value) == f"{path} is no image that can be read: delete or replace it"
 
 
 def test_a_file_deleted_meanwhile_is_named(tmp_path, write):
     path = write(tmp_path / "a.png")
     source = folder_of(tmp_path)
     path.unlink()
-    with pytest.raises(PictureError, match=r"a\.png cannot be used: .*No such file"):
+    with pytest.raises(UnreadableImageError, match=r"a\.png cannot be used: .*No such file"):
         source.read(0)
 
 
@@ -137,7 +137,7 @@ def test_a_file_deleted_meanwhile_is_named(tmp_path, write):
 def test_a_decompression_bomb_is_refused(tmp_path, write, monkeypatch, limit):
     path = write(tmp_path / "bomb.png", 8, 16)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(PictureError) as caught:
+    with pytest.raises(UnreadableImageError) as caught:
         folder_of(tmp_path).read(0)
     assert one_line(caught.value).startswith(f"{path} cannot be used: ")
     assert "128 pixels" in str(caught.value) or "16 x 8 pixels are more than PIL's limit" in str(caught.value)
@@ -146,10 +146,10 @@ def test_a_decompression_bomb_is_refused(tmp_path, write, monkeypatch, limit):
 def test_an_error_stays_one_line_through_a_traceback():
     """A loader's worker sends the text of the traceback, from which the main process makes the error anew."""
     line = "a.png cannot be used: cut off: delete or replace it"
-    with pytest.raises(PictureError) as caught:
-        raise PictureError(line)
+    with pytest.raises(UnreadableImageError) as caught:
+        raise UnreadableImageError(line)
     text = "".join(traceback.format_exception(caught.value))
-    assert str(PictureError(f"Caught PictureError in worker 0.\nOriginal {text}")) == line
+    assert str(UnreadableImageError(f"Caught UnreadableImageError in worker 0.\nOriginal {text}")) == line
     assert str(pickle.loads(pickle.dumps(caught.value))) == line
 
 

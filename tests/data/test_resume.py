@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Recorder(pl.LightningModule):
-    """Writes down the pictures that training sees."""
+    """Writes down the images that training sees."""
 
     def __init__(self, fails_at: int = -1) -> None:
         super().__init__()
@@ -35,9 +35,9 @@ class Recorder(pl.LightningModule):
 
 
 def run(folder, tmp_path, max_steps: int, resume=None, workers: int = 0, source="folder", **options) -> list:
-    view = RandomCrop((8, 8), (0.2, 1.0))
+    transform = RandomCrop((8, 8), (0.2, 1.0))
     data = ImageDataModule(
-        view, source=source, path=str(folder), image_size=8, batch_size=4, workers=workers, shuffle_buffer=6
+        transform, source=source, path=str(folder), image_size=8, batch_size=4, workers=workers, shuffle_buffer=6
     )
     method = Recorder(options.pop("fails_at", -1))
     fails = method.fails_at > 0
@@ -60,8 +60,8 @@ def run(folder, tmp_path, max_steps: int, resume=None, workers: int = 0, source=
 @pytest.fixture
 def folder(tmp_path, write):
     for i in range(22):
-        write(tmp_path / "pictures" / f"{i:02}.png", 10, 10, seed=i)
-    return tmp_path / "pictures"
+        write(tmp_path / "images" / f"{i:02}.png", 10, 10, seed=i)
+    return tmp_path / "images"
 
 
 def test_each_epoch_has_its_own_batches(folder, tmp_path):
@@ -118,7 +118,7 @@ def test_accumulation_does_not_disturb_the_count(folder, tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("step", [3, 5, 8])
 def test_a_run_that_fails_inside_a_step_takes_that_step_again(folder, tmp_path, step, workers):
-    """The failed step's batch was handed out but not learnt from: counting batches handed out would lose it."""
+    """The failed step's batch was handed out but not learned from: counting batches handed out would lose it."""
     whole = run(folder, tmp_path / "whole", 12)
     first = run(folder, tmp_path / "first", 12, fails_at=step, workers=workers)
     (checkpoint,) = (tmp_path / "first").glob("*.ckpt")

@@ -16,18 +16,18 @@ def kolmogorov_smirnov(values: np.ndarray) -> float:
 
 
 def test_draws_are_uniform_in_every_column():
-    draws = uniforms(3, 5, np.arange(COUNT), 4)
-    assert draws.shape == (COUNT, 4)
-    assert draws.min() >= 0
-    assert draws.max() < 1
-    for column in draws.T:
+    random_numbers = uniforms(3, 5, np.arange(COUNT), 4)
+    assert random_numbers.shape == (COUNT, 4)
+    assert random_numbers.min() >= 0
+    assert random_numbers.max() < 1
+    for column in random_numbers.T:
         assert kolmogorov_smirnov(column) < 1.95 / np.sqrt(COUNT)  # p = .001 of the Kolmogorov distribution
 
 
 @pytest.mark.parametrize("low_bits", [8, 16])
 def test_low_bits_are_uniform_too(low_bits):
-    draws = uniforms(0, 0, np.arange(COUNT), 1)[:, 0]
-    assert kolmogorov_smirnov((draws * 2.0**low_bits) % 1) < 1.95 / np.sqrt(COUNT)
+    random_numbers = uniforms(0, 0, np.arange(COUNT), 1)[:, 0]
+    assert kolmogorov_smirnov((random_numbers * 2.0**low_bits) % 1) < 1.95 / np.sqrt(COUNT)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_low_bits_are_uniform_too(low_bits):
         (uniforms(1, 0, np.arange(COUNT), 1)[:, 0], uniforms(0, 1, np.arange(COUNT), 1)[:, 0]),
         (uniforms(0, 0, np.arange(COUNT), 1)[:, 0], np.argsort(permutation(0, 0, COUNT)) / COUNT),
     ],
-    ids=["columns", "neighbours", "epochs", "seeds", "seed and epoch swapped", "order of pictures"],
+    ids=["columns", "neighbors", "epochs", "seeds", "seed and epoch swapped", "order of images"],
 )
 def test_draws_are_independent_between(first, second):
     assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(COUNT)
@@ -68,7 +68,7 @@ def test_draws_stay_the_same_between_versions():
     assert permutation(0, 0, 8).tolist() == [6, 0, 4, 1, 3, 2, 7, 5]
 
 
-def test_each_epoch_has_its_own_order_of_all_pictures():
+def test_each_epoch_has_its_own_order_of_all_images():
     first, second = permutation(0, 0, 1000), permutation(0, 1, 1000)
     assert np.array_equal(np.sort(first), np.arange(1000))
     assert np.array_equal(np.sort(second), np.arange(1000))
@@ -82,5 +82,5 @@ def test_a_stratified_subset_keeps_each_class_share(labels, data):
     count = data.draw(st.integers(0, len(labels)))
     chosen = stratified(labels, count, seed=1)
     assert len(np.unique(chosen)) == count
-    shares = np.bincount(labels, minlength=5) * count / len(labels)
-    assert (abs(np.bincount(labels[chosen], minlength=5) - shares) <= 2.5).all()  # rounding: half a picture a class
+    fractions = np.bincount(labels, minlength=5) * count / len(labels)
+    assert (abs(np.bincount(labels[chosen], minlength=5) - fractions) <= 2.5).all()  # rounding: half an image a class

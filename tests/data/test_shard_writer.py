@@ -1,4 +1,4 @@
-"""What a folder is packed into: every picture once, its bytes and label kept, shards whole or absent."""
+"""What a folder is packed into: every image once, its bytes and label kept, shards whole or absent."""
 
 import json
 import logging
@@ -25,51 +25,51 @@ def shards(out, split="train", **options):
 
 
 @pytest.fixture
-def labelled(tmp_path, write):
+def labeled(tmp_path, write):
     """20 cats and 10 dogs."""
     for i in range(30):
-        write(tmp_path / "pictures" / ("cat" if i < 20 else "dog") / f"{i:02}.png", 12 + i % 5, 14, seed=i)
-    return tmp_path / "pictures"
+        write(tmp_path / "images" / ("cat" if i < 20 else "dog") / f"{i:02}.png", 12 + i % 5, 14, seed=i)
+    return tmp_path / "images"
 
 
-def test_every_picture_is_packed_once_with_its_bytes_and_its_label(labelled, tmp_path):
-    result = pack(labelled, tmp_path / "out")
+def test_every_image_is_packed_once_with_its_bytes_and_its_label(labeled, tmp_path):
+    result = pack(labeled, tmp_path / "out")
     source = shards(tmp_path / "out")
     packed = {}
     for file in sorted((tmp_path / "out").glob("*.tar")):
         with tarfile.open(file) as shard:
             packed |= {member.name: shard.extractfile(member).read() for member in shard}
-    pictures = {content for name, content in packed.items() if name.endswith(".png")}
-    assert pictures == {path.read_bytes() for path in labelled.rglob("*.png")}
+    images = {content for name, content in packed.items() if name.endswith(".png")}
+    assert images == {path.read_bytes() for path in labeled.rglob("*.png")}
     assert result == {
-        "out": str(tmp_path / "out"), "shards": 4, "pictures": 30, "left_out": 0,
+        "out": str(tmp_path / "out"), "shards": 4, "images": 30, "left_out": 0,
         "bytes": sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar")),
     }  # fmt: skip
     assert len(source) == count(DataConfig(source="webdataset", path=str(tmp_path / "out"))) == 30
     assert source.classes == ["cat", "dog"]
-    original = open_source(DataConfig(path=str(labelled)), 3, "train")
+    original = open_source(DataConfig(path=str(labeled)), 3, "train")
     by_pixels = {original.read(i).tobytes(): original.labels[i] for i in range(30)}
     assert [by_pixels[source.read(i).tobytes()] for i in range(30)] == source.labels.tolist()
 
 
-def test_the_order_is_mixed_and_always_the_same(labelled, tmp_path):
+def test_the_order_is_mixed_and_always_the_same(labeled, tmp_path):
     for name in ("a", "b"):
-        pack(labelled, tmp_path / name)
+        pack(labeled, tmp_path / name)
     labels = shards(tmp_path / "a").labels
     assert 0 < labels[:10].sum() < 10
     for file in (tmp_path / "a").iterdir():
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-def test_a_test_part_has_shards_of_its_own(labelled, write, tmp_path):
-    write(labelled / "val" / "dog" / "x.png", seed=99)
-    pack(labelled, tmp_path / "out")
+def test_a_test_part_has_shards_of_its_own(labeled, write, tmp_path):
+    write(labeled / "val" / "dog" / "x.png", seed=99)
+    pack(labeled, tmp_path / "out")
     test = shards(tmp_path / "out", "test")
     assert len(shards(tmp_path / "out")) == 30
     assert [test.classes[label] for label in test.labels] == ["dog"]
 
 
-def test_large_pictures_are_scaled_to_the_short_side_and_small_ones_stay(tmp_path):
+def test_large_images_are_scaled_to_the_short_side_and_small_ones_stay(tmp_path):
     (tmp_path / "in").mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     turned = Image.Exif()
@@ -96,27 +96,27 @@ def test_a_source_without_files_is_packed_as_png(tmp_path):
 
 
 @pytest.mark.parametrize("make", [lambda out: (out / "x").mkdir(parents=True), lambda out: out.write_text("")])
-def test_only_an_empty_folder_is_written_to(labelled, tmp_path, make):
+def test_only_an_empty_folder_is_written_to(labeled, tmp_path, make):
     make(tmp_path / "out")
     with pytest.raises(ValueError, match=r"^out=.*/out must be an empty or a new folder$"):
-        pack(labelled, tmp_path / "out")
+        pack(labeled, tmp_path / "out")
 
 
-def test_it_needs_a_place_to_write_to(labelled):
+def test_it_needs_a_place_to_write_to(labeled):
     with pytest.raises(ValueError, match=r"^out= must be an empty or a new folder$"):
-        pack(labelled, "")
+        pack(labeled, "")
 
 
-def test_what_cannot_be_read_is_named_and_left_out(labelled, tmp_path, caplog):
-    (labelled / "cat" / "broken.jpg").write_bytes(b"no picture")
+def test_what_cannot_be_read_is_named_and_left_out(labeled, tmp_path, caplog):
+    (labeled / "cat" / "broken.jpg").write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
-        result = pack(labelled, tmp_path / "out")
-    assert (result["pictures"], result["left_out"]) == (30, 1)
-    name = labelled / "cat" / "broken.jpg"
-    assert caplog.messages == [f"left out: {name} is no picture that can be read: delete or replace it"]
+        result = pack(labeled, tmp_path / "out")
+    assert (result["images"], result["left_out"]) == (30, 1)
+    name = labeled / "cat" / "broken.jpg"
+    assert caplog.messages == [f"left out: {name} is no image that can be read: delete or replace it"]
 
 
-def test_a_full_disk_leaves_whole_shards_alone(labelled, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_whole_shards_alone(labeled, tmp_path, monkeypatch):
     add, added = shard_writer.Shard.add, []
 
     def failing(self, *arguments):
@@ -127,7 +127,7 @@ def test_a_full_disk_leaves_whole_shards_alone(labelled, tmp_path, monkeypatch):
 
     monkeypatch.setattr(shard_writer.Shard, "add", failing)
     with pytest.raises(OSError, match="No space left"):
-        pack(labelled, tmp_path / "out")
+        pack(labeled, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
     for name in names:
@@ -135,11 +135,11 @@ def test_a_full_disk_leaves_whole_shards_alone(labelled, tmp_path, monkeypatch):
             assert len(shard.getnames()) > 10
 
 
-def test_the_index_counts_each_shard(labelled, tmp_path):
-    pack(labelled, tmp_path / "out")
+def test_the_index_counts_each_shard(labeled, tmp_path):
+    pack(labeled, tmp_path / "out")
     index = json.loads((tmp_path / "out" / "index.json").read_text())
     assert index["classes"] == ["cat", "dog"]
-    for name, facts in index["shards"].items():
+    for name, metadata in index["shards"].items():
         with tarfile.open(tmp_path / "out" / name) as shard:
-            assert facts["pictures"] * 2 == len(shard.getnames())
+            assert metadata["images"] * 2 == len(shard.getnames())
     assert BytesIO((tmp_path / "out" / "members.npy").read_bytes()).read(6) == b"\x93NUMPY"

@@ -1,4 +1,4 @@
-"""Reading shards front to back: each picture once an epoch, in an order of its own, the same from anywhere on."""
+"""Reading shards front to back: each image once an epoch, in an order of its own, the same from anywhere on."""
 
 import io
 import logging
@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.corrupt import Faults
+from ssl_vit.data.corrupt import ReadErrors
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.data.sources.base import PictureError
+from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.webdataset import Sample, Shards
 from ssl_vit.data.stream import UNCOUNTED, Buffer, Stream, StreamSampler
 from ssl_vit.data.transforms.crops import RandomCrop
@@ -21,7 +21,7 @@ VIEW = RandomCrop((4, 4), (0.2, 1.0))
 
 
 class Memory(Shards):
-    """Shards of so many pictures, which notes what is read of them."""
+    """Shards of so many images, which notes what is read of them."""
 
     def __init__(self, *counts: int, counted: bool = True) -> None:
         self.names = [f"shard {number}" for number in range(len(counts))]
@@ -38,11 +38,11 @@ class Memory(Shards):
             yield Sample(stored.getvalue(), position % 3, f"{shard}/{position}")
 
 
-def stream(shards, batches: int, lanes: int = 1, share=(0, 1), buffer: int = 5, seed: int = 0, **options):
-    faults = options.pop("faults", None)
+def stream(shards, batches: int, worker_streams: int = 1, ranks=(0, 1), buffer: int = 5, seed: int = 0, **options):
+    read_errors = options.pop("read_errors", None)
     data = DataConfig(source="webdataset", path="x", shuffle_buffer=buffer, **options)
     return Stream(
-        shards, VIEW, data, 3, seed, batch_size=3, batches=batches, lanes=lanes, share=share, faults=faults
+        shards, VIEW, data, 3, seed, batch_size=3, batches=batches, worker_streams=worker_streams, ranks=ranks, read_errors=read_errors
     )  # fmt: skip
 
 
@@ -61,19 +61,21 @@ def indices(found) -> list[int]:
 
 @pytest.mark.parametrize("counts", [(7, 0, 12, 5), (24,), (1,) * 24])
 @pytest.mark.parametrize(("processes", "lanes"), [(1, 1), (1, 3), (2, 2), (4, 1), (2, 5)])
-def test_every_picture_is_read_once_an_epoch_however_it_is_split(counts, processes, lanes):
+def test_every_image_is_read_once_an_epoch_however_it_is_split(counts, processes, worker_streams):
     each = 24 // processes // 3
     seen = []
     for rank in range(processes):
-        seen += indices(batches(stream(Memory(*counts), each, lanes=lanes, share=(rank, processes)), epoch=1))
+        seen += indices(
+            batches(stream(Memory(*counts), each, worker_streams=worker_streams, ranks=(rank, processes)), epoch=1)
+        )
     assert sorted(seen) == list(range(24))
 
 
 def test_a_rest_that_fills_no_batch_differs_by_epoch():
     reader = stream(Memory(20), 6)
-    left_out = {tuple(set(range(20)) - set(indices(batches(reader, epoch)))) for epoch in range(8)}
-    assert all(len(rest) == 2 for rest in left_out)
-    assert len(left_out) > 4
+    skipped = {tuple(set(range(20)) - set(indices(batches(reader, epoch)))) for epoch in range(8)}
+    assert all(len(rest) == 2 for rest in skipped)
+    assert len(skipped) > 4
 
 
 def test_an_epoch_may_be_shorter_or_longer_than_the_shards():
@@ -90,7 +92,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
 
 def test_views_do_not_depend_on_how_the_shards_are_split():
     whole = batches(stream(Memory(7, 12, 5), 8), epoch=2)
-    split = batches(stream(Memory(7, 12, 5), 8, lanes=3), epoch=2)
+    split = batches(stream(Memory(7, 12, 5), 8, worker_streams=3), epoch=2)
     assert indices(whole) != indices(split)
     by_index = {i: image for batch in whole for i, image in zip(batch["index"].tolist(), batch["images"], strict=True)}
     for batch in split:
@@ -102,10 +104,10 @@ def test_views_do_not_depend_on_how_the_shards_are_split():
 
 @pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize("lanes", [1, 2, 3])
-def test_an_epoch_goes_on_from_any_batch(lanes, counted):
-    whole = batches(stream(Memory(7, 12, 5, counted=counted), 8, lanes=lanes))
+def test_an_epoch_goes_on_from_any_batch(worker_streams, counted):
+    whole = batches(stream(Memory(7, 12, 5, counted=counted), 8, worker_streams=worker_streams))
     for first in range(9):
-        rest = batches(stream(Memory(7, 12, 5, counted=counted), 8, lanes=lanes), first=first)
+        rest = batches(stream(Memory(7, 12, 5, counted=counted), 8, worker_streams=worker_streams), first=first)
         for ours, theirs in zip(rest, whole[first:], strict=True):
             assert all(torch.equal(ours[key], theirs[key]) for key in ("images", "label", "index"))
 
@@ -154,7 +156,7 @@ def test_what_has_been_read_is_no_more_than_the_buffer_holds():
 
 def test_uncounted_shards_are_dealt_out_whole_and_again():
     shards = Memory(4, 4, 4, 4, counted=False)
-    seen = [indices(batches(stream(shards, 8, lanes=2, share=(rank, 2), buffer=1))) for rank in range(2)]
+    seen = [indices(batches(stream(shards, 8, worker_streams=2, ranks=(rank, 2), buffer=1))) for rank in range(2)]
     of = [{index // UNCOUNTED for index in found} for found in seen]
     assert of[0] | of[1] == {0, 1, 2, 3}
     assert not of[0] & of[1]
@@ -165,54 +167,56 @@ def test_more_readers_than_uncounted_shards_are_refused():
     with pytest.raises(
         ValueError, match=r"^data.path=x is 3 shards of unknown length for 2 x 2 processes and workers: "
     ):
-        stream(Memory(1, 1, 1, counted=False), 1, lanes=2, share=(0, 2))
+        stream(Memory(1, 1, 1, counted=False), 1, worker_streams=2, ranks=(0, 2))
 
 
-def test_shards_without_pictures_end_in_an_error_and_not_in_a_search():
-    with pytest.raises(PictureError, match=r"^shard \d holds no pictures, nor does any other shard$"):
+def test_shards_without_images_end_in_an_error_and_not_in_a_search():
+    with pytest.raises(UnreadableImageError, match=r"^shard \d holds no images, nor does any other shard$"):
         batches(stream(Memory(0, 0, counted=False), 1))
 
 
 def test_a_shard_that_ends_before_its_index_says_is_one_line():
     shards = Memory(5, 5)
     shards.counts = np.array([5, 9])
-    with pytest.raises(PictureError, match=r"^shard 1 holds 5 pictures, its index says at least \d: copy it again, or"):
+    with pytest.raises(
+        UnreadableImageError, match=r"^shard 1 holds 5 images, its index says at least \d: copy it again, or"
+    ):
         batches(stream(shards, 4))
 
 
-def test_a_picture_that_cannot_be_read_is_named():
+def test_a_image_that_cannot_be_read_is_named():
     shards = Memory(3)
-    shards.read = lambda shard: iter([Sample(b"no picture", -1, f"{i} of a.tar") for i in range(3)])
-    with pytest.raises(PictureError, match=r"^\d of a.tar is no picture that can be read: delete or replace it$"):
+    shards.read = lambda shard: iter([Sample(b"no image", -1, f"{i} of a.tar") for i in range(3)])
+    with pytest.raises(UnreadableImageError, match=r"^\d of a.tar is no image that can be read: delete or replace it$"):
         batches(stream(shards, 1))
 
 
 class Broken(Memory):
-    """Every fifth picture of a shard cannot be read."""
+    """Every fifth image of a shard cannot be read."""
 
     def read(self, shard: int):
         for position, sample in enumerate(Memory.read(self, shard)):
-            yield sample._replace(encoded=b"no picture") if position % 5 == 0 else sample
+            yield sample._replace(encoded=b"no image") if position % 5 == 0 else sample
 
 
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
-def test_a_picture_that_cannot_be_read_changes_no_other(on_error):
+def test_a_image_that_cannot_be_read_changes_no_other(on_error):
     whole = batches(stream(Memory(7, 12, 5), 8))
-    faults = Faults(1.0)
-    faults.pictures = 24
-    with_faults = batches(stream(Broken(7, 12, 5), 8, on_error=on_error, faults=faults))
-    broken = {0, 5, 7, 12, 17, 19}
+    read_errors = ReadErrors(1.0)
+    read_errors.images = 24
+    with_faults = batches(stream(Broken(7, 12, 5), 8, on_error=on_error, read_errors=read_errors))
+    unreadable = {0, 5, 7, 12, 17, 19}
     named = set()
     for ours, theirs in zip(with_faults, whole, strict=True):
         index = ours["index"].tolist()
-        expected = [i for i in theirs["index"].tolist() if on_error == "replace" or i not in broken]
+        expected = [i for i in theirs["index"].tolist() if on_error == "replace" or i not in unreadable]
         assert index == expected
         for place, number in enumerate(index):
-            assert (ours["label"][place] == -1) == (number in broken)
+            assert (ours["label"][place] == -1) == (number in unreadable)
             then = theirs["index"].tolist().index(number)
-            assert torch.equal(ours["images"][place], theirs["images"][then]) == (number not in broken)
-        found = {name for name, _ in ours.get("faults", [])}
-        assert len(found) == sum(i in broken for i in theirs["index"].tolist())
+            assert torch.equal(ours["images"][place], theirs["images"][then]) == (number not in unreadable)
+        found = {name for name, _ in ours.get("read_errors", [])}
+        assert len(found) == sum(i in unreadable for i in theirs["index"].tolist())
         assert ours.get("skipped", 0) == (len(found) if on_error == "skip" else 0)
         named |= found
     assert named == {"0/0", "0/5", "1/0", "1/5", "1/10", "2/0"}
@@ -236,13 +240,13 @@ def module(path, **options) -> ImageDataModule:
 
 @pytest.fixture
 def packed(tmp_path, write):
-    """30 pictures of two classes in several shards."""
+    """30 images of two classes in several shards."""
     from ssl_vit.config.tool_schema import ShardsConfig
     from ssl_vit.data.shard_writer import make_shards
 
     for i in range(30):
-        write(tmp_path / "pictures" / ("cat" if i < 20 else "dog") / f"{i:02}.png", 6, 6, seed=i)
-    data = DataConfig(path=str(tmp_path / "pictures"))
+        write(tmp_path / "images" / ("cat" if i < 20 else "dog") / f"{i:02}.png", 6, 6, seed=i)
+    data = DataConfig(path=str(tmp_path / "images"))
     make_shards(ShardsConfig(data=data, out=str(tmp_path / "shards"), shard_mb=0.01))
     return tmp_path / "shards"
 
@@ -255,16 +259,16 @@ def test_faults_of_a_stream_are_counted(packed):
     with file.open("r+b") as shard:
         shard.seek(offset)
         shard.write(bytes(size))
-    data = module(packed, batch_size=5, workers=1, max_bad=0.1)
+    data = module(packed, batch_size=5, workers=1, max_unreadable=0.1)
     assert sorted(indices(data.train_dataloader())) == list(range(30))
-    assert list(data.faults.found) == [f"{min(packed.glob('*.tar'))} picture 3"]
+    assert list(data.read_errors.found) == [f"{min(packed.glob('*.tar'))} image 3"]
     strict = module(packed, batch_size=5, workers=1)
-    with pytest.raises(ValueError, match=r"^1 of 30 pictures cannot be read, more than data.max_bad=0.01 of them"):
+    with pytest.raises(ValueError, match=r"^1 of 30 images cannot be read, more than data.max_unreadable=0.01 of them"):
         list(strict.train_dataloader())
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-def test_a_loader_gives_every_picture_once_an_epoch(packed, workers):
+def test_a_loader_gives_every_image_once_an_epoch(packed, workers):
     loader = module(packed, batch_size=5, workers=workers, shuffle_buffer=8).train_dataloader()
     orders = []
     for epoch in range(2):
@@ -296,26 +300,26 @@ def test_the_numbers_of_a_stream_are_those_that_evaluation_uses(packed):
     assert data.classes == ["cat", "dog"]
 
 
-def test_labelled_training_reads_shards_by_number(packed):
+def test_labeled_training_reads_shards_by_number(packed):
     loader = ImageDataModule(
-        VIEW, source="webdataset", path=str(packed), image_size=4, batch_size=4, labelled=True
+        VIEW, source="webdataset", path=str(packed), image_size=4, batch_size=4, labeled=True
     ).train_dataloader()
     assert len(indices(loader)) == 24
     assert not isinstance(loader.sampler, StreamSampler)
 
 
-def test_fewer_pictures_than_a_batch_make_a_smaller_one(packed, caplog):
+def test_fewer_images_than_a_batch_make_a_smaller_one(packed, caplog):
     with caplog.at_level(logging.WARNING):
         (batch,) = module(packed, batch_size=64, workers=0).train_dataloader()
     assert sorted(batch["index"].tolist()) == list(range(30))
-    assert caplog.messages == ["data.batch_size=64 is more than a process's 30 training pictures: a step takes 30"]
+    assert caplog.messages == ["data.batch_size=64 is more than a process's 30 training images: a step takes 30"]
 
 
 def test_an_epoch_has_the_size_that_was_asked_for(packed):
     assert len(indices(module(packed, batch_size=5, workers=0, epoch_size=12).train_dataloader())) == 10
 
 
-def test_pictures_of_a_remote_stream_are_judged_on_the_test_pictures(packed, monkeypatch):
+def test_images_of_a_remote_stream_are_judged_on_the_test_images(packed, monkeypatch):
     monkeypatch.setenv("SSL_VIT_ALLOW_PIPE", "1")
     remote = f"pipe:cat {packed}/train-000000.tar"
     data = module(remote, batch_size=5, workers=0, epoch_size=10, test_path=str(packed))
@@ -324,13 +328,13 @@ def test_pictures_of_a_remote_stream_are_judged_on_the_test_pictures(packed, mon
     assert sorted(indices(data.eval_dataloader("train")) + indices(data.eval_dataloader("test"))) == list(range(30))
     blind = module(remote, batch_size=5, workers=0, epoch_size=10)
     assert len(indices(blind.train_dataloader())) == 10
-    line = r"is a remote stream, whose pictures cannot be looked at by number: give data.test_path, or bring them"
+    line = r"is a remote stream, whose images cannot be looked at by number: give data.test_path, or bring them"
     with pytest.raises(ValueError, match=line):
         blind.eval_dataloader("test")
     with pytest.raises(ValueError, match=line):
         ImageDataModule(None, source="webdataset", path=remote, epoch_size=10, image_size=4).setup()
-    labelled = ImageDataModule(
-        VIEW, source="webdataset", path=remote, epoch_size=10, image_size=4, labelled=True, test_path=str(packed)
+    labeled = ImageDataModule(
+        VIEW, source="webdataset", path=remote, epoch_size=10, image_size=4, labeled=True, test_path=str(packed)
     )
-    with pytest.raises(ValueError, match=r"must be pictures on this machine to train on labels"):
-        labelled.train_dataloader()
+    with pytest.raises(ValueError, match=r"must be images on this machine to train on labels"):
+        labeled.train_dataloader()

@@ -1,4 +1,4 @@
-"""A small labelled folder, a small encoder, and exams of them."""
+"""A small labeled folder, a small encoder, and exams of them."""
 
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from PIL import Image
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.evaluate.backbones import OwnEncoder
-from ssl_vit.evaluate.evaluation import Exam
-from ssl_vit.evaluate.features import HERE
+from ssl_vit.evaluate.backbones import EncoderBackbone
+from ssl_vit.evaluate.evaluation import Evaluation
+from ssl_vit.evaluate.features import LOCAL
 from ssl_vit.models.vit import VisionTransformer
 
 CLASSES = ("bird", "cat", "dog")
@@ -18,9 +18,9 @@ TRAIN, TEST = 10, 4  # of each class
 
 
 @pytest.fixture(scope="session")
-def labelled(tmp_path_factory):
-    """A folder of noise in three classes, each with a brightness of its own: 30 pictures to train, 12 to test."""
-    folder, noise = tmp_path_factory.mktemp("labelled"), np.random.default_rng(0)
+def labeled(tmp_path_factory):
+    """A folder of noise in three classes, each with a brightness of its own: 30 images to train, 12 to test."""
+    folder, noise = tmp_path_factory.mktemp("labeled"), np.random.default_rng(0)
     for part, count in (("train", TRAIN), ("test", TEST)):
         for number, name in enumerate(CLASSES):
             (folder / part / name).mkdir(parents=True)
@@ -33,26 +33,26 @@ def labelled(tmp_path_factory):
 @pytest.fixture
 def encoder():
     torch.manual_seed(3)
-    return VisionTransformer(width=24, depth=3, heads=2, patch_size=4, image_size=16).eval()
+    return VisionTransformer(embed_dim=24, depth=3, num_heads=2, patch_size=4, image_size=16).eval()
 
 
 @pytest.fixture
-def subject(encoder):
-    return OwnEncoder(encoder)
+def backbone(encoder):
+    return EncoderBackbone(encoder)
 
 
 @pytest.fixture
-def data_config(labelled):
-    return DataConfig(source="folder", path=str(labelled), batch_size=7, workers=0)
+def data_config(labeled):
+    return DataConfig(source="folder", path=str(labeled), batch_size=7, workers=0)
 
 
 @pytest.fixture
 def make_exam(data_config):
-    """Exam of the labelled folder: linear_probe with settings as given, or knn."""
+    """Exam of the labeled folder: linear_probe with settings as given, or knn."""
 
-    def made(task: str = "linear_probe", place=HERE, **settings):
+    def made(task: str = "linear_probe", resources=LOCAL, **settings):
         config_class = {"linear_probe": LinearProbeConfig, "knn": KNNConfig}[task]
         config = config_class(data=data_config, **settings)
-        return Exam(config, ImageDataModule(None, data_config, image_size=16), place)
+        return Evaluation(config, ImageDataModule(None, data_config, image_size=16), resources)
 
     return made

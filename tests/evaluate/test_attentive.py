@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_vit.evaluate.attentive import AttentiveHead, judge_attentive, tokens_of
+from ssl_vit.evaluate.attentive import AttentiveHead, evaluate_attentive, tokens_of
 from ssl_vit.evaluate.backbones import RawPixels
 
 
@@ -39,24 +39,26 @@ def test_it_has_no_bias_anywhere():
     }
 
 
-def test_tokens_are_those_of_the_block_in_16_bits(make_exam, subject, encoder):
-    exam = make_exam(protocol="attentive")
-    tokens, labels = tokens_of(exam, subject, 1, "test")
-    images = torch.cat([exam.data.normalize(batch["images"]) for batch in exam.data.eval_dataloader("test")])
+def test_tokens_are_those_of_the_block_in_16_bits(make_exam, backbone, encoder):
+    evaluation = make_exam(protocol="attentive")
+    tokens, labels = tokens_of(evaluation, backbone, 1, "test")
+    images = torch.cat(
+        [evaluation.data.normalize(batch["images"]) for batch in evaluation.data.eval_dataloader("test")]
+    )
     with torch.no_grad():
         (expected,) = encoder.layer_tokens(images, [1])
     assert tokens.dtype == torch.float16
     torch.testing.assert_close(tokens.float(), expected, atol=2e-3, rtol=1e-3)  # eleven bits
-    assert torch.equal(labels, exam.test_labels)
+    assert torch.equal(labels, evaluation.test_labels)
 
 
 def test_it_finds_the_one_patch_that_tells_the_class(make_exam, monkeypatch):
-    """Every picture has the same mean over patches, so no pooled feature can tell."""
-    exam = make_exam(protocol="attentive", epochs=60, base_lr=0.1)
+    """Every image has the same mean over patches, so no pooled feature can tell."""
+    evaluation = make_exam(protocol="attentive", epochs=60, base_lr=0.1)
     pixels = RawPixels((16, 16), 3, 4)
 
-    def tokens(exam, subject, block, split):
-        labels = exam.train_labels if split == "train" else exam.test_labels
+    def tokens(evaluation, backbone, block, split):
+        labels = evaluation.train_labels if split == "train" else evaluation.test_labels
         noise = torch.randn(len(labels), 6, 6)
         values = torch.cat([noise, torch.full((len(labels), 6, 1), -1.0)], dim=2)
         values[:, 3] = torch.cat([5 * F.one_hot(labels, 6).float(), torch.ones(len(labels), 1)], dim=1)
@@ -64,12 +66,12 @@ def test_it_finds_the_one_patch_that_tells_the_class(make_exam, monkeypatch):
         return values.half(), labels
 
     monkeypatch.setattr("ssl_vit.evaluate.attentive.tokens_of", tokens)
-    verdict = judge_attentive(exam, pixels)
-    assert float((verdict.probabilities.argmax(1) == exam.test_labels).float().mean()) >= 0.9
+    result = evaluate_attentive(evaluation, pixels)
+    assert float((result.probabilities.argmax(1) == evaluation.test_labels).float().mean()) >= 0.9
 
 
-def test_the_same_seed_gives_the_same_figures(make_exam, subject):
+def test_the_same_seed_gives_the_same_figures(make_exam, backbone):
     settings = {"protocol": "attentive", "epochs": 2, "layer": 2}
-    one, two = (judge_attentive(make_exam(**settings), subject) for _ in range(2))
+    one, two = (evaluate_attentive(make_exam(**settings), backbone) for _ in range(2))
     assert torch.equal(one.probabilities, two.probabilities)
     assert one.head["blocks"] == [2]

@@ -10,12 +10,12 @@ import torch
 
 from ssl_vit.evaluate.backbones import Feature, RawPixels
 from ssl_vit.evaluate.features import (
-    Place,
-    Table,
+    FeatureBank,
+    Resources,
     best_feature,
     cover,
-    describer,
     extract,
+    feature_extractor,
     feature_std,
     held_out_parts,
     rankme,
@@ -26,24 +26,26 @@ ROOT = Path(__file__).resolve().parents[2]
 FEATURES = [Feature(blocks, pool) for blocks in ((2,), (0, 1, 2), (1,)) for pool in ("cls", "mean", "both")]
 
 
-def test_every_feature_is_read_in_one_pass(make_exam, subject, encoder):
-    exam = make_exam()
-    table = exam.table(subject, FEATURES, "test")
-    images = torch.cat([exam.data.normalize(batch["images"]) for batch in exam.data.eval_dataloader("test")])
+def test_every_feature_is_read_in_one_pass(make_exam, backbone, encoder):
+    evaluation = make_exam()
+    bank = evaluation.bank(backbone, FEATURES, "test")
+    images = torch.cat(
+        [evaluation.data.normalize(batch["images"]) for batch in evaluation.data.eval_dataloader("test")]
+    )
     for feature in FEATURES:
         with torch.no_grad():
             expected = encoder.features(images, feature.blocks, feature.pool)
-        torch.testing.assert_close(table.part(feature), expected, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(table.part(feature, torch.tensor([3, 1])), expected[[3, 1]], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(bank.select(feature), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(bank.select(feature, torch.tensor([3, 1])), expected[[3, 1]], atol=1e-5, rtol=1e-4)
 
 
-def test_tokens_before_the_final_norm(make_exam, subject, encoder):
+def test_tokens_before_the_final_norm(make_exam, backbone, encoder):
     images = torch.randn(2, 3, 16, 16)
-    for block, tokens in enumerate(subject.tokens(images, [0, 1, 2], normed=False)):
-        (normed,) = subject.tokens(images, [block])
+    for block, tokens in enumerate(backbone.tokens(images, [0, 1, 2], normed=False)):
+        (normed,) = backbone.tokens(images, [block])
         torch.testing.assert_close(encoder.norm(tokens), normed)
     expected = torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], dim=1)
-    torch.testing.assert_close(subject.features(images, [2], "both", normed=False), expected)
+    torch.testing.assert_close(backbone.features(images, [2], "both", normed=False), expected)
 
 
 def test_a_cover_holds_what_it_must():
@@ -52,36 +54,38 @@ def test_a_cover_holds_what_it_must():
 
 
 def test_a_table_without_the_feature_says_so():
-    table = Table(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), Feature((0,), "mean"))
+    bank = FeatureBank(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), Feature((0,), "mean"))
     with pytest.raises(ValueError, match="has no Feature"):
-        table.part(Feature((0,), "cls"))
+        bank.select(Feature((0,), "cls"))
 
 
-def test_what_memory_does_not_hold_lies_in_a_file_that_leaves_nothing_behind(make_exam, subject, tmp_path):
-    exam, describe = make_exam(), describer(subject, FEATURES[0])
-    inside, _ = extract(describe, exam.data, "train")
-    outside, labels = extract(describe, exam.data, "train", place=Place(memory_gb=1e-7, folder=tmp_path / "made"))
+def test_what_memory_does_not_hold_lies_in_a_file_that_leaves_nothing_behind(make_exam, backbone, tmp_path):
+    evaluation, extract_features = make_exam(), feature_extractor(backbone, FEATURES[0])
+    inside, _ = extract(extract_features, evaluation.data, "train")
+    outside, labels = extract(
+        extract_features, evaluation.data, "train", resources=Resources(memory_gb=1e-7, folder=tmp_path / "made")
+    )
     assert torch.equal(inside, outside)
-    assert torch.equal(labels, exam.train_labels)
+    assert torch.equal(labels, evaluation.train_labels)
     assert ".features-" in Path("/proc/self/maps").read_text()
     assert list((tmp_path / "made").iterdir()) == []
 
 
-def test_raw_pixels_are_the_picture_and_its_patches():
+def test_raw_pixels_are_the_image_and_its_patches():
     images, pixels = torch.randn(2, 3, 16, 16), RawPixels((16, 16), 3, 4)
     assert torch.equal(pixels.features(images, [0], "whole"), images.flatten(1))
     assert pixels.tokens(images, [0])[0].shape == (2, 16, 48)
     assert pixels.feature("mean", "last", 4) == Feature((0,), "whole")
 
 
-def test_a_block_or_pooling_that_is_not_there_is_named(subject):
-    assert subject.feature("cls", "last", 4) == Feature((0, 1, 2), "cls")
-    assert subject.feature("cls", 2, 1) == Feature((1,), "cls")
+def test_a_block_or_pooling_that_is_not_there_is_named(backbone):
+    assert backbone.feature("cls", "last", 4) == Feature((0, 1, 2), "cls")
+    assert backbone.feature("cls", 2, 1) == Feature((1,), "cls")
     with pytest.raises(ValueError, match="layer=4 must be at most 3, the encoder's blocks"):
-        subject.feature("cls", 4, 1)
-    subject.pools = ("mean",)
+        backbone.feature("cls", 4, 1)
+    backbone.pools = ("mean",)
     with pytest.raises(ValueError, match="pool=cls must be one of mean: this encoder has no class token"):
-        subject.feature("cls", "last", 1)
+        backbone.feature("cls", "last", 1)
 
 
 def test_held_out_parts_keep_shares_and_grow_in_number_as_sets_shrink():
@@ -94,17 +98,17 @@ def test_held_out_parts_keep_shares_and_grow_in_number_as_sets_shrink():
     assert not torch.equal(parts[0], parts[1])
 
 
-def test_the_best_feature_is_the_one_that_tells_held_out_pictures():
+def test_the_best_feature_is_the_one_that_tells_held_out_images():
     labels = torch.arange(60) % 3
     values = torch.cat([torch.randn(60, 3), torch.nn.functional.one_hot(labels, 3).float()], dim=1)
-    table = Table(values, labels, Feature((0, 1), "mean"))
+    bank = FeatureBank(values, labels, Feature((0, 1), "mean"))
     asked = []
 
     def scores_of(train, train_labels, held_out):
         asked.append((len(train), len(held_out)))
         return [torch.zeros(len(held_out), 3), held_out]
 
-    best = best_feature(scores_of, table, [Feature((0,), "mean"), Feature((1,), "mean")])
+    best = best_feature(scores_of, bank, [Feature((0,), "mean"), Feature((1,), "mean")])
     assert best == (Feature((1,), "mean"), 1)
     assert set(asked) == {(48, 12)}
 
@@ -115,15 +119,15 @@ from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.parallel.distributed import joined
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.evaluate.features import Place, describer, extract
-from ssl_vit.evaluate.backbones import OwnEncoder
+from ssl_vit.evaluate.features import Place, feature_extractor, extract
+from ssl_vit.evaluate.backbones import EncoderBackbone
 torch.manual_seed(3)
-subject = OwnEncoder(VisionTransformer(width=24, depth=3, heads=2, patch_size=4, image_size=16).eval())
+subject = EncoderBackbone(VisionTransformer(embed_dim=24, depth=3, num_heads=2, patch_size=4, image_size=16).eval())
 config = DataConfig(source="folder", path=sys.argv[1], batch_size=4, workers=0)
 with joined() as share:
     data = ImageDataModule(None, config, image_size=16)
-    describe = describer(subject, subject.feature("both", "last", 1))
-    found = [extract(describe, data, split, limit, place=Place(share=share)) for split, limit in
+    describe = feature_extractor(subject, subject.feature("both", "last", 1))
+    found = [extract(describe, data, split, limit, resources=Place(share=share)) for split, limit in
              (("train", 0), ("train", 29), ("test", 11))]
 if share[0] == 0:
     torch.save(found, sys.argv[2])
@@ -131,7 +135,7 @@ if share[0] == 0:
 
 
 def test_two_processes_find_what_one_does(data_config, tmp_path, free_port):
-    """29 and 11 pictures do not divide by two, and 15 are no whole number of batches of 4."""
+    """29 and 11 images do not divide by two, and 15 are no whole number of batches of 4."""
     found = {}
     for processes in (1, 2):
         out, running = tmp_path / f"{processes}.pt", []

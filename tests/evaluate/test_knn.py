@@ -1,4 +1,4 @@
-"""k-NN against a loop and against lightly's; in bounded memory; k chosen without the test pictures."""
+"""k-NN against a loop and against lightly's; in bounded memory; k chosen without the test images."""
 
 import math
 
@@ -10,34 +10,34 @@ from lightly.utils.benchmarking.knn import knn_predict
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_vit.evaluate import knn
-from ssl_vit.evaluate.knn import judge_knn, knn_scores, knn_votes, nearest
+from ssl_vit.evaluate.knn import evaluate_knn, knn_scores, knn_votes, nearest
 
 
 def features(count: int, seed: int, classes: int = 4, width: int = 12, noise: float = 2.0):
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+    centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
-    return centres[labels] + noise * torch.randn(count, width, generator=generator), labels
+    return centers[labels] + noise * torch.randn(count, width, generator=generator), labels
 
 
-@pytest.mark.parametrize("neighbours", [1, 20, 500])
-def test_votes_against_a_loop(neighbours):
+@pytest.mark.parametrize("neighbors", [1, 20, 500])
+def test_votes_against_a_loop(neighbors):
     (train, labels), (test, _) = features(120, 1), features(30, 2)
-    scores = knn_scores(train, labels, test, neighbours, temperature=0.07)
-    for row, picture in zip(scores, test, strict=True):
-        similarity = [float(torch.cosine_similarity(picture, other, dim=0)) for other in train]
+    scores = knn_scores(train, labels, test, neighbors, temperature=0.07)
+    for row, image in zip(scores, test, strict=True):
+        similarity = [float(torch.cosine_similarity(image, other, dim=0)) for other in train]
         votes = np.zeros(4)
-        for index in sorted(range(120), key=lambda i: -similarity[i])[:neighbours]:
+        for index in sorted(range(120), key=lambda i: -similarity[i])[:neighbors]:
             votes[int(labels[index])] += math.exp(similarity[index] / 0.07)
         np.testing.assert_allclose(row.numpy(), votes / votes.sum(), rtol=1e-3)
 
 
-@pytest.mark.parametrize(("neighbours", "temperature"), [(1, 0.07), (20, 0.07), (200, 0.1)])
-def test_classes_are_ranked_as_lightly_does(neighbours, temperature):
+@pytest.mark.parametrize(("neighbors", "temperature"), [(1, 0.07), (20, 0.07), (200, 0.1)])
+def test_classes_are_ranked_as_lightly_does(neighbors, temperature):
     (train, labels), (test, _) = features(1000, 1, classes=7), features(200, 2, classes=7)
-    scores = knn_scores(train, labels, test, neighbours, temperature)
+    scores = knn_scores(train, labels, test, neighbors, temperature)
     theirs = knn_predict(
-        F.normalize(test, dim=1), F.normalize(train, dim=1).T, labels, 7, knn_k=neighbours, knn_t=temperature
+        F.normalize(test, dim=1), F.normalize(train, dim=1).T, labels, 7, knn_k=neighbors, knn_t=temperature
     )
     assert torch.equal(scores.argmax(1), theirs[:, 0])
 
@@ -56,9 +56,9 @@ def test_several_k_come_from_one_search(monkeypatch):
     (train, labels), (test, _) = features(120, 1), features(30, 2)
     searches = []
     monkeypatch.setattr(knn, "nearest", lambda *given: searches.append(given) or nearest(*given))
-    several = knn_votes(train, labels, test, [1, 10, 200])
+    is_distributed = knn_votes(train, labels, test, [1, 10, 200])
     assert len(searches) == 1
-    for k, scores in zip((1, 10, 200), several, strict=True):
+    for k, scores in zip((1, 10, 200), is_distributed, strict=True):
         torch.testing.assert_close(scores, knn_scores(train, labels, test, k))
         torch.testing.assert_close(scores.sum(1), torch.ones(30))
 
@@ -86,12 +86,12 @@ def test_nothing_as_large_as_all_similarities_is_ever_made():
     assert largest.elements == 6000 * 8  # the copy of the features made here; all similarities are 3,000,000
 
 
-def test_k_and_block_are_chosen_on_training_pictures_and_test_labels_play_no_part(make_exam, subject):
-    exam = make_exam("knn", layer="best", pool="mean", neighbours=[1, 5, 500])
-    verdict = judge_knn(exam, subject)
-    assert verdict.head["neighbours"] in (1, 5, 30)  # 500 is capped by the set
-    assert verdict.probabilities.shape == (12, 3)
-    other = make_exam("knn", layer="best", pool="mean", neighbours=[1, 5, 500])
+def test_k_and_block_are_chosen_on_training_images_and_test_labels_play_no_part(make_exam, backbone):
+    evaluation = make_exam("knn", layer="best", pool="mean", neighbors=[1, 5, 500])
+    result = evaluate_knn(evaluation, backbone)
+    assert result.head["neighbors"] in (1, 5, 30)  # 500 is capped by the set
+    assert result.probabilities.shape == (12, 3)
+    other = make_exam("knn", layer="best", pool="mean", neighbors=[1, 5, 500])
     part = other.data._parts["test"]
     part.labels[part.index] = 0
-    assert judge_knn(other, subject).head == verdict.head
+    assert evaluate_knn(other, backbone).head == result.head

@@ -10,16 +10,16 @@ from ssl_vit.evaluate.metrics import top_k
 
 
 def blobs(count: int, seed: int, classes: int = 4, width: int = 12, noise: float = 2.0):
-    centres = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
+    centers = torch.randn(classes, width, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % classes
-    return centres[labels] + noise * torch.randn(count, width, generator=generator), labels
+    return centers[labels] + noise * torch.randn(count, width, generator=generator), labels
 
 
-def test_logistic_regression_is_the_optimum_of_the_penalised_likelihood():
+def test_logistic_regression_is_the_optimum_of_the_penalized_likelihood():
     (train, labels), (test, _) = blobs(400, 1), blobs(100, 2)
     scores = logistic_scores(train, labels, test)
-    # The same optimum by plain minimisation in float64; the bias is not penalised.
+    # The same optimum by plain minimization in float64; the bias is not penalized.
     weights = torch.zeros(13, 4, dtype=torch.float64, requires_grad=True)
     x, y = torch.cat([train, torch.ones(400, 1)], dim=1).double(), labels
     solver = torch.optim.LBFGS([weights], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")

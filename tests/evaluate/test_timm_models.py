@@ -18,12 +18,14 @@ def small_timm(name: str = "vit_tiny_patch16_224", **options) -> TimmTransformer
     return TimmTransformer(name, timm.create_model(name, num_classes=0, **options).eval())
 
 
-@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("num_registers", [0, 4])
 @pytest.mark.parametrize("pool", ["cls", "mean", "both"])
 def test_a_transformer_gives_what_ours_gives_with_its_weights(registers, pool):
     options = {"reg_tokens": registers, "no_embed_class": bool(registers)}
     theirs = small_timm(**options)
-    ours = VisionTransformer(width=24, depth=3, heads=2, patch_size=8, image_size=32, registers=registers).eval()
+    ours = VisionTransformer(
+        embed_dim=24, depth=3, num_heads=2, patch_size=8, image_size=32, num_registers=registers
+    ).eval()
     ours.load_state_dict(theirs.model.state_dict())
     with torch.no_grad():
         for layers in ([2], [0, 1, 2], [2, 0], [-1]):
@@ -58,7 +60,7 @@ def test_a_convolutional_network_has_its_one_pooled_feature():
 def test_what_it_was_trained_on_comes_from_timm():
     network = load_timm("vit_tiny_patch16_224", pretrained=False)
     assert (network.height_width, network.channels, network.patch_size) == ((224, 224), 3, 16)
-    assert set(network.facts) == {"mean", "std"}
+    assert set(network.metadata) == {"mean", "std"}
 
 
 def test_the_random_control_is_the_seeds():

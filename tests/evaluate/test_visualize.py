@@ -1,4 +1,4 @@
-"""Attention and feature pictures: what they show, and for pictures of any size."""
+"""Attention and feature images: what they show, and for images of any size."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ssl_vit.config.tool_schema import VisualizeConfig
-from ssl_vit.evaluate.attention import attention_mask, attention_pictures, enlarge, principal_colours
+from ssl_vit.evaluate.attention import attention_images, attention_mask, enlarge, principal_colors
 from ssl_vit.evaluate.visualize import visualize
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder
@@ -24,21 +24,21 @@ def test_mask_is_of_the_attention_to_patches_whatever_went_to_the_class_token():
     assert torch.equal(attention_mask(attention, 0.6), attention_mask(attention * 0.1, 0.6))
 
 
-def test_attention_picture_is_white_at_the_strongest_patch():
-    pictures = attention_pictures(torch.tensor([[[0.1, 0.2, 0.0, 0.05]]]), (2, 2), 3)
-    assert pictures.shape == (1, 1, 6, 6)
-    assert pictures[0, 0, ::3, ::3].tolist() == [[128, 255], [0, 64]]
+def test_attention_image_is_white_at_the_strongest_patch():
+    images = attention_images(torch.tensor([[[0.1, 0.2, 0.0, 0.05]]]), (2, 2), 3)
+    assert images.shape == (1, 1, 6, 6)
+    assert images[0, 0, ::3, ::3].tolist() == [[128, 255], [0, 64]]
 
 
 def test_enlarged_patches_are_squares():
     assert enlarge(torch.tensor([[1, 2]], dtype=torch.uint8), 2).tolist() == [[1, 1, 2, 2], [1, 1, 2, 2]]
 
 
-def test_colours_separate_what_features_separate_and_mean_the_same_in_every_picture():
+def test_colors_separate_what_features_separate_and_mean_the_same_in_every_image():
     kinds = torch.randn(3, 8)
     first = kinds[torch.tensor([[0, 1], [1, 2]])].permute(2, 0, 1)
     second = kinds[torch.tensor([[2, 0, 0]])].permute(2, 0, 1)
-    one, two = principal_colours([first, second])
+    one, two = principal_colors([first, second])
     assert one.shape == (3, 2, 2)
     assert two.shape == (3, 1, 3)
     assert torch.equal(one[:, 0, 1], one[:, 1, 0])
@@ -49,44 +49,44 @@ def test_colours_separate_what_features_separate_and_mean_the_same_in_every_pict
 
 @pytest.fixture
 def encoder(tmp_path):
-    made = VisionTransformer(width=32, depth=2, heads=4, patch_size=4, image_size=16)
+    made = VisionTransformer(embed_dim=32, depth=2, num_heads=4, patch_size=4, image_size=16)
     save_encoder(made, tmp_path, mean=[0.5] * 3, std=[0.2] * 3)
     return tmp_path
 
 
-def picture(path, width: int, height: int):
+def image(path, width: int, height: int):
     path.parent.mkdir(exist_ok=True)
     pixels = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
 
 
-def test_pictures_of_any_size_are_drawn(encoder, tmp_path):
-    picture(tmp_path / "in" / "wide.png", 50, 22)
-    picture(tmp_path / "in" / "small.jpg", 9, 9)
+def test_images_of_any_size_are_drawn(encoder, tmp_path):
+    image(tmp_path / "in" / "wide.png", 50, 22)
+    image(tmp_path / "in" / "small.jpg", 9, 9)
     written = visualize(VisualizeConfig(images=str(tmp_path / "in"), encoder=str(encoder)))
     names = sorted(path.name for path in written)
     kinds = ("attention", "mask", "pca")
     assert names == sorted(f"{name}-{kind}.png" for name in ("000-small", "001-wide") for kind in kinds)
-    with Image.open(encoder / "visualize" / "001-wide-pca.png") as image:
-        assert image.size == (2 * (48 + 2) + 2, 20 + 4)  # cut to 48 x 20; two pictures, white lines of 2
+    with Image.open(encoder / "visualize" / "001-wide-pca.png") as written:
+        assert written.size == (2 * (48 + 2) + 2, 20 + 4)  # cut to 48 x 20; two images, white lines of 2
 
 
-def test_a_picture_is_scaled_when_asked(encoder, tmp_path):
-    picture(tmp_path / "in" / "one.png", 10, 20)
+def test_a_image_is_scaled_when_asked(encoder, tmp_path):
+    image(tmp_path / "in" / "one.png", 10, 20)
     out = tmp_path / "out"
     visualize(VisualizeConfig(images=str(tmp_path / "in" / "one.png"), encoder=str(encoder), size=16, out=str(out)))
-    with Image.open(out / "one-pca.png") as image:
-        assert image.size == (2 * (16 + 2) + 2, 32 + 4)
+    with Image.open(out / "one-pca.png") as written:
+        assert written.size == (2 * (16 + 2) + 2, 32 + 4)
 
 
-@pytest.mark.parametrize(("name", "message"), [("absent", "there is no such file"), ("empty", "holds no pictures")])
-def test_missing_pictures_are_one_line(encoder, tmp_path, name, message):
+@pytest.mark.parametrize(("name", "message"), [("absent", "there is no such file"), ("empty", "holds no images")])
+def test_missing_images_are_one_line(encoder, tmp_path, name, message):
     (tmp_path / "empty").mkdir()
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         visualize(VisualizeConfig(images=str(tmp_path / name), encoder=str(encoder)))
 
 
-def test_a_picture_less_than_a_patch_is_refused(encoder, tmp_path):
-    picture(tmp_path / "in" / "tiny.png", 3, 30)
+def test_a_image_less_than_a_patch_is_refused(encoder, tmp_path):
+    image(tmp_path / "in" / "tiny.png", 3, 30)
     with pytest.raises(ValueError, match="tiny is 30 x 3 pixels, less than a patch of 4: give size=4 or more"):
         visualize(VisualizeConfig(images=str(tmp_path / "in" / "tiny.png"), encoder=str(encoder)))

@@ -8,16 +8,16 @@ from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 from ssl_vit.methods.beit import BEiT
 from ssl_vit.models.pos_embed import relation_index
 
-WORDS = 64
+VOCABULARY = 64
 
 
 class FirstPixel(torch.nn.Module):
-    """Words by the first pixel of each 8 x 8 patch."""
+    """Tokens by the first pixel of each 8 x 8 patch."""
 
-    vocab_size = WORDS
+    vocab_size = VOCABULARY
 
     def forward(self, images):
-        return (images[:, 0, ::8, ::8] * (WORDS - 1)).long().flatten(1)
+        return (images[:, 0, ::8, ::8] * (VOCABULARY - 1)).long().flatten(1)
 
 
 def reference_model(relative: bool) -> BeitForMaskedImageModeling:
@@ -30,7 +30,7 @@ def reference_model(relative: bool) -> BeitForMaskedImageModeling:
             intermediate_size=192,
             image_size=48,
             patch_size=8,
-            vocab_size=WORDS,
+            vocab_size=VOCABULARY,
             use_mask_token=True,
             use_shared_relative_position_bias=relative,
             use_absolute_position_embeddings=not relative,
@@ -80,9 +80,9 @@ def ours_from(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def method(relative: bool) -> BEiT:
-    encoder = {"width": 48, "depth": 3, "heads": 4, "patch_size": 8, "image_size": 48, "drop_path": 0.0}
+    encoder = {"embed_dim": 48, "depth": 3, "num_heads": 4, "patch_size": 8, "image_size": 48, "drop_path": 0.0}
     positions = "relative" if relative else "learned"
-    return BEiT(encoder | {"positions": positions, "layer_scale": 0.1, "init": "beit"}, tokenizer=FirstPixel())
+    return BEiT(encoder | {"pos_embed": positions, "init_values": 0.1, "init": "beit"}, tokenizer=FirstPixel())
 
 
 @pytest.mark.parametrize("relative", [True, False])

@@ -1,4 +1,4 @@
-"""DINO's loss, centre, head and teacher against lightly's, and against the plainest form of the formulas."""
+"""DINO's loss, center, head and teacher against lightly's, and against the plainest form of the formulas."""
 
 import itertools
 
@@ -9,47 +9,47 @@ from lightly.loss.swav_loss import sinkhorn
 from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import update_momentum
 
-from ssl_vit.methods.dino import centred_targets, cross_entropy_of_pairs, sinkhorn_targets
+from ssl_vit.methods.dino import centerd_targets, cross_entropy_of_pairs, sinkhorn_targets
 from ssl_vit.methods.heads import ProjectionHead, ScaledProduct
-from ssl_vit.optim.ema import follow, frozen_copy
+from ssl_vit.optim.ema import ema_update, frozen_copy
 
 GRID = list(itertools.product([0.02, 0.04, 0.07], [0.1, 0.3], [0.0, 0.5], [(2, 2), (2, 8), (1, 4), (3, 3)]))
 
 
-def ours(teacher, student, centre, teacher_temp, student_temp):
-    return cross_entropy_of_pairs(student, centred_targets(teacher, centre, teacher_temp), student_temp)
+def ours(teacher, student, center, teacher_temp, student_temp):
+    return cross_entropy_of_pairs(student, centerd_targets(teacher, center, teacher_temp), student_temp)
 
 
 @pytest.mark.parametrize(("teacher_temp", "student_temp", "spread", "crops"), GRID)
-def test_loss_is_lightlys_over_temperatures_centres_and_crops(teacher_temp, student_temp, spread, crops):
+def test_loss_is_lightlys_over_temperatures_centers_and_crops(teacher_temp, student_temp, spread, crops):
     G, V = crops
     # Logits of unit vectors lie in [-1, 1]. float32 keeps 7 digits of a loss of order 5 to 10: 1e-6 relative.
     teacher, student = torch.rand(G, 3, 50) * 2 - 1, (torch.rand(V, 3, 50) * 2 - 1).requires_grad_()
-    centre = torch.randn(50) * spread
+    center = torch.randn(50) * spread
     reference = DINOLoss(50, teacher_temp=teacher_temp, warmup_teacher_temp=teacher_temp, student_temp=student_temp)
-    reference.center.copy_(centre.view(1, 1, -1))
+    reference.center.copy_(center.view(1, 1, -1))
     expected = reference(list(teacher), list(student))
-    loss = ours(teacher, student, centre, teacher_temp, student_temp)
+    loss = ours(teacher, student, center, teacher_temp, student_temp)
     torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(
         torch.autograd.grad(loss, student)[0], torch.autograd.grad(expected, student)[0], rtol=1e-4, atol=1e-7
     )
-    moved = centre.lerp(teacher.mean((0, 1)), 0.1)
+    moved = center.lerp(teacher.mean((0, 1)), 0.1)
     torch.testing.assert_close(moved, reference.center.flatten(), rtol=1e-6, atol=1e-6)
 
 
 def test_loss_is_the_naive_loop_over_pairs():
     teacher, student = torch.randn(2, 4, 20).double(), torch.randn(5, 4, 20)
-    centre = torch.randn(20)
+    center = torch.randn(20)
     total, pairs = 0.0, 0
     for g in range(2):
-        target = ((teacher[g].float() - centre) / 0.05).softmax(-1)
+        target = ((teacher[g].float() - center) / 0.05).softmax(-1)
         for v in range(5):
             if v != g:
                 total += -(target * (student[v] / 0.1).log_softmax(-1)).sum(-1).mean()
                 pairs += 1
     assert pairs == 2 * 5 - 2
-    torch.testing.assert_close(ours(teacher, student, centre, 0.05, 0.1), total / pairs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours(teacher, student, center, 0.05, 0.1), total / pairs, rtol=1e-6, atol=1e-6)
 
 
 def test_sinkhorn_is_lightlys():
@@ -89,7 +89,7 @@ def test_teacher_follows_as_lightlys_update_momentum():
     student, other = torch.nn.Linear(5, 3), torch.nn.Linear(5, 3)
     teacher = frozen_copy(other)
     expected = frozen_copy(other)
-    follow(teacher, student, 0.9)
+    ema_update(teacher, student, 0.9)
     update_momentum(student, expected, 0.9)
     torch.testing.assert_close(teacher.weight, expected.weight)
     torch.testing.assert_close(teacher.bias, expected.bias)

@@ -6,7 +6,7 @@ from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
 from ssl_vit.methods.mae import MAE
 
-ENCODER = {"width": 48, "depth": 3, "heads": 4, "patch_size": 8, "image_size": 48}
+ENCODER = {"embed_dim": 48, "depth": 3, "num_heads": 4, "patch_size": 8, "image_size": 48}
 
 
 def reference_model(norm_pix: bool, mask_ratio: float) -> ViTMAEForPreTraining:
@@ -80,7 +80,9 @@ def test_position_tables_agree():
 @pytest.mark.parametrize("mask_ratio", [0.75, 0.4])
 def test_loss_and_gradients_agree(norm_pix, mask_ratio):
     reference = reference_model(norm_pix, mask_ratio)
-    method = MAE(ENCODER, decoder_width=32, decoder_depth=2, decoder_heads=4, norm_pix=norm_pix, mask_ratio=mask_ratio)
+    method = MAE(
+        ENCODER, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4, norm_pix=norm_pix, mask_ratio=mask_ratio
+    )
     missing, unexpected = method.load_state_dict(ours_from(reference.state_dict()), strict=False)
     assert set(missing) == {"encoder.pos_embed", "decoder.pos_embed"}  # fixed tables
     assert not unexpected

@@ -25,10 +25,10 @@ def timm_model(size: str, registers: int = 0, **options) -> TimmTransformer:
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
-@pytest.mark.parametrize("registers", [0, 4])
+@pytest.mark.parametrize("num_registers", [0, 4])
 def test_same_names_and_outputs(size, registers):
     reference = timm_model(size, registers)
-    encoder = VisionTransformer(size=size, registers=registers).eval()
+    encoder = VisionTransformer(size=size, num_registers=registers).eval()
     assert set(encoder.state_dict()) == set(reference.state_dict())
     encoder.load_state_dict(reference.state_dict())
     images = torch.randn(2, 3, 224, 224)
@@ -39,9 +39,9 @@ def test_same_names_and_outputs(size, registers):
         torch.testing.assert_close(encoder(images), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_same_with_layer_scale_other_channels_and_a_wide_picture():
+def test_same_with_layer_scale_other_channels_and_a_wide_image():
     reference = timm_model("tiny", init_values=0.1, in_chans=5, img_size=(64, 96), patch_size=8)
-    encoder = VisionTransformer(size="tiny", layer_scale=0.1, channels=5, image_size=(64, 96), patch_size=8).eval()
+    encoder = VisionTransformer(size="tiny", init_values=0.1, channels=5, image_size=(64, 96), patch_size=8).eval()
     assert set(encoder.state_dict()) == set(reference.state_dict())
     encoder.load_state_dict(reference.state_dict())
     images = torch.randn(2, 5, 64, 96)

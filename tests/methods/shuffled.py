@@ -1,4 +1,4 @@
-"""The control that shows whether BEiT's tokens matter: the words of each picture, shuffled over its patches.
+"""The control that shows whether BEiT's tokens matter: the tokens of each image, shuffled over its patches.
 
 PYTHONPATH=. python tools/pretrain.py method=tests.methods.shuffled:ShuffledBEiT recipe=configs/beit/digits.yaml
 """
@@ -9,7 +9,7 @@ from ssl_vit.methods.beit import BEiT
 
 
 class ShuffledBEiT(BEiT):
-    """BEiT, but the word asked for at a patch is that of a random patch of the same picture, drawn anew each step."""
+    """BEiT, but the token asked for at a patch is that of a random patch of the same image, drawn anew each step."""
 
     def tokens_of(self, pixels):
         tokens = super().tokens_of(pixels)

@@ -1,4 +1,4 @@
-"""Laws and behaviour of BEiT: masks, tokens, the class-token branch, what is frozen, what is refused."""
+"""Laws and behavior of BEiT: masks, tokens, the class-token branch, what is frozen, what is refused."""
 
 import math
 
@@ -15,28 +15,28 @@ from ssl_vit.methods.beit import BEiT
 from ssl_vit.tokenizers.base import save_tokenizer
 from ssl_vit.tokenizers.kmeans import KMeans
 
-ENCODER = {"width": 32, "depth": 4, "heads": 4, "patch_size": 4, "image_size": 32, "drop_path": 0.0}
-WORDS = 24
+ENCODER = {"embed_dim": 32, "depth": 4, "num_heads": 4, "patch_size": 4, "image_size": 32, "drop_path": 0.0}
+VOCABULARY = 24
 
 
 def tokenizer(**changes) -> KMeans:
     torch.manual_seed(5)
-    picture = {"patch_size": 4, "image_size": 32, "channels": 3, **changes}
-    made = KMeans(KMeansConfig(vocab_size=WORDS, **picture))
-    made.centres.uniform_()
+    image = {"patch_size": 4, "image_size": 32, "channels": 3, **changes}
+    made = KMeans(KMeansConfig(vocab_size=VOCABULARY, **image))
+    made.centers.uniform_()
     return made
 
 
-def make(encoder: dict | None = None, optim: dict | None = None, words=None, **options) -> BEiT:
+def make(encoder: dict | None = None, optim: dict | None = None, tokens=None, **options) -> BEiT:
     torch.manual_seed(0)
-    words = words or tokenizer()
-    paper = {"positions": "relative", "layer_scale": 0.1, "init": "beit"}
+    tokens = tokens or tokenizer()
+    paper = {"pos_embed": "relative", "init_values": 0.1, "init": "beit"}
     return BEiT(
-        {**paper, **ENCODER, **(encoder or {})}, {"warmup_epochs": 0, **(optim or {})}, tokenizer=words, **options
+        {**paper, **ENCODER, **(encoder or {})}, {"warmup_epochs": 0, **(optim or {})}, tokenizer=tokens, **options
     )
 
 
-def views(B: int = 4, seed: int = 0) -> list[torch.Tensor]:
+def transform(B: int = 4, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.rand(B, 3, 32, 32, generator=generator)
     return [(pixels - 0.5) / 0.25, pixels]
@@ -51,11 +51,11 @@ def fit(method: BEiT, batches: list, tmp_path, **options) -> pl.Trainer:
 
 
 def test_a_fresh_model_loses_the_logarithm_of_the_vocabulary():
-    assert float(make().losses(views(16))["token"].detach()) == pytest.approx(math.log(WORDS), abs=0.05)
+    assert float(make().losses(transform(16))["token"].detach()) == pytest.approx(math.log(VOCABULARY), abs=0.05)
 
 
 def test_hidden_pixels_cannot_change_what_is_predicted():
-    method, (images, _) = make(), views()
+    method, (images, _) = make(), transform()
     mask = method.draw_masks(4)
     hidden = mask.flatten().nonzero()[:, 0]
     pixels_hidden = torch.nn.functional.interpolate(mask.unflatten(1, (8, 8)).float()[:, None], 32).bool()
@@ -64,7 +64,7 @@ def test_hidden_pixels_cannot_change_what_is_predicted():
 
 
 def test_only_hidden_patches_are_asked_for():
-    method, (images, pixels) = make(), views()
+    method, (images, pixels) = make(), transform()
     mask = method.draw_masks(4)
     loss = method.losses([images, pixels], mask)["token"]
     logits = method.predict(images, torch.ones_like(mask) & mask, torch.arange(4 * 64))["token"].unflatten(0, (4, 64))
@@ -86,7 +86,7 @@ def test_masks_are_a_function_of_seed_epoch_and_batch(tmp_path):
     for seed in (0, 0, 1):
         seen: list = []
         torch.manual_seed(seed + 7)
-        fit(Remembers(ENCODER, tokenizer=tokenizer(), seed=seed), [(views(),)] * 2, tmp_path, max_epochs=2)
+        fit(Remembers(ENCODER, tokenizer=tokenizer(), seed=seed), [(transform(),)] * 2, tmp_path, max_epochs=2)
         runs.append(torch.stack(seen))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
@@ -101,18 +101,18 @@ def test_the_tokenizer_is_frozen_and_never_in_low_precision():
             return super().forward(images)
 
     seen: list = []
-    words = Remembers(tokenizer().config)
-    method = make(words=words).train()
+    tokens = Remembers(tokenizer().config)
+    method = make(tokens=tokens).train()
     with torch.autocast("cpu", torch.bfloat16):
-        method.losses(views())["token"].backward()
+        method.losses(transform())["token"].backward()
     assert seen == [(torch.float32, False, False)]
     assert not any(p.requires_grad for p in method.tokenizer.parameters())
-    assert "tokenizer.centres" in method.state_dict()  # a checkpoint is complete
+    assert "tokenizer.centers" in method.state_dict()  # a checkpoint is complete
 
 
 def test_encoder_and_tokenizer_see_the_same_crop(tmp_path):
-    method = make(words=tokenizer(patch_size=2, image_size=16), jitter=0.0)
-    data = ImageDataModule(method.views(), source="digits", batch_size=16, image_size=32, workers=0)
+    method = make(tokens=tokenizer(patch_size=2, image_size=16), jitter=0.0)
+    data = ImageDataModule(method.transform(), source="digits", batch_size=16, image_size=32, workers=0)
     batch = next(iter(data.train_dataloader()))
     images, pixels = data.on_after_batch_transfer(batch, 0)["images"]
     assert images.shape == (16, 3, 32, 32)
@@ -122,9 +122,9 @@ def test_encoder_and_tokenizer_see_the_same_crop(tmp_path):
     assert float((smaller - pixels).abs().mean()) < 0.02
 
 
-def test_colours_change_alike_for_both(tmp_path):
+def test_colors_change_alike_for_both(tmp_path):
     method = make(jitter=0.4)
-    data = ImageDataModule(method.views(), source="digits", batch_size=16, image_size=32, workers=0)
+    data = ImageDataModule(method.transform(), source="digits", batch_size=16, image_size=32, workers=0)
     batch = next(iter(data.train_dataloader()))
     images, pixels = data.on_after_batch_transfer(batch, 0)["images"]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.data.mean, data.data.std))
@@ -134,9 +134,9 @@ def test_colours_change_alike_for_both(tmp_path):
 
 def test_the_base_models_have_the_authors_parameters():
     with torch.device("meta"):
-        words = torch.nn.Identity()
-        words.vocab_size = 8192
-        v1, v2 = (BEiT(tokenizer=words, class_branch=branch) for branch in (False, True))
+        tokens = torch.nn.Identity()
+        tokens.vocab_size = 8192
+        v1, v2 = (BEiT(tokenizer=tokens, class_branch=branch) for branch in (False, True))
     keys = 768 * 12  # biases of the keys, which cancel in the softmax; the authors leave them out
     assert sum(p.numel() for p in v1.parameters()) == 91_965_776 + keys
     assert sum(p.numel() for p in v2.parameters()) == 106_143_056 + keys + 768 * 2
@@ -145,7 +145,7 @@ def test_the_base_models_have_the_authors_parameters():
 
 def test_the_class_branch_learns_from_early_patches_and_the_last_class_token():
     method = make(class_branch=True)
-    losses = method.losses(views())
+    losses = method.losses(transform())
     assert list(losses) == ["token", "class_token"]
     losses["class_token"].backward()
     blocks = method.encoder.blocks
@@ -153,22 +153,22 @@ def test_the_class_branch_learns_from_early_patches_and_the_last_class_token():
     assert all(float(block.attn.qkv.weight.grad.norm()) > 0 for block in blocks)  # the last one by the class token
     # Without the last block's class token, the branch does not depend on it.
     method.zero_grad()
-    early, _ = method.encoder.hidden_states(method.encoder.embed(views()[0]), [2, -1])
+    early, _ = method.encoder.hidden_states(method.encoder.embed(transform()[0]), [2, -1])
     early[:, 1:].sum().backward()
     assert blocks[3].attn.qkv.weight.grad is None
 
 
 def test_weights_decay_as_the_authors_decide():
-    method = make(encoder={"positions": "relative"})
+    method = make(encoder={"pos_embed": "relative"})
     decayed = {name for name, p in method.named_parameters() if p.requires_grad and method.decays(name, p)}
     assert {"mask_token", "encoder.rel_pos_bias.relative_position_bias_table", "head.weight"} <= decayed
     assert not {"encoder.cls_token", "head.bias", "encoder.blocks.0.ls1.gamma"} & decayed
-    learned = make(encoder={"positions": "learned"})
+    learned = make(encoder={"pos_embed": "learned"})
     assert not learned.decays("encoder.pos_embed", learned.encoder.pos_embed)
 
 
 def test_initial_weights_are_cut_at_one_deviation_and_shrink_with_depth():
-    encoder = make(encoder={"width": 128, "depth": 4}).encoder
+    encoder = make(encoder={"embed_dim": 128, "depth": 4}).encoder
     weight = encoder.blocks[0].attn.qkv.weight
     assert float(weight.detach().abs().max()) <= 0.02
     assert float(weight.std()) == pytest.approx(0.0108, rel=0.02)
@@ -178,30 +178,30 @@ def test_initial_weights_are_cut_at_one_deviation_and_shrink_with_depth():
 
 def test_relative_positions_are_built_once_a_step_and_survive_checkpointing():
     built: list = []
-    method, plain = make(encoder={"checkpoint_blocks": True}), make()
+    method, plain = make(encoder={"grad_checkpointing": True}), make()
     for each in (method, plain):
         torch.manual_seed(1)
         torch.nn.init.normal_(each.encoder.rel_pos_bias.relative_position_bias_table)
         each.encoder.rel_pos_bias.register_forward_hook(lambda *_: built.append(1))
     mask = plain.draw_masks(4)
     for each in (method, plain):
-        each.losses(views(), mask)["token"].backward()
+        each.losses(transform(), mask)["token"].backward()
     assert len(built) == 2
     for ours, other in zip(method.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, other.grad)
 
 
-def test_overfits_two_pictures(tmp_path):
-    encoder = {"width": 64, "layer_scale": None, "positions": "sincos", "init": "xavier"}
+def test_overfits_two_images(tmp_path):
+    encoder = {"width": 64, "init_values": None, "pos_embed": "sincos", "init": "xavier"}
     method = make(encoder=encoder, optim={"base_lr": 0.05, "weight_decay": 0.0})
-    batch = [images.repeat(8, 1, 1, 1) for images in views(2)]
+    batch = [images.repeat(8, 1, 1, 1) for images in transform(2)]
     before = float(method.losses(batch)["token"].detach())
     fit(method, [(batch,)] * 200, tmp_path)
     assert float(method.losses(batch)["token"].detach()) < 0.3 * before
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
-    batches = [(views(seed=i),) for i in range(3)]
+    batches = [(transform(seed=i),) for i in range(3)]
     checkpoints = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole = make()
     fit(whole, batches, tmp_path, callbacks=[checkpoints], max_epochs=2, enable_checkpointing=True)
@@ -216,23 +216,23 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
     assert all(torch.equal(tensor, rest.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
-def test_pictures_show_what_is_hidden_the_words_and_those_predicted():
-    method, (images, pixels) = make(), views()
-    columns = method.pictures(images, pixels)
+def test_images_show_what_is_hidden_the_words_and_those_predicted():
+    method, (images, pixels) = make(), transform()
+    columns = method.visualize(images, pixels)
     assert list(columns) == ["masked", "tokens", "predicted", "original"]
     assert torch.equal(columns["tokens"].float(), (method.tokenizer.decode(method.tokens_of(pixels)) * 255).round())
     differs = (columns["masked"] != images).any(1)
     assert torch.equal(differs, (columns["masked"] == 0).all(1))
     assert 0.2 < float(differs.float().mean()) < 0.4
-    # Words are changed where they are hidden, and nowhere else.
+    # Tokens are changed where they are hidden, and nowhere else.
     elsewhere = ~differs[:, None].expand(-1, 3, -1, -1)
     assert torch.equal(columns["predicted"][elsewhere], columns["tokens"][elsewhere])
 
 
 def test_one_tensor_is_refused():
-    message = r"pictures arrive as one tensor; BEiT takes two, .* use BEiT.views\(\) with ssl_vit.ImageDataModule"
+    message = r"images arrive as one tensor; BEiT takes two, .* use BEiT.views\(\) with ssl_vit.ImageDataModule"
     with pytest.raises(ValueError, match=message):
-        make().losses(views()[0])
+        make().losses(transform()[0])
 
 
 @pytest.mark.parametrize(
@@ -240,9 +240,9 @@ def test_one_tensor_is_refused():
     [
         (
             {"image_size": 16},
-            r"tokenizer=.* makes 4 x 4 tokens of a picture, but encoder.image_size=32 .* 8 x 8 ",
+            r"tokenizer=.* makes 4 x 4 tokens of an image, but encoder.image_size=32 .* 8 x 8 ",
         ),
-        ({"channels": 1}, "tokenizer=.* reads pictures of 1 channels, but encoder.channels=3"),
+        ({"channels": 1}, "tokenizer=.* reads images of 1 channels, but encoder.channels=3"),
     ],
 )
 def test_a_tokenizer_that_does_not_fit_is_one_line_before_training(tmp_path, changes, message):
@@ -261,7 +261,7 @@ def test_a_missing_tokenizer_names_the_command_that_makes_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("tokens", "message"),
     [
         ("method.mask_ratio=1", r"method.mask_ratio=1.0 must be in \(0, 1\)"),
         (
@@ -270,25 +270,28 @@ def test_a_missing_tokenizer_names_the_command_that_makes_one(tmp_path):
         ),
         ("method.early_block=4 encoder.depth=4", "method.early_block=4 must be less than the encoder's 4 blocks"),
         ("encoder.channels=2 data.mean=[0,0] data.std=[1,1] method.jitter=0.4", "method.jitter=0.4 must be 0 for"),
-        ("encoder.positions=relative encoder.registers=2", "encoder.registers=2 must be 0 with encoder.positions="),
+        (
+            "encoder.pos_embed=relative encoder.num_registers=2",
+            "encoder.num_registers=2 must be 0 with encoder.pos_embed=",
+        ),
         ("readout.blocks=2", "readout.blocks=2 must be 1 with readout.layer=best"),
         ("readout.layer=0", "readout.layer=0 must be last, best, or a number from 1"),
     ],
 )
-def test_settings_that_make_no_sense_are_one_line(words, message):
+def test_settings_that_make_no_sense_are_one_line(tokens, message):
     with pytest.raises(ConfigError, match=message):
-        read_run(["method=beit", *words.split()])
+        read_run(["method=beit", *tokens.split()])
 
 
 def test_mae_refuses_relative_positions():
     with pytest.raises(ConfigError, match=r"encoder\.positions=relative must be learned or sincos"):
-        read_run(["method=mae", "encoder.positions=relative"])
+        read_run(["method=mae", "encoder.pos_embed=relative"])
 
 
-def test_shuffled_words_are_those_of_the_same_picture():
+def test_shuffled_words_are_those_of_the_same_image():
     from shuffled import ShuffledBEiT
 
-    pixels = views()[1]
-    words, control = make().tokens_of(pixels), ShuffledBEiT(ENCODER, tokenizer=tokenizer()).tokens_of(pixels)
-    assert not torch.equal(control, words)
-    assert torch.equal(control.sort(1).values, words.sort(1).values)
+    pixels = transform()[1]
+    tokens, control = make().tokens_of(pixels), ShuffledBEiT(ENCODER, tokenizer=tokenizer()).tokens_of(pixels)
+    assert not torch.equal(control, tokens)
+    assert torch.equal(control.sort(1).values, tokens.sort(1).values)

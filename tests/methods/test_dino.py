@@ -1,4 +1,4 @@
-"""Laws and behaviour of DINO: crops, teacher, centre, schedules, collapse."""
+"""Laws and behavior of DINO: crops, teacher, center, schedules, collapse."""
 
 import math
 
@@ -15,7 +15,7 @@ from ssl_vit.methods.dino import DINO, cross_entropy_of_pairs, sinkhorn_targets
 from ssl_vit.models.weights import load_encoder, save_encoder
 from ssl_vit.optim.param_groups import clip_each
 
-ENCODER = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 16, "drop_path": 0.0}
+ENCODER = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 16, "drop_path": 0.0}
 SMALL = {"local_crops": 2, "local_size": 8, "prototypes": 24, "head_hidden": 16, "head_bottleneck": 8}
 
 
@@ -39,11 +39,11 @@ def fit(method: DINO, batches: list, tmp_path, **options) -> pl.Trainer:
 
 @pytest.mark.parametrize("positions", ["learned", "relative"])
 def test_packed_crops_equal_crop_by_crop_gradients_included(positions):
-    method, views = make(encoder={"positions": positions}), crops()
+    method, transform = make(encoder={"pos_embed": positions}), crops()
     if positions == "relative":
         torch.nn.init.normal_(method.encoder.rel_pos_bias.relative_position_bias_table)
-    together = method.describe(method.encoder, views)
-    alone = torch.cat([method.encoder(view)[:, 0] for view in views])
+    together = method.extract_features(method.encoder, transform)
+    alone = torch.cat([method.encoder(view)[:, 0] for view in transform])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     weight = torch.randn_like(together)
     packed = torch.autograd.grad((together * weight).sum(), list(method.encoder.parameters()))
@@ -52,9 +52,9 @@ def test_packed_crops_equal_crop_by_crop_gradients_included(positions):
 
 
 def test_mean_pool_describes_a_crop_by_its_patches():
-    method, views = make(pool="mean"), crops()
-    expected = torch.cat([method.encoder(view)[:, 1:].mean(1) for view in views])
-    torch.testing.assert_close(method.describe(method.encoder, views), expected, atol=1e-5, rtol=1e-5)
+    method, transform = make(pool="mean"), crops()
+    expected = torch.cat([method.encoder(view)[:, 1:].mean(1) for view in transform])
+    torch.testing.assert_close(method.extract_features(method.encoder, transform), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_crop_is_never_compared_with_itself():
@@ -89,17 +89,17 @@ def test_drop_path_is_in_the_student_alone():
     assert not method.teacher_encoder.training
     assert method.encoder.training
     torch.manual_seed(1)
-    first, second = (method.describe(method.teacher_encoder, crops()) for _ in range(2))
+    first, second = (method.extract_features(method.teacher_encoder, crops()) for _ in range(2))
     assert torch.equal(first, second)
-    first, second = (method.describe(method.encoder, crops()) for _ in range(2))
+    first, second = (method.extract_features(method.encoder, crops()) for _ in range(2))
     assert not torch.equal(first, second)
 
 
-def test_centre_moves_after_the_loss_once_per_step_by_the_mean_of_raw_logits(tmp_path):
+def test_center_moves_after_the_loss_once_per_step_by_the_mean_of_raw_logits(tmp_path):
     class Recorded(DINO):
         def losses(self, images):
-            before.append(self.centre.clone())
-            features = self.describe(self.teacher_encoder, images[:2])
+            before.append(self.center.clone())
+            features = self.extract_features(self.teacher_encoder, images[:2])
             means.append(self.teacher_head(features).mean(0))
             return super().losses(images)
 
@@ -112,7 +112,7 @@ def test_centre_moves_after_the_loss_once_per_step_by_the_mean_of_raw_logits(tmp
     assert torch.equal(before[1], expected)  # two batches make a step
     expected = 0.9 * expected + 0.1 * (means[0] + means[1]) / 2
     torch.testing.assert_close(before[2], expected)
-    torch.testing.assert_close(method.centre, 0.9 * expected + 0.1 * (means[2] + means[3]) / 2)
+    torch.testing.assert_close(method.center, 0.9 * expected + 0.1 * (means[2] + means[3]) / 2)
 
 
 def test_teacher_moves_once_per_step_by_the_momentum_of_that_step(tmp_path):
@@ -169,7 +169,7 @@ def test_each_gradient_is_clipped_by_its_own_norm():
     assert torch.equal(small.grad, torch.full((4,), 0.5))
 
 
-def test_overfits_eight_pictures(tmp_path):
+def test_overfits_eight_images(tmp_path):
     optim = {"base_lr": 0.05, "warmup_epochs": 1, "weight_decay": 0.0}
     method = make(optim, head_norm=True, freeze_last_layer=0, momentum=0.9, warmup_teacher_temp=0.02, teacher_temp=0.02)
     batch = (crops(8),)
@@ -177,7 +177,7 @@ def test_overfits_eight_pictures(tmp_path):
     method._teacher_means.clear()
     fit(method, [batch], tmp_path, max_epochs=60)
     loss = float(method.losses(batch[0])["cross_entropy"])
-    spread = float(method.measures["teacher_mean_entropy"])
+    spread = float(method.extra_metrics["teacher_mean_entropy"])
     assert loss < 0.5 * start
     assert spread > 0.3 * math.log(24)  # and not because one prototype won
 
@@ -191,21 +191,21 @@ def test_same_seed_same_weights_to_the_bit(tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_a_loss_that_is_no_number_moves_neither_weights_nor_teacher_nor_centre(tmp_path):
+def test_a_loss_that_is_no_number_moves_neither_weights_nor_teacher_nor_center(tmp_path):
     method = make()
     start = {name: tensor.clone() for name, tensor in method.state_dict().items()}
-    broken = [crop * math.nan for crop in crops()]
-    fit(method, [(broken,)], tmp_path)
+    unreadable = [crop * math.nan for crop in crops()]
+    fit(method, [(unreadable,)], tmp_path)
     assert method.guard.in_a_row == 1
     assert all(torch.equal(tensor, start[name]) for name, tensor in method.state_dict().items())
     fit(method, [(crops(),)], tmp_path)
-    assert method.centre.isfinite().all()
-    assert not torch.equal(method.centre, start["centre"])
+    assert method.center.isfinite().all()
+    assert not torch.equal(method.center, start["center"])
 
 
 def test_views_are_the_papers_crops_and_train_from_a_data_module(tmp_path):
     method = make()
-    view = method.views()
+    view = method.transform()
     assert isinstance(view, MultiCrop)
     data = ImageDataModule(view, source="digits", batch_size=16, image_size=16)
     data.setup()
@@ -219,8 +219,8 @@ def test_views_are_the_papers_crops_and_train_from_a_data_module(tmp_path):
 @pytest.mark.parametrize(
     ("images", "given"), [(torch.zeros(2, 3, 16, 16), "one tensor"), ([torch.zeros(2, 3, 16, 16)] * 3, "3 crops")]
 )
-def test_other_pictures_than_the_crops_are_refused(images, given):
-    message = rf"pictures arrive as {given}; DINO takes a list of method.global_crops=2 \+ method.local_crops=2 crops"
+def test_other_images_than_the_crops_are_refused(images, given):
+    message = rf"images arrive as {given}; DINO takes a list of method.global_crops=2 \+ method.local_crops=2 crops"
     with pytest.raises(ValueError, match=message):
         make().losses(images)
 
@@ -232,10 +232,10 @@ def test_other_pictures_than_the_crops_are_refused(images, given):
         ("method.global_crops=0", "method.global_crops=0 must be a positive integer"),
         ("method.local_size=15", "method.local_size=15 must be a multiple of encoder.patch_size=4"),
         ("method.prototypes=0", "method.prototypes=0 must be 2 or more"),
-        ("data.batch_size=1", "data.batch_size=1 must be 2 or more: the teacher's centre is a mean over pictures"),
+        ("data.batch_size=1", "data.batch_size=1 must be 2 or more: the teacher's center is a mean over images"),
         ("encoder.channels=2 data.mean=[0,0] data.std=[1,1]", "method.jitter_p=.* must be 0 for encoder.channels=2"),
         ("method.hue=0.7", r"method.hue=0.7 must be in \[0, 0.5\]"),
-        ("method.centring=center", r"method.centring=center must be one of mean, sinkhorn"),
+        ("method.centering=center", r"method.centering=center must be one of mean, sinkhorn"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_line(words, message):
@@ -246,24 +246,24 @@ def test_settings_that_make_no_sense_are_one_line(words, message):
 def _rank(rank: int, port: int, folder: str) -> None:
     """One of two processes: half of the batch, one step."""
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    method, views = make(), [view[rank::2] for view in crops(8)]
-    loss = method.losses(views)["cross_entropy"]
+    method, transform = make(), [view[rank::2] for view in crops(8)]
+    loss = method.losses(transform)["cross_entropy"]
     method.after_step()
-    targets = sinkhorn_targets(torch.stack(views[:2]).flatten(2)[..., :24], 1.0)
-    torch.save((loss.detach(), method.centre, targets), f"{folder}/{rank}.pt")
+    targets = sinkhorn_targets(torch.stack(transform[:2]).flatten(2)[..., :24], 1.0)
+    torch.save((loss.detach(), method.center, targets), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_centre_and_loss_on_two_processes_are_those_of_one_with_the_joint_batch(tmp_path, free_port):
+def test_center_and_loss_on_two_processes_are_those_of_one_with_the_joint_batch(tmp_path, free_port):
     mp.spawn(_rank, (free_port, str(tmp_path)), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    method, views = make(), crops(8)
-    loss = method.losses(views)["cross_entropy"]
+    method, transform = make(), crops(8)
+    loss = method.losses(transform)["cross_entropy"]
     method.after_step()
     torch.testing.assert_close((ranks[0][0] + ranks[1][0]) / 2, loss.detach())
     for rank in range(2):
-        torch.testing.assert_close(ranks[rank][1], method.centre)
-    joint = sinkhorn_targets(torch.stack(views[:2]).flatten(2)[..., :24], 1.0)
+        torch.testing.assert_close(ranks[rank][1], method.center)
+    joint = sinkhorn_targets(torch.stack(transform[:2]).flatten(2)[..., :24], 1.0)
     for rank in range(2):
         torch.testing.assert_close(ranks[rank][2], joint[:, rank::2], rtol=1e-4, atol=1e-7)
 
@@ -298,9 +298,9 @@ def test_the_teacher_is_exported_and_a_checkpoint_keeps_both(tmp_path):
     assert method.export_encoder() is method.teacher_encoder
 
 
-def test_pictures_show_what_each_head_looks_at():
-    columns = make().pictures(*[torch.randn(2, 3, 16, 16)] * 2)
-    assert list(columns) == ["picture", "head 1", "head 2", "head 3", "head 4"]
+def test_images_show_what_each_head_looks_at():
+    columns = make().images(*[torch.randn(2, 3, 16, 16)] * 2)
+    assert list(columns) == ["image", "head 1", "head 2", "head 3", "head 4"]
     assert columns["head 1"].shape == (2, 1, 16, 16)
     assert columns["head 1"].dtype == torch.uint8
 

@@ -10,17 +10,17 @@ import torch
 import torch.multiprocessing as mp
 
 from ssl_vit.cli.main import read_run_words
-from ssl_vit.methods.guard import BadStep, DivergenceError, Guard
+from ssl_vit.methods.guard import DivergenceError, Guard, SkippedStep
 from ssl_vit.methods.mae import MAE
 from ssl_vit.train.pretraining import pretrain
 
 ROOT = Path(__file__).resolve().parents[2]
-ENCODER = {"width": 16, "depth": 1, "heads": 2, "patch_size": 4, "image_size": 16}
-DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+ENCODER = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4, "image_size": 16}
+DECODER = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 
 
 class SteepMAE(MAE):
-    """Its loss is finite where the pictures are one plain 3, but its gradient is not."""
+    """Its loss is finite where the images are one plain 3, but its gradient is not."""
 
     def losses(self, images, noise=None):
         losses = super().losses(images, noise)
@@ -75,7 +75,7 @@ def test_a_bad_step_moves_neither_weights_nor_moments_and_the_next_one_does(kind
     first, second, third = fit(method, batches, tmp_path).after
     assert equal(first, second)
     assert not equal(second, third)
-    assert method.guard.found == [BadStep(1, 0, why, [4, 5, 6, 7])]
+    assert method.guard.found == [SkippedStep(1, 0, why, [4, 5, 6, 7])]
 
 
 def test_one_bad_batch_of_an_accumulated_step_leaves_the_whole_step_out(tmp_path):
@@ -84,7 +84,7 @@ def test_one_bad_batch_of_an_accumulated_step_leaves_the_whole_step_out(tmp_path
     batches[2] = batches[2] * math.nan
     *_, before, after = fit(method, batches, tmp_path, accumulate_grad_batches=2).after
     assert equal(before, after)
-    assert method.guard.found == [BadStep(1, 0, "loss", [])]
+    assert method.guard.found == [SkippedStep(1, 0, "loss", [])]
 
 
 def test_with_clipping_too_a_bad_step_moves_nothing(tmp_path):
@@ -111,7 +111,7 @@ def test_clipping_scales_all_gradients_to_the_norm_asked_for(tmp_path):
 
 def test_too_many_bad_steps_in_a_row_end_the_run_with_advice(tmp_path):
     method = MAE(ENCODER, **DECODER)
-    method.max_bad_steps = 3
+    method.max_skipped_steps = 3
     bad, good = torch.full((4, 3, 16, 16), math.nan), torch.randn(4, 3, 16, 16)
     fit(method, [bad, bad, good, bad, bad, good], tmp_path)
     with pytest.raises(
@@ -127,7 +127,7 @@ def _judge(rank: int, port: int, folder: str) -> None:
     for loss in (1.0, math.nan if rank else 1.0, 1.0):
         guard.watch(torch.tensor(loss), {"index": torch.tensor([rank])})
         verdicts.append(guard.judge(torch.tensor(1.0), step=7, epoch=2))
-    found = [(bad.why, bad.pictures) for bad in guard.found]
+    found = [(bad.why, bad.images) for bad in guard.found]
     (Path(folder) / f"{rank}.json").write_text(json.dumps([verdicts, found]))
 
 
@@ -142,9 +142,9 @@ def sick_run(relapses: int) -> Path:
     SickMAE.relapses = relapses
     words = {
         "method": "test_guard:SickMAE", "recipe": ROOT / "configs/mae/digits.yaml", "run_dir": "sick",
-        "encoder.width": 16, "encoder.depth": 1, "encoder.heads": 2, "method.decoder_width": 16,
-        "method.decoder_heads": 2, "trainer.max_epochs": 1, "trainer.max_steps": 8, "trainer.max_minutes": "null",
-        "trainer.checkpoint_every_steps": 2, "trainer.max_bad_steps": 3, "trainer.log_every_steps": 1,
+        "encoder.embed_dim": 16, "encoder.depth": 1, "encoder.num_heads": 2, "method.decoder_embed_dim": 16,
+        "method.decoder_num_heads": 2, "trainer.max_epochs": 1, "trainer.max_steps": 8, "trainer.max_minutes": "null",
+        "trainer.checkpoint_every_steps": 2, "trainer.max_skipped_steps": 3, "trainer.log_every_steps": 1,
         "monitor.every_epochs": 0,
     }  # fmt: skip
     resolved = read_run_words([f"{key}={value}" for key, value in words.items()])
@@ -161,10 +161,10 @@ def _elsewhere(tmp_path, monkeypatch):
 def test_a_run_that_diverges_once_goes_back_to_its_checkpoint_and_ends(caplog):
     run_dir = sick_run(relapses=1)
     assert json.loads((run_dir / "encoder.json").read_text())["step"] == 8
-    rows = [json.loads(line) for line in (run_dir / "bad_steps.jsonl").read_text().splitlines()]
-    assert [(row["step"], row["why"], len(row["pictures"])) for row in rows] == [(s, "loss", 64) for s in (4, 5, 6)]
+    rows = [json.loads(line) for line in (run_dir / "skipped_steps.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["why"], len(row["images"])) for row in rows] == [(s, "loss", 64) for s in (4, 5, 6)]
     assert "Going back to sick/checkpoints/" in caplog.text
-    assert "step 5 is left out: loss not finite (2 in a row); its pictures: sick/bad_steps.jsonl" in caplog.text
+    assert "step 5 is left out: loss not finite (2 in a row); its images: sick/skipped_steps.jsonl" in caplog.text
     told = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert None not in [row.get("train/loss", 0) for row in told]  # those of the first attempt are cut off
 
@@ -174,4 +174,4 @@ def test_a_run_that_diverges_again_stops_with_advice():
     with pytest.raises(DivergenceError, match=r"not finite in 3 steps in a row .* Lower optim.base_lr"):
         sick_run(relapses=2)
     assert not Path("sick/encoder.safetensors").exists()
-    assert len(Path("sick/bad_steps.jsonl").read_text().splitlines()) == 6
+    assert len(Path("sick/skipped_steps.jsonl").read_text().splitlines()) == 6

@@ -1,4 +1,4 @@
-"""Laws and behaviour of MAE and of what it shares with every method."""
+"""Laws and behavior of MAE and of what it shares with every method."""
 
 from itertools import pairwise
 
@@ -8,10 +8,10 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from ssl_vit.methods.mae import MAE, in_channels, patch_statistics, reconstruction_loss, target_pixels
-from ssl_vit.models.vit import images_of
+from ssl_vit.models.vit import unpatchify
 
-ENCODER = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 16}
-DECODER = {"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2}
+ENCODER = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 16}
+DECODER = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 
 
 def make(optim: dict | None = None, **options) -> MAE:
@@ -33,7 +33,7 @@ def test_hidden_pixels_cannot_reach_the_prediction():
     prediction, hidden = method.reconstruct(images, noise)
     pixels = target_pixels(images, 4, torch.arange(16).expand(2, -1))
     pixels.scatter_(1, hidden[..., None].expand(-1, -1, 48), 9.0)
-    changed, _ = method.reconstruct(images_of(in_channels(pixels, 4), 4, 4, 4), noise)
+    changed, _ = method.reconstruct(unpatchify(in_channels(pixels, 4), 4, 4, 4), noise)
     assert hidden.shape == (2, 12)
     assert torch.equal(prediction, changed)
 
@@ -49,10 +49,10 @@ def test_target_is_row_column_channel_and_assembles_back():
     images = torch.arange(2 * 3 * 8 * 4.0).view(2, 3, 8, 4)
     pixels = target_pixels(images, 4, torch.arange(2).expand(2, -1))
     assert torch.equal(pixels[1, 1].view(4, 4, 3), images[1, :, 4:].permute(1, 2, 0))
-    assert torch.equal(images_of(in_channels(pixels, 4), 4, 2, 1), images)
+    assert torch.equal(unpatchify(in_channels(pixels, 4), 4, 2, 1), images)
 
 
-def test_normalised_target_uses_unbiased_variance_over_all_channels():
+def test_normalized_target_uses_unbiased_variance_over_all_channels():
     prediction, pixels = torch.randn(2, 3, 12), torch.randn(2, 3, 12)
     total = 0.0
     for b in range(2):
@@ -86,40 +86,42 @@ def test_the_papers_sizes():
     assert (encoder, decoder) == (85_798_656, 26_109_184)  # published checkpoints, fixed tables counted
 
 
-def test_reconstructions_are_denormalised_and_keep_visible_patches():
+def test_reconstructions_are_denormalized_and_keep_visible_patches():
     method, images = make(), torch.rand(3, 3, 16, 16) * torch.rand(3, 1, 1, 1) * 5
-    columns = method.pictures(images, images)
+    columns = method.visualize(images, images)
     assert list(columns) == ["masked", "reconstruction", "original"]
     every = torch.arange(16).expand(3, -1)
     masked, painted, true = (target_pixels(column, 4, every) for column in columns.values())
     visible = (masked == true).all(-1)
     assert (visible.sum(1) == 4).all()
     assert torch.equal(painted[visible], true[visible])
-    # A prediction of zeros, de-normalised, is the patch's own mean: close in brightness whatever its scale.
+    # A prediction of zeros, de-normalized, is the patch's own mean: close in brightness whatever its scale.
     torch.nn.init.zeros_(method.decoder.pred.weight)
-    painted = target_pixels(method.pictures(images, images)["reconstruction"], 4, every)
+    painted = target_pixels(method.visualize(images, images)["reconstruction"], 4, every)
     means = painted.mean(-1, keepdim=True)
     torch.testing.assert_close(means, patch_statistics(true)[0], atol=1e-5, rtol=1e-5)
 
 
 def test_a_users_own_trainer_and_loader(tmp_path):
-    pictures = torch.randn(24, 3, 16, 16)
-    method = MAE(encoder={"width": 32, "depth": 1, "heads": 2, "patch_size": 4, "image_size": 16}, decoder_depth=1)
+    images = torch.randn(24, 3, 16, 16)
+    method = MAE(
+        encoder={"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 4, "image_size": 16}, decoder_depth=1
+    )
     before = method.encoder.patch_embed.proj.weight.clone()
-    loader = DataLoader(TensorDataset(pictures, torch.zeros(24)), batch_size=8)
+    loader = DataLoader(TensorDataset(images, torch.zeros(24)), batch_size=8)
     trainer(tmp_path, max_epochs=2).fit(method, loader)
     assert method.global_step == 6
     assert not torch.equal(before, method.encoder.patch_embed.proj.weight)
-    assert torch.isfinite(method.encoder(pictures)).all()
+    assert torch.isfinite(method.encoder(images)).all()
 
 
-def test_eight_pictures_are_learned_by_heart(tmp_path):
-    pictures = torch.randn(8, 3, 16, 16)
-    method = make({"base_lr": 0.1, "warmup_epochs": 5, "weight_decay": 0.0}, decoder_width=64, decoder_heads=4)
-    before = float(method.losses(pictures)["reconstruction"].detach())
+def test_eight_images_are_learned_by_heart(tmp_path):
+    images = torch.randn(8, 3, 16, 16)
+    method = make({"base_lr": 0.1, "warmup_epochs": 5, "weight_decay": 0.0}, decoder_embed_dim=64, decoder_num_heads=4)
+    before = float(method.losses(images)["reconstruction"].detach())
     method.generator = lambda device: torch.Generator(device).manual_seed(1)  # one mask, so that it can be learned
     run = trainer(tmp_path, max_epochs=250)
-    run.fit(method, DataLoader(pictures, batch_size=8))
+    run.fit(method, DataLoader(images, batch_size=8))
     assert before > 0.9
     assert float(run.callback_metrics["train/loss"]) < 0.1 * before
 
@@ -145,7 +147,7 @@ class Counting(MAE):
         self.steps += 1
 
 
-def test_after_step_and_lr_move_once_per_optimiser_step_under_accumulation(tmp_path):
+def test_after_step_and_lr_move_once_per_optimizer_step_under_accumulation(tmp_path):
     method = Counting(ENCODER, {"base_lr": 1e-3, "warmup_epochs": 1}, **DECODER)
     rates = []
 
@@ -153,9 +155,9 @@ def test_after_step_and_lr_move_once_per_optimiser_step_under_accumulation(tmp_p
         def on_before_zero_grad(self, trainer, pl_module, optimizer):
             rates.append(optimizer.param_groups[0]["lr"])
 
-    pictures = DataLoader(torch.randn(32, 3, 16, 16), batch_size=4)
+    images = DataLoader(torch.randn(32, 3, 16, 16), batch_size=4)
     run = trainer(tmp_path, max_epochs=2, accumulate_grad_batches=2, callbacks=[Rates()])
-    run.fit(method, pictures)
+    run.fit(method, images)
     assert method.steps == run.global_step == 8
     assert method.global_batch == 8
     peak = 1e-3 * 8 / 256
@@ -204,8 +206,8 @@ def test_gradients_are_clipped_where_asked(tmp_path):
     assert all(norm == pytest.approx(1e-3, rel=1e-3) for norm in norms)
 
 
-def test_uint8_pictures_and_unknown_options_are_refused():
-    with pytest.raises(ValueError, match=r"pictures arrive as torch.uint8; a method takes normalised floats"):
+def test_uint8_images_and_unknown_options_are_refused():
+    with pytest.raises(ValueError, match=r"images arrive as torch.uint8; a method takes normalized floats"):
         make().training_step(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), 0)
     with pytest.raises(ValueError, match=r"method.mask_ration is no setting \(did you mean mask_ratio\?\)"):
         make(mask_ration=0.5)
@@ -217,5 +219,5 @@ def test_a_checkpoint_loads_by_lightnings_own_means(tmp_path):
     run.fit(method, DataLoader(torch.randn(8, 3, 16, 16), batch_size=8))
     run.save_checkpoint(tmp_path / "a.ckpt")
     again = MAE.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True)
-    assert again.options == method.options
+    assert again.config == method.config
     torch.testing.assert_close(again.state_dict(), method.state_dict())

@@ -1,4 +1,4 @@
-"""MAE's cross-attention decoder: against its plainest form, its laws, and behaviour in training."""
+"""MAE's cross-attention decoder: against its plainest form, its laws, and behavior in training."""
 
 import pytest
 import pytorch_lightning as pl
@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 from ssl_vit.config.resolve import ConfigError, read_run
 from ssl_vit.methods.mae import MAE, CrossDecoder, in_channels, target_pixels, tokens_by_depth
 from ssl_vit.models.blocks import CrossAttention, CrossBlock, attend, compile_blocks, run_blocks
-from ssl_vit.models.vit import images_of
+from ssl_vit.models.vit import unpatchify
 
-ENCODER = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 16}
-DECODER = {"decoder": "cross", "decoder_width": 16, "decoder_depth": 2, "decoder_heads": 2}
+ENCODER = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 16}
+DECODER = {"decoder": "cross", "decoder_embed_dim": 16, "decoder_depth": 2, "decoder_num_heads": 2}
 
 
 def make(optim: dict | None = None, encoder: dict | None = None, **options) -> MAE:
@@ -66,9 +66,9 @@ def test_cross_attention_in_bf16_on_a_cpu_agrees_with_the_fused_kernel_gradients
     torch.testing.assert_close(gradients[1], gradients[0], atol=0.1, rtol=0.1)
 
 
-@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("num_registers", [0, 3])
 def test_depths_are_the_first_blocks_tokens_and_every_blocks_result(registers):
-    encoder = make(encoder={"registers": registers}).encoder
+    encoder = make(encoder={"num_registers": registers}).encoder
     patches = torch.randn(2, 5, 32)
     x = encoder.with_class_token(patches)
     depths = [encoder.without_registers(x)]
@@ -83,7 +83,7 @@ def test_depths_are_the_first_blocks_tokens_and_every_blocks_result(registers):
 
 
 def plain_prediction(decoder: CrossDecoder, depths: torch.Tensor, patch: int) -> torch.Tensor:
-    """One patch of one picture, head by head; depths [L, S, D]."""
+    """One patch of one image, head by head; depths [L, S, D]."""
     x = decoder.mask_token[0, 0] + decoder.pos_embed[0, patch]
     for block, weights in zip(decoder.blocks, decoder.depth_weights, strict=True):
         attn = block.attn
@@ -121,7 +121,7 @@ def test_hidden_pixels_cannot_reach_the_prediction_and_visible_ones_do():
     prediction, hidden = method.reconstruct(images, noise)
     pixels = target_pixels(images, 4, torch.arange(16).expand(2, -1))
     pixels.scatter_(1, hidden[..., None].expand(-1, -1, 48), 9.0)
-    changed, _ = method.reconstruct(images_of(in_channels(pixels, 4), 4, 4, 4), noise)
+    changed, _ = method.reconstruct(unpatchify(in_channels(pixels, 4), 4, 4, 4), noise)
     assert torch.equal(prediction, changed)
     changed, _ = method.reconstruct(images + torch.randn(2, 3, 16, 16), noise)
     assert not torch.allclose(prediction, changed)
@@ -151,15 +151,15 @@ def test_only_the_chosen_share_of_the_hidden_patches_is_predicted(side, predicte
 def test_every_hidden_patch_is_predicted_equally_often():
     method, images = make(), torch.zeros(4000, 3, 16, 16)
     with torch.no_grad():
-        _, index = method.reconstruct(images, share=method.options.predicted_share)
-    shares = torch.bincount(index.flatten(), minlength=16) / 4000
-    assert (shares - 0.25).abs().max() < 4.5 * (0.25 * 0.75 / 4000) ** 0.5  # binomial, 16 chances
+        _, index = method.reconstruct(images, fraction=method.config.predicted_fraction)
+    fractions = torch.bincount(index.flatten(), minlength=16) / 4000
+    assert (fractions - 0.25).abs().max() < 4.5 * (0.25 * 0.75 / 4000) ** 0.5  # binomial, 16 chances
 
 
-def test_pictures_have_every_hidden_patch():
+def test_images_have_every_hidden_patch():
     method, images = make(), torch.rand(3, 3, 16, 16)
     every = torch.arange(16).expand(3, -1)
-    columns = method.pictures(images, images).values()
+    columns = method.visualize(images, images).values()
     masked, painted, true = (target_pixels(column, 4, every) for column in columns)
     hidden = (masked == 0).all(-1)
     assert (hidden.sum(1) == 12).all()
@@ -177,9 +177,9 @@ class Losses(nn.Module):
         return self.method.losses(images)["reconstruction"]
 
 
-@pytest.mark.parametrize("checkpoint_blocks", [False, True])
-def test_every_parameter_learns_under_plain_ddp(tmp_path, checkpoint_blocks):
-    method = make(encoder={"checkpoint_blocks": checkpoint_blocks}).train()
+@pytest.mark.parametrize("grad_checkpointing", [False, True])
+def test_every_parameter_learns_under_plain_ddp(tmp_path, grad_checkpointing):
+    method = make(encoder={"grad_checkpointing": grad_checkpointing}).train()
     torch.distributed.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
         shared = nn.parallel.DistributedDataParallel(Losses(method))
@@ -198,34 +198,34 @@ def test_compilation_reaches_its_blocks(monkeypatch):
     assert compiled.count(CrossBlock) == 2
 
 
-def test_eight_pictures_are_learned_by_heart(tmp_path):
-    pictures = torch.randn(8, 3, 16, 16)
+def test_eight_images_are_learned_by_heart(tmp_path):
+    images = torch.randn(8, 3, 16, 16)
     optim = {"base_lr": 0.1, "warmup_epochs": 5, "weight_decay": 0.0}
-    method = make(optim, decoder_width=64, decoder_depth=1, decoder_heads=4)
-    before = float(method.losses(pictures)["reconstruction"].detach())
+    method = make(optim, decoder_embed_dim=64, decoder_depth=1, decoder_num_heads=4)
+    before = float(method.losses(images)["reconstruction"].detach())
     method.generator = lambda device: torch.Generator(device).manual_seed(1)  # one mask, so that it can be learned
     run = trainer(tmp_path, max_epochs=250, enable_checkpointing=False)
-    run.fit(method, DataLoader(pictures, batch_size=8))
+    run.fit(method, DataLoader(images, batch_size=8))
     assert before > 0.9
     assert float(run.callback_metrics["train/loss"]) < 0.1 * before
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
-    pictures = DataLoader(torch.randn(24, 3, 16, 16), batch_size=8)
+    images = DataLoader(torch.randn(24, 3, 16, 16), batch_size=8)
     checkpoints = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole = make()
-    trainer(tmp_path, max_epochs=2, callbacks=[checkpoints]).fit(whole, pictures)
+    trainer(tmp_path, max_epochs=2, callbacks=[checkpoints]).fit(whole, images)
     torch.manual_seed(99)
     rest, run = make(), trainer(tmp_path, max_epochs=2)
-    run.fit(rest, pictures, ckpt_path=tmp_path / "step=3.ckpt", weights_only=True)
+    run.fit(rest, images, ckpt_path=tmp_path / "step=3.ckpt", weights_only=True)
     assert run.global_step == 6
     assert all(torch.equal(tensor, rest.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
 
 def test_the_share_is_a_third_for_cross_and_all_for_self():
-    assert MAE(ENCODER).options.predicted_share == 1
-    assert make().options.predicted_share == pytest.approx(1 / 3)
-    assert make(predicted=0.2).options.predicted_share == 0.2
+    assert MAE(ENCODER).config.predicted_fraction == 1
+    assert make().config.predicted_fraction == pytest.approx(1 / 3)
+    assert make(predicted=0.2).config.predicted_fraction == 0.2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Block-wise masks: laws, and the plain algorithm picture by picture in Python's own random numbers."""
+"""Block-wise masks: laws, and the plain algorithm image by image in Python's own random numbers."""
 
 import math
 import random
@@ -70,8 +70,8 @@ def drawn(request) -> tuple[Tensor, Tensor]:
     return torch.cat(ours)[:DRAWS].unflatten(1, (h, w)).float(), torch.tensor(plain).float()
 
 
-def neighbours(masks: Tensor) -> Tensor:
-    """Share of an image's hidden patches whose neighbour to the right, below or two away is hidden: B x 4."""
+def neighbors(masks: Tensor) -> Tensor:
+    """Share of an image's hidden patches whose neighbor to the right, below or two away is hidden: B x 4."""
     pairs = [
         masks[:, :, 1:] * masks[:, :, :-1],
         masks[:, 1:] * masks[:, :-1],
@@ -82,7 +82,7 @@ def neighbours(masks: Tensor) -> Tensor:
 
 
 def components(masks: Tensor) -> Tensor:
-    """Connected regions of hidden patches (four neighbours) of each image: B x 1."""
+    """Connected regions of hidden patches (four neighbors) of each image: B x 1."""
     h, w = masks.shape[1:]
     hidden = masks.bool()
     labels = torch.where(hidden, torch.arange(1, h * w + 1).view(h, w), 0).float()
@@ -121,7 +121,7 @@ def test_every_patch_is_hidden_as_often_as_in_the_plain_algorithm(drawn):
 
 def test_hidden_patches_cluster_as_in_the_plain_algorithm(drawn):
     ours, plain = drawn
-    assert_same_mean(neighbours(ours), neighbours(plain))
+    assert_same_mean(neighbors(ours), neighbors(plain))
     assert_same_mean(components(ours), components(plain))
 
 

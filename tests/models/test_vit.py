@@ -5,9 +5,9 @@ import torch
 
 from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.models.blocks import attend
-from ssl_vit.models.vit import VisionTransformer, pixels_per_patch
+from ssl_vit.models.vit import VisionTransformer, patchify
 
-SMALL = {"width": 32, "depth": 3, "heads": 4, "patch_size": 4, "image_size": 16}
+SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 4, "patch_size": 4, "image_size": 16}
 
 
 def make(**options) -> VisionTransformer:
@@ -16,18 +16,18 @@ def make(**options) -> VisionTransformer:
 
 def test_forward_is_patchify_then_locate_then_encode():
     encoder, images = make(), torch.randn(2, 3, 16, 16)
-    located = encoder.locate(encoder.patchify(images), 4, 4)
+    located = encoder.add_pos_embed(encoder.patchify(images), 4, 4)
     assert encoder(images).shape == (2, 17, 32)
     assert torch.equal(encoder(images), encoder.encode(located))
 
 
 @pytest.mark.parametrize("positions", ["learned", "sincos"])
-@pytest.mark.parametrize("registers", [0, 3])
-def test_chosen_patches_are_those_of_the_whole_picture(positions, registers):
-    encoder, images = make(positions=positions, registers=registers), torch.randn(2, 3, 16, 16)
+@pytest.mark.parametrize("num_registers", [0, 3])
+def test_chosen_patches_are_those_of_the_whole_image(positions, registers):
+    encoder, images = make(positions=positions, num_registers=registers), torch.randn(2, 3, 16, 16)
     index = torch.tensor([[5, 0, 15], [2, 2, 7]])
-    whole = encoder.locate(encoder.patchify(images), 4, 4)
-    chosen = encoder.locate(encoder.patchify(images, index), 4, 4, index)
+    whole = encoder.add_pos_embed(encoder.patchify(images), 4, 4)
+    chosen = encoder.add_pos_embed(encoder.patchify(images, index), 4, 4, index)
     torch.testing.assert_close(chosen, torch.stack([whole[b, index[b]] for b in range(2)]))
 
 
@@ -39,7 +39,7 @@ def test_encode_does_not_care_for_the_order_of_patches():
 
 def test_patches_are_row_major_and_hold_channel_row_column():
     images = torch.arange(2 * 3 * 4 * 6.0).view(2, 3, 4, 6)
-    pixels = pixels_per_patch(images, 2)
+    pixels = patchify(images, 2)
     assert pixels.shape == (2, 6, 12)
     assert torch.equal(pixels[1, 4], images[1, :, 2:4, 2:4].flatten())  # second row of patches, second column
 
@@ -51,7 +51,7 @@ def test_patch_embedding_is_the_convolution_it_is_named_after():
 
 
 @pytest.mark.parametrize("size", [(16, 24), (8, 8), (12, 20)])
-def test_any_picture_size_goes_through_a_resampled_grid(size):
+def test_any_image_size_goes_through_a_resampled_grid(size):
     h, w = size[0] // 4, size[1] // 4
     for positions in ("learned", "sincos"):
         encoder = make(positions=positions)
@@ -61,7 +61,7 @@ def test_any_picture_size_goes_through_a_resampled_grid(size):
         assert [m.shape for m in encoder.feature_maps(images, [0, -1])] == [(1, 32, h, w)] * 2
 
 
-def test_a_tall_training_picture_and_many_channels():
+def test_a_tall_training_image_and_many_channels():
     encoder = make(image_size=[16, 8], channels=5)
     assert encoder.grid == (4, 2)
     assert encoder(torch.randn(1, 5, 16, 8)).shape == (1, 9, 32)
@@ -128,8 +128,8 @@ def test_a_cpu_takes_the_faster_way_to_attend(monkeypatch, dtype, biased, learns
 def test_checkpointed_blocks_give_the_same_gradients():
     images, grads = torch.randn(2, 3, 16, 16), []
     plain = make()
-    for checkpoint_blocks in (False, True):
-        encoder = make(checkpoint_blocks=checkpoint_blocks).train()
+    for grad_checkpointing in (False, True):
+        encoder = make(grad_checkpointing=grad_checkpointing).train()
         encoder.load_state_dict(plain.state_dict())
         encoder(images).square().mean().backward()
         grads.append([parameter.grad for parameter in encoder.parameters()])
@@ -149,7 +149,7 @@ def test_drop_path_drops_whole_images_in_training_only_and_keeps_the_mean():
     assert abs(dropped.mean() - 1) < 0.08  # four standard errors of 3000 coin flips of 0 or 2
 
 
-@pytest.mark.parametrize("options", [{}, {"registers": 2}, {"checkpoint_blocks": True}, {"layer_scale": 0.1}])
+@pytest.mark.parametrize("options", [{}, {"num_registers": 2}, {"grad_checkpointing": True}, {"init_values": 0.1}])
 def test_batches_packed_together_equal_each_alone_gradients_included(options):
     encoder = make(**options).train()
     large, small = torch.randn(3, 16, 32), torch.randn(5, 4, 32)
@@ -165,7 +165,7 @@ def test_batches_packed_together_equal_each_alone_gradients_included(options):
 
 
 def test_a_fixed_position_table_is_a_buffer():
-    encoder = make(positions="sincos")
+    encoder = make(pos_embed="sincos")
     assert "pos_embed" in encoder.state_dict()
     assert "pos_embed" not in dict(encoder.named_parameters())
 
@@ -177,7 +177,7 @@ def test_a_fixed_position_table_is_a_buffer():
         (torch.zeros(1, 1, 16, 16), "images have 1 channels, but encoder.channels=3"),
     ],
 )
-def test_pictures_that_do_not_fit_are_refused(images, message):
+def test_images_that_do_not_fit_are_refused(images, message):
     with pytest.raises(ValueError, match=message):
         make()(images)
 

@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader
 
 from ssl_vit.methods.mae import MAE
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import initialise, load_encoder, save_encoder
+from ssl_vit.models.weights import initialize, load_encoder, save_encoder
 
-SMALL = {"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 16}
+SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 16}
 
 
 def same(first: torch.nn.Module, second: torch.nn.Module) -> None:
@@ -24,7 +24,7 @@ def same(first: torch.nn.Module, second: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"positions": "sincos", "registers": 2}, {"image_size": [16, 24], "channels": 1}]
+    "options", [{}, {"pos_embed": "sincos", "num_registers": 2}, {"image_size": [16, 24], "channels": 1}]
 )
 def test_round_trip_by_folder_and_by_file(tmp_path, options):
     encoder = VisionTransformer(**{**SMALL, **options})
@@ -35,12 +35,12 @@ def test_round_trip_by_folder_and_by_file(tmp_path, options):
         same(loaded, encoder)
         assert loaded.config == VisionTransformer(**{**SMALL, **options}).config
         assert not loaded.training
-        assert loaded.facts["mean"] == [0.5]
+        assert loaded.metadata["mean"] == [0.5]
     assert json.loads((tmp_path / "encoder.json").read_text())["method"] == "mae"
 
 
 def test_from_a_lightning_checkpoint(tmp_path):
-    method = MAE(SMALL, decoder_width=16, decoder_depth=1, decoder_heads=2)
+    method = MAE(SMALL, decoder_embed_dim=16, decoder_depth=1, decoder_num_heads=2)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     run = pl.Trainer(max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, enable_checkpointing=False, **quiet)
     run.fit(method, DataLoader(torch.randn(8, 3, 16, 16), batch_size=8))
@@ -104,7 +104,7 @@ def test_from_the_authors_beit_checkpoint(tmp_path, relative):
     encoder, images = load_encoder(tmp_path / "beit.pth"), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), beit.eval().forward_features(images), atol=1e-4, rtol=1e-4)
-    assert encoder.facts["mean"] == ([0.5] * 3 if relative else [0.485, 0.456, 0.406])
+    assert encoder.metadata["mean"] == ([0.5] * 3 if relative else [0.485, 0.456, 0.406])
 
 
 def test_from_the_authors_fine_tuned_beit_with_a_table_in_each_block(tmp_path):
@@ -117,7 +117,7 @@ def test_from_the_authors_fine_tuned_beit_with_a_table_in_each_block(tmp_path):
     weights |= {f"blocks.{i}.attn.relative_position_index": torch.zeros(17, 17, dtype=torch.long) for i in range(12)}
     torch.save({"model": weights}, tmp_path / "beit.pth")
     encoder, images = load_encoder(tmp_path / "beit.pth"), torch.randn(1, 3, 64, 64)
-    assert encoder.config.positions == "relative_per_block"
+    assert encoder.config.pos_embed == "relative_per_block"
     with torch.no_grad():
         (x,) = encoder.hidden_states(encoder.embed(images), [-1])
         ours = encoder.norm(x[:, 1:].mean(1))  # the norm of a fine-tuned model is that of the mean
@@ -155,17 +155,17 @@ def test_missing_unknown_and_misshapen_weights_are_named(tmp_path):
         load_encoder(tmp_path / "nowhere")
 
 
-def test_initialise_copies_weights_and_resamples_positions(tmp_path):
+def test_initialize_copies_weights_and_resamples_positions(tmp_path):
     start = VisionTransformer(**SMALL)
     save_encoder(start, tmp_path)
     encoder = VisionTransformer(**{**SMALL, "image_size": 24})
-    initialise(encoder, tmp_path)
+    initialize(encoder, tmp_path)
     torch.testing.assert_close(encoder.blocks.state_dict(), start.blocks.state_dict())
     assert torch.equal(encoder.pos_embed[:, 0], start.pos_embed[:, 0])
     images = torch.randn(1, 3, 24, 24)
     torch.testing.assert_close(encoder(images), start(images))  # the start resamples on the fly
     with pytest.raises(ValueError, match="give the encoder"):
-        initialise(VisionTransformer(**{**SMALL, "width": 64}), tmp_path)
+        initialize(VisionTransformer(**{**SMALL, "width": 64}), tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_encoder(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Several processes do what one does with the same pictures; weights that are spread over them are the same weights."""
+"""Several processes do what one does with the same images; weights that are spread over them are the same weights."""
 
 from pathlib import Path
 
@@ -30,14 +30,14 @@ def alone(tmp_path_factory) -> dict[str, dict]:
     return {case: train(case, folder / "1") for case in MAKERS}
 
 
-def agree(found: dict, expected: dict, centred: bool = False) -> None:
+def agree(found: dict, expected: dict, centerd: bool = False) -> None:
     assert found["weights"].keys() == expected["weights"].keys()
     for name, tensor in expected["weights"].items():
-        own, other = (felt(name, values, centred) for values in (found["weights"][name], tensor))
+        own, other = (felt(name, values, centerd) for values in (found["weights"][name], tensor))
         torch.testing.assert_close(own, other, rtol=0, atol=1e-5, msg=lambda message, name=name: f"{name}: {message}")
 
 
-def felt(name: str, values: torch.Tensor, centred: bool) -> torch.Tensor:
+def felt(name: str, values: torch.Tensor, centerd: bool) -> torch.Tensor:
     """Those of a weight's values that the loss depends on: of the others AdamW makes steps out of rounding.
 
     Biases of keys cancel in the softmax, those before a BatchNorm (the linear maps', the last LayerNorm's) in its mean,
@@ -47,18 +47,18 @@ def felt(name: str, values: torch.Tensor, centred: bool) -> torch.Tensor:
         query, _, value = values.chunk(3)
         return torch.cat([query, value])
     cancel = ("head.mlp.0.bias", "head.mlp.3.bias", "encoder.norm.bias", "running_mean")
-    return values[:0] if centred and name.endswith(cancel) else values
+    return values[:0] if centerd and name.endswith(cancel) else values
 
 
 @pytest.mark.parametrize(
     ("strategy", "case"), [*(("ddp", case) for case in MAKERS), *(("fsdp", case) for case in SHARDED)]
 )
 def test_two_processes_train_as_one_does(together, alone, strategy, case):
-    """Ten steps of AdamW in float32: the mean of both losses, and every weight, teacher and centre, to 1e-5."""
+    """Ten steps of AdamW in float32: the mean of both losses, and every weight, teacher and center, to 1e-5."""
     found = [rank[strategy, case] for rank in together]
     losses = torch.tensor([rank["losses"] for rank in found]).mean(0)
     torch.testing.assert_close(losses, torch.tensor(alone[case]["losses"]), rtol=0, atol=1e-5)
-    agree(found[0], alone[case], centred="BatchNorm" in case)
+    agree(found[0], alone[case], centerd="BatchNorm" in case)
     assert found[1]["weights"] == {}
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ssl_vit.methods.mae import MAE
-from ssl_vit.methods.masking import as_mask, kept_patches, split_by_noise
+from ssl_vit.methods.masking import index_to_mask, num_keep, random_masking
 from ssl_vit.models.pos_embed import resample, sincos_2d
 from ssl_vit.optim.param_groups import decay_groups, scaled_lr
 from ssl_vit.optim.schedules import warmup_cosine
@@ -23,9 +23,9 @@ def test_warmup_cosine_at_its_corners():
 
 
 def test_warmup_cosine_works_on_shares_of_a_run():
-    for share in (0.0, 0.05, 0.1, 0.5, 1.0):
-        by_steps = warmup_cosine(share * 1000, 1000, peak=1.0, final=0.0, warmup=100)
-        assert warmup_cosine(share, 1.0, peak=1.0, final=0.0, warmup=0.1) == pytest.approx(by_steps)
+    for fraction in (0.0, 0.05, 0.1, 0.5, 1.0):
+        by_steps = warmup_cosine(fraction * 1000, 1000, peak=1.0, final=0.0, warmup=100)
+        assert warmup_cosine(fraction, 1.0, peak=1.0, final=0.0, warmup=0.1) == pytest.approx(by_steps)
 
 
 def test_lr_is_linear_in_the_global_batch():
@@ -33,22 +33,22 @@ def test_lr_is_linear_in_the_global_batch():
 
 
 @pytest.mark.parametrize(("patches", "ratio", "kept"), [(196, 0.75, 49), (256, 0.75, 64), (64, 0.6, 25), (36, 0.4, 21)])
-def test_visible_and_hidden_make_up_the_picture(patches, ratio, kept):
-    assert kept_patches(patches, ratio) == kept
-    visible, hidden = split_by_noise(torch.rand(5, patches), kept)
+def test_visible_and_hidden_make_up_the_image(patches, ratio, kept):
+    assert num_keep(patches, ratio) == kept
+    visible, hidden = random_masking(torch.rand(5, patches), kept)
     assert visible.shape == (5, kept)
     together = torch.cat([visible, hidden], dim=1).sort(dim=1).values
     assert torch.equal(together, torch.arange(patches).expand(5, -1))
-    mask = as_mask(hidden, patches)
+    mask = index_to_mask(hidden, patches)
     assert mask.dtype == torch.bool
     assert (mask.sum(1) == patches - kept).all()
     assert not mask.gather(1, visible).any()
 
 
 def test_every_patch_is_hidden_equally_often():
-    _, hidden = split_by_noise(torch.rand(8000, 16), 4)
-    share = as_mask(hidden, 16).float().mean(0)
-    assert (share - 0.75).abs().max() < 4.5 * math.sqrt(0.75 * 0.25 / 8000)  # binomial, 16 chances
+    _, hidden = random_masking(torch.rand(8000, 16), 4)
+    fraction = index_to_mask(hidden, 16).float().mean(0)
+    assert (fraction - 0.75).abs().max() < 4.5 * math.sqrt(0.75 * 0.25 / 8000)  # binomial, 16 chances
 
 
 @pytest.mark.parametrize(("h", "w"), [(14, 14), (16, 16), (3, 5)])
@@ -77,7 +77,9 @@ def test_resampling_to_the_same_grid_changes_nothing_and_keeps_constants():
 
 def test_mae_decays_tokens_but_no_vector_and_no_bias():
     method = MAE(
-        {"width": 16, "depth": 1, "heads": 2, "patch_size": 4, "image_size": 16}, decoder_width=8, decoder_heads=2
+        {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 4, "image_size": 16},
+        decoder_embed_dim=8,
+        decoder_num_heads=2,
     )
     named = list(method.named_parameters())
     decayed, spared = decay_groups(named, 0.05, method.decays)

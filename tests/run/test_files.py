@@ -74,7 +74,7 @@ DAMAGES = {
     "a byte short": lambda whole: whole[:-1],
     "zeros at the end": lambda whole: whole[:-100] + bytes(100),
     "a bit changed": lambda whole: whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:],
-    "another file": lambda whole: b"a picture of a cat" * 50,
+    "another file": lambda whole: b"an image of a cat" * 50,
 }
 
 
@@ -104,12 +104,12 @@ def test_a_damaged_checkpoint_is_passed_over_in_one_line(damage, caplog):
 
 def test_a_write_that_reads_back_wrong_is_not_taken(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(OSError, match=r"a was not written \(read back, it is spoilt\)"):
-        files.write_atomic(tmp_path / "a", "new", lambda path: "it is spoilt")
+    with pytest.raises(OSError, match=r"a was not written \(read back, it is spoiled\)"):
+        files.write_atomic(tmp_path / "a", "new", lambda path: "it is spoiled")
     assert (tmp_path / "a").read_text() == "old"
 
 
 def test_facts_stand_beside_an_encoder():
     files.write_json(Path("run/encoder.json"), {"method": "mae"})
-    assert files.facts_of(Path("run")) == files.facts_of(Path("run/encoder.safetensors")) == {"method": "mae"}
-    assert files.facts_of(Path("run/other.pth")) == {}
+    assert files.metadata_of(Path("run")) == files.metadata_of(Path("run/encoder.safetensors")) == {"method": "mae"}
+    assert files.metadata_of(Path("run/other.pth")) == {}

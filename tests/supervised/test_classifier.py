@@ -12,7 +12,7 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder, save_encoder
 from ssl_vit.supervised.classifier import Classifier, load_classifier, save_classifier, tunable
 
-SMALL = {"width": 32, "depth": 3, "heads": 4, "patch_size": 4, "image_size": 16}
+SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 4, "patch_size": 4, "image_size": 16}
 NAMES = ["cat", "dog", "eel"]
 
 
@@ -42,9 +42,9 @@ def test_the_class_token_goes_through_the_encoders_norm():
     torch.testing.assert_close(model(pixels := images()), model.head(model.encoder(pixels)[:, 0]))
 
 
-@pytest.mark.parametrize("registers", [0, 2])
+@pytest.mark.parametrize("num_registers", [0, 2])
 def test_the_distillation_token_is_one_more_token(registers):
-    model = loud(Classifier(VisionTransformer(**SMALL, registers=registers), NAMES, pool="cls", distilled=True))
+    model = loud(Classifier(VisionTransformer(**SMALL, num_registers=registers), NAMES, pool="cls", distilled=True))
     encoder, pixels = model.encoder, images()
     patches = torch.cat([encoder.embed(pixels), model.dist_token.expand(2, -1, -1)], dim=1)
     tokens = encoder.encode(patches)
@@ -54,14 +54,14 @@ def test_the_distillation_token_is_one_more_token(registers):
 
 
 def test_fixed_positions_become_learned_ones_and_change_nothing():
-    start = VisionTransformer(**SMALL, positions="sincos").eval()
+    start = VisionTransformer(**SMALL, pos_embed="sincos").eval()
     encoder = tunable(start).eval()
-    assert encoder.config.positions == "learned"
+    assert encoder.config.pos_embed == "learned"
     assert isinstance(encoder.pos_embed, nn.Parameter)
     assert torch.equal(encoder(pixels := images()), start(pixels))
 
 
-def test_another_picture_size_resamples_what_was_learned():
+def test_another_image_size_resamples_what_was_learned():
     start = loud(VisionTransformer(**SMALL))
     encoder = tunable(start, image_size=24).eval()
     assert encoder.grid == (6, 6)
@@ -70,9 +70,9 @@ def test_another_picture_size_resamples_what_was_learned():
 
 @pytest.mark.parametrize("side", [16, 24])
 def test_a_table_for_each_block_starts_as_the_shared_one(side):
-    start = loud(VisionTransformer(**SMALL, positions="relative", layer_scale=0.1))
+    start = loud(VisionTransformer(**SMALL, pos_embed="relative", init_values=0.1))
     encoder = tunable(start, image_size=side).eval()
-    assert encoder.config.positions == "relative_per_block"
+    assert encoder.config.pos_embed == "relative_per_block"
     names = [name for name in encoder.state_dict() if name.endswith("bias_table")]
     assert names == [f"blocks.{i}.attn.relative_position_bias_table" for i in range(3)]
     pixels = images(side)
@@ -83,8 +83,8 @@ def test_a_table_for_each_block_starts_as_the_shared_one(side):
     assert torch.equal(kept[0], kept[2])
     encoder(pixels).sum().backward()
     assert all(float(table.grad.norm()) > 0 for table in kept)
-    shared = tunable(start, image_size=side, block_positions=False).eval()
-    assert shared.config.positions == "relative"
+    shared = tunable(start, image_size=side, rel_pos_per_block=False).eval()
+    assert shared.config.pos_embed == "relative"
     torch.testing.assert_close(shared(pixels), start(pixels), atol=1e-6, rtol=1e-6)
 
 
@@ -104,7 +104,7 @@ def test_round_trip_by_folder_and_by_file(tmp_path, options):
         assert torch.equal(loaded(pixels := images()), model(pixels))
         assert loaded.classes == NAMES
         assert not loaded.training
-        assert loaded.facts["mean"] == [0.5] * 3
+        assert loaded.metadata["mean"] == [0.5] * 3
     assert json.loads((tmp_path / "encoder.json").read_text())["method"] == "finetune"
 
 

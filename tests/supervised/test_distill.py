@@ -1,4 +1,4 @@
-"""Teachers: where they come from, that they see pictures as they know them, what is refused."""
+"""Teachers: where they come from, that they see images as they know them, what is refused."""
 
 import sys
 
@@ -13,7 +13,7 @@ from ssl_vit.supervised.classifier import Classifier, save_classifier
 from ssl_vit.supervised.distill import load_teacher
 
 NAMES = ["cat", "dog"]
-PICTURE = EncoderConfig(image_size=32, patch_size=4)
+IMAGE = EncoderConfig(image_size=32, patch_size=4)
 COME = ([0.2, 0.3, 0.4], [0.5, 0.25, 0.2])
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -28,18 +28,18 @@ def timm_file(path, classes: int = 2) -> tuple[torch.nn.Module, str]:
     return network, f"timm:resnet10t:{path}"
 
 
-def renormalised(images: torch.Tensor, seen) -> torch.Tensor:
+def renormalized(images: torch.Tensor, seen) -> torch.Tensor:
     mean, std, its_mean, its_std = (torch.tensor(v).view(3, 1, 1) for v in (*COME, *seen))
     return (images * std + mean - its_mean) / its_std
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-def test_a_timm_model_from_a_file_sees_its_own_normalisation(tmp_path, ending):
+def test_a_timm_model_from_a_file_sees_its_own_normalization(tmp_path, ending):
     network, source = timm_file(tmp_path / f"teacher{ending}")
-    teacher = load_teacher(source, NAMES, PICTURE, COME)
+    teacher = load_teacher(source, NAMES, IMAGE, COME)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(teacher(images), network(renormalised(images, IMAGENET)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(teacher(images), network(renormalized(images, IMAGENET)), atol=1e-4, rtol=1e-4)
     assert not teacher.training
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
 
@@ -52,12 +52,14 @@ def test_a_published_timm_model_is_asked_of_timm(monkeypatch):
         return timm.models.resnet10t(num_classes=2)
 
     monkeypatch.setattr("timm.create_model", create)
-    load_teacher("timm:resnet10t", NAMES, PICTURE, COME)
+    load_teacher("timm:resnet10t", NAMES, IMAGE, COME)
     assert asked == [("resnet10t", {"pretrained": True})]
 
 
 def fine_tuned(folder, names=NAMES, **options):
-    encoder = VisionTransformer(**{"width": 32, "depth": 2, "heads": 4, "patch_size": 4, "image_size": 32, **options})
+    encoder = VisionTransformer(
+        **{"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 32, **options}
+    )
     model = Classifier(encoder, names)
     torch.nn.init.normal_(model.head.weight)
     save_classifier(model, folder, mean=[0.5] * 3, std=[0.25] * 3)
@@ -66,17 +68,17 @@ def fine_tuned(folder, names=NAMES, **options):
 
 def test_a_fine_tuned_classifier_teaches(tmp_path):
     model = fine_tuned(tmp_path)
-    teacher = load_teacher(str(tmp_path), NAMES, PICTURE, COME)
+    teacher = load_teacher(str(tmp_path), NAMES, IMAGE, COME)
     images = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        expected = model(renormalised(images, ([0.5] * 3, [0.25] * 3)))
+        expected = model(renormalized(images, ([0.5] * 3, [0.25] * 3)))
         torch.testing.assert_close(teacher(images), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_mistakes_are_one_line(tmp_path, monkeypatch):
-    def refuse(source, error, message, names=NAMES, picture=PICTURE):
+    def refuse(source, error, message, names=NAMES, image=IMAGE):
         with pytest.raises(error, match=message) as caught:
-            load_teacher(source, names, picture, COME)
+            load_teacher(source, names, image, COME)
         assert "\n" not in str(caught.value)
 
     fine_tuned(tmp_path / "run")
@@ -88,11 +90,11 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
     refuse(
         str(tmp_path / "run"),
         ValueError,
-        r"knows the classes cat, dog \.\.\., the pictures are of",
+        r"knows the classes cat, dog \.\.\., the images are of",
         names=["dog", "cat"],
     )
     odd = EncoderConfig(image_size=30, patch_size=5)
-    refuse(str(tmp_path / "run"), ValueError, "does not take pictures of 30 x 30 pixels: images are", picture=odd)
+    refuse(str(tmp_path / "run"), ValueError, "does not take images of 30 x 30 pixels: images are", image=odd)
 
     def offline(name, **options):
         raise OSError("no network\nat all")
@@ -104,6 +106,6 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
         r"could not be had \(no network at all\); .*: or give a file of yours, timm:res",
     )
     monkeypatch.setattr("timm.create_model", lambda name, **options: timm.models.resnet10t(num_classes=9))
-    refuse("timm:resnet10t", ValueError, "has 9 classes, the pictures 2: they must be alike")
+    refuse("timm:resnet10t", ValueError, "has 9 classes, the images 2: they must be alike")
     monkeypatch.setitem(sys.modules, "timm", None)
     refuse("timm:resnet10t", ImportError, r"needs timm: .* pip install 'ssl_vit\[timm\]'")

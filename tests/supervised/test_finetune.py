@@ -21,7 +21,7 @@ from ssl_vit.supervised.finetune import (
     soft_distillation,
 )
 
-SMALL = {"width": 32, "depth": 3, "heads": 4, "patch_size": 4, "image_size": 16, "positions": "sincos"}
+SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 4, "patch_size": 4, "image_size": 16, "pos_embed": "sincos"}
 PLAIN = {"mixup": 0.0, "cutmix": 0.0, "erasing_p": 0.0, "label_smoothing": 0.0, "randaugment": 0.0, "drop_path": 0.0}
 NAMES = ["a", "b", "c", "d"]
 
@@ -32,7 +32,7 @@ def make(optim: dict | None = None, plain: bool = True, encoder: dict | None = N
     return FineTune(start, NAMES, {"warmup_epochs": 0, **(optim or {})}, **{**(PLAIN if plain else {}), **options})
 
 
-def pictures(count: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def make_images(count: int = 8, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, 16, 16, generator=generator), torch.arange(count) % len(NAMES)
 
@@ -46,7 +46,7 @@ def fit(objective: FineTune, tmp_path, batches: int = 3, **options) -> pl.Traine
 
 
 def loader(batches: int = 3) -> DataLoader:
-    return DataLoader(TensorDataset(*pictures(8 * batches)), batch_size=8)
+    return DataLoader(TensorDataset(*make_images(8 * batches)), batch_size=8)
 
 
 # The decay of the learning rate from layer to layer.
@@ -54,7 +54,7 @@ def loader(batches: int = 3) -> DataLoader:
 
 def test_rates_of_a_base_model_are_those_of_a_table_made_by_hand():
     with torch.device("meta"):
-        encoder = VisionTransformer(size="base", positions="learned")
+        encoder = VisionTransformer(size="base", pos_embed="learned")
         model = Classifier.__new__(Classifier)
         nn.Module.__init__(model)
         model.encoder, model.fc_norm, model.head = encoder, nn.LayerNorm(768), nn.Linear(768, 10)
@@ -125,7 +125,7 @@ def test_cross_entropy_is_pytorchs_for_plain_and_for_smoothed_labels():
 
 
 def test_labels_are_smoothed_once_whether_mixed_or_not():
-    images, labels = pictures()
+    images, labels = make_images()
     objective = make(label_smoothing=0.1)
     with torch.no_grad():
         loss = objective.losses((images, labels))["classification"]
@@ -161,9 +161,9 @@ def test_distillation_is_deits():
 # Laws.
 
 
-def test_overfits_eight_pictures(tmp_path):
+def test_overfits_eight_images(tmp_path):
     objective = make(optim={"base_lr": 0.1, "weight_decay": 0.0})
-    images, labels = pictures()
+    images, labels = make_images()
     before = float(objective.losses((images, labels))["classification"].detach())
     assert before == pytest.approx(math.log(4), abs=1e-3)  # a head of 2e-5 says nothing at first
     fit(objective, tmp_path, batches=1, max_epochs=150)
@@ -227,7 +227,7 @@ def test_the_teacher_is_frozen_and_sees_what_the_student_sees(kind):
     model, seen = objective.model, list[torch.Tensor]()
     both = model.both
     model.both = lambda images: seen.append(images) or both(images)  # type: ignore[method-assign]
-    losses = objective.losses(pictures())
+    losses = objective.losses(make_images())
     sum(losses.values()).backward()
     assert list(losses) == ["classification", "distillation"]
     assert torch.equal(teacher.seen[0][0], seen[0])
@@ -241,8 +241,8 @@ def test_two_heads_learn_from_labels_and_from_the_teacher_and_answer_together():
     model = make(teacher=Counting()).model
     nn.init.normal_(model.head.weight)
     nn.init.normal_(model.head_dist.weight)
-    both = model.both(pictures()[0])
-    torch.testing.assert_close(model(pictures()[0]), (both[0] + both[1]) / 2)
+    both = model.both(make_images()[0])
+    torch.testing.assert_close(model(make_images()[0]), (both[0] + both[1]) / 2)
     assert not torch.allclose(both[0], both[1])
 
 
@@ -250,13 +250,13 @@ def test_two_heads_learn_from_labels_and_from_the_teacher_and_answer_together():
 
 
 def test_mistakes_are_one_line():
-    with pytest.raises(ValueError, match=r"method.randaugment=9 must be 0 for pictures of 5 channels: colours are"):
+    with pytest.raises(ValueError, match=r"method.randaugment=9 must be 0 for images of 5 channels: colors are"):
         make(plain=False, encoder={"channels": 5})
-    with pytest.raises(ValueError, match=r"method.jitter=0.4 must be 0 for pictures of 5 channels"):
+    with pytest.raises(ValueError, match=r"method.jitter=0.4 must be 0 for images of 5 channels"):
         make(encoder={"channels": 5}, jitter=0.4)
     with pytest.raises(ValueError, match="class_weights=true needs counts="):
         make(class_weights=True)
     with pytest.raises(ValueError, match="a batch has no labels: give"):
-        make().inputs(pictures()[0])
-    with pytest.raises(ValueError, match=r"has no place with encoder.positions=relative_per_block"):
-        make(teacher=Counting(), encoder={"positions": "relative"})
+        make().inputs(make_images()[0])
+    with pytest.raises(ValueError, match=r"has no place with encoder.pos_embed=relative_per_block"):
+        make(teacher=Counting(), encoder={"pos_embed": "relative"})

@@ -22,14 +22,14 @@ from ssl_vit.models.weights import save_encoder
 from ssl_vit.supervised.report import LINEAR, evaluate
 
 ROOT = Path(__file__).resolve().parents[2]
-KEYS = {"task", "top1", "top5", "encoder", "data", "layer", "protocol", "controls", "test_pictures", "seed", "seconds"}
+KEYS = {"task", "top1", "top5", "encoder", "data", "layer", "protocol", "controls", "test_images", "seed", "seconds"}
 
 
 @pytest.fixture
-def run_dir(tmp_path, monkeypatch, encoder, labelled):
-    """A run's folder: an encoder that knows its pictures and how it is read."""
+def run_dir(tmp_path, monkeypatch, encoder, labeled):
+    """A run's folder: an encoder that knows its images and how it is read."""
     monkeypatch.chdir(tmp_path)
-    data = {"source": "folder", "path": str(labelled), "batch_size": 7, "workers": 0}
+    data = {"source": "folder", "path": str(labeled), "batch_size": 7, "workers": 0}
     readout = {"pool": "both", "layer": 2, "blocks": 1}
     save_encoder(encoder, tmp_path / "run", mean=[0.4] * 3, std=[0.2] * 3, data=data, readout=readout, step=17)
     return tmp_path / "run"
@@ -69,7 +69,7 @@ def test_a_run_says_which_protocol_judges_it_unless_the_command_does(tmp_path, e
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_each_protocol_runs_from_the_command_line_on_digits(protocol, tmp_path):
-    made = VisionTransformer(width=16, depth=2, heads=2, patch_size=16, image_size=32)
+    made = VisionTransformer(embed_dim=16, depth=2, num_heads=2, patch_size=16, image_size=32)
     save_encoder(made, tmp_path / "run", mean=[0.2] * 3, std=[0.2] * 3, data={"source": "digits", "batch_size": 256})
     words = [f"encoder={tmp_path / 'run'}", f"protocol={protocol}", "train_limit=200", "controls=false"]
     words += [] if protocol == "logreg" else ["epochs=2"]
@@ -81,7 +81,7 @@ def test_each_protocol_runs_from_the_command_line_on_digits(protocol, tmp_path):
     assert result == json.loads((tmp_path / "run" / "linear_probe.json").read_text())
     assert KEYS | {"calibration_error", "per_class", "head"} <= result.keys()
     assert 0 <= result["top1"] <= result["top5"] <= 1
-    assert result["test_pictures"] == 360
+    assert result["test_images"] == 360
 
 
 def test_two_processes_judge_as_one_does_and_the_first_speaks(run_dir, free_port):
@@ -102,14 +102,14 @@ def test_two_processes_judge_as_one_does_and_the_first_speaks(run_dir, free_port
     assert results[1] == results[2]
 
 
-def test_an_evaluation_leaves_figures_a_picture_and_events(run_dir):
+def test_an_evaluation_leaves_figures_a_image_and_events(run_dir):
     result = linear(run_dir, "protocol=logreg")
     assert json.loads((run_dir / "linear_probe.json").read_text()) == result
     assert set(result["controls"]) == {"random encoder", "raw pixels"}
     assert result["head"] == {"blocks": [2], "pool": "both"}  # as the run says
     assert set(result["per_class"]) == {"bird", "cat", "dog"}
-    with Image.open(run_dir / "linear_probe-confusion.png") as picture:
-        assert picture.size == (36, 36)
+    with Image.open(run_dir / "linear_probe-confusion.png") as image:
+        assert image.size == (36, 36)
     events = EventAccumulator(str(run_dir / "linear_probe")).Reload()
     (point,) = events.Scalars("linear_probe/top1")
     assert (point.step, round(point.value, 4)) == (17, result["top1"])
@@ -124,23 +124,23 @@ def test_the_grid_reads_more_than_the_run_says_unless_told(run_dir):
     assert (result["head"]["pool"], result["head"]["blocks"]) == ("cls", [3])
 
 
-def test_test_labels_choose_nothing(run_dir, labelled, tmp_path):
-    """With the test pictures' folders renamed around, all that is chosen stays."""
+def test_test_labels_choose_nothing(run_dir, labeled, tmp_path):
+    """With the test images' folders renamed around, all that is chosen stays."""
     moved = tmp_path / "moved"
     (moved / "test").mkdir(parents=True)
-    (moved / "train").symlink_to(labelled / "train")
+    (moved / "train").symlink_to(labeled / "train")
     for name, other in zip(("bird", "cat", "dog"), ("cat", "dog", "bird"), strict=True):
-        (moved / "test" / name).symlink_to(labelled / "test" / other)
+        (moved / "test" / name).symlink_to(labeled / "test" / other)
     for judge, words in ((linear, ["epochs=2"]), (knn, ["layer=best"]), (linear, ["protocol=beit", "epochs=1"])):
         words = [*words, "controls=false"]
         assert judge(run_dir, *words)["head"] == judge(run_dir, *words, f"data.path={moved}")["head"]
 
 
 def test_knn_says_which_k(run_dir):
-    result = knn(run_dir, "neighbours=2")
-    assert result["head"] == {"blocks": [2], "pool": "both", "neighbours": 2}
+    result = knn(run_dir, "neighbors=2")
+    assert result["head"] == {"blocks": [2], "pool": "both", "neighbors": 2}
     assert "2-NN, cosine, T=0.07" in result["protocol"]
-    assert knn(run_dir, "neighbours=1,3")["head"]["neighbours"] in (1, 3)
+    assert knn(run_dir, "neighbors=1,3")["head"]["neighbors"] in (1, 3)
 
 
 @pytest.mark.parametrize("judge", [linear, knn])
@@ -155,11 +155,11 @@ def test_few_labels_are_means_of_five_draws(run_dir, judge):
     assert f"{result['task']}/shots_5" in events.Tags()["scalars"]
 
 
-def test_a_model_of_timm_is_judged_by_name(labelled, tmp_path, monkeypatch):
+def test_a_model_of_timm_is_judged_by_name(labeled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
-    words = ["encoder=timm:resnet10t", "data.source=folder", f"data.path={labelled}", "data.workers=0"]
+    words = ["encoder=timm:resnet10t", "data.source=folder", f"data.path={labeled}", "data.workers=0"]
     result = evaluate(read_probe_words([*words, "protocol=logreg"], LinearProbeConfig).config)
     assert (result["encoder"], result["layer"], result["head"]["pool"]) == ("timm:resnet10t", 1, "whole")
     assert (tmp_path / "runs" / "timm-resnet10t" / "linear_probe.json").exists()
@@ -167,7 +167,7 @@ def test_a_model_of_timm_is_judged_by_name(labelled, tmp_path, monkeypatch):
         read_probe_words(["encoder=timm:resnet10t"], KNNConfig)
 
 
-def pictures(folder: Path, names: list[str]) -> str:
+def make_images(folder: Path, names: list[str]) -> str:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / name)
@@ -175,32 +175,34 @@ def pictures(folder: Path, names: list[str]) -> str:
 
 
 @pytest.mark.parametrize("judge", [linear, knn])
-def test_pictures_that_cannot_judge_are_one_line(run_dir, tmp_path, judge):
-    flat = pictures(tmp_path / "flat", [f"{i}.png" for i in range(4)])
+def test_images_that_cannot_judge_are_one_line(run_dir, tmp_path, judge):
+    flat = make_images(tmp_path / "flat", [f"{i}.png" for i in range(4)])
     with pytest.raises(ValueError, match=r"data.path=.*flat has no labels: give data.path= with a folder"):
         judge(run_dir, f"data.path={flat}")
     names = [f"{part}/{name}/{i}.png" for part in ("train", "test") for name in "ab" for i in range(4)]
-    with pytest.raises(ValueError, match="training pictures of one class alone, bird: two are needed"):
+    with pytest.raises(ValueError, match="training images of one class alone, bird: two are needed"):
         judge(run_dir, "train_limit=1")
-    more = pictures(tmp_path / "more", [*names, "test/zebra/0.png"])
-    with pytest.raises(ValueError, match="the class zebra, of which there is no training picture"):
+    more = make_images(tmp_path / "more", [*names, "test/zebra/0.png"])
+    with pytest.raises(ValueError, match="the class zebra, of which there is no training image"):
         judge(run_dir, f"data.path={more}")
 
 
 @pytest.mark.parametrize("words", [["protocol=grid"], ["protocol=attentive"], ["protocol=dino", "epochs=1"]])
 def test_broken_weights_are_one_line(run_dir, encoder, words):
     encoder.blocks[0].attn.qkv.weight.data[0, 0] = torch.nan
-    facts = json.loads((run_dir / "encoder.json").read_text())
-    facts.pop("encoder")
-    save_encoder(encoder, run_dir, **facts)
+    metadata = json.loads((run_dir / "encoder.json").read_text())
+    metadata.pop("encoder")
+    save_encoder(encoder, run_dir, **metadata)
     with pytest.raises(ValueError, match="features are not finite: the encoder's weights are broken"):
         linear(run_dir, *words)
 
 
-def test_an_encoder_of_other_channels_is_one_line(tmp_path, labelled):
-    save_encoder(VisionTransformer(width=8, depth=1, heads=1, patch_size=8, image_size=16, channels=4), tmp_path)
-    words = ["data.source=folder", f"data.path={labelled}"]
-    with pytest.raises(ValueError, match=r"takes pictures of 4 channels, data.mean=\[.*\] is of 3"):
+def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
+    save_encoder(
+        VisionTransformer(embed_dim=8, depth=1, num_heads=1, patch_size=8, image_size=16, channels=4), tmp_path
+    )
+    words = ["data.source=folder", f"data.path={labeled}"]
+    with pytest.raises(ValueError, match=r"takes images of 4 channels, data.mean=\[.*\] is of 3"):
         linear(tmp_path, *words)
     with pytest.raises(ValueError, match=r"has 3 bands \(RGB\), encoder.channels=4 asks for 4"):
         linear(tmp_path, *words, "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "protocol=logreg", "controls=false")
@@ -234,8 +236,8 @@ def test_a_wrong_setting_is_one_line(run_dir, words, message):
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("neighbours=0", r"neighbours=\[0\] must be positive integers"),
-        ("neighbours=", r"neighbours=\[\] must be positive integers"),
+        ("neighbors=0", r"neighbors=\[0\] must be positive integers"),
+        ("neighbors=", r"neighbors=\[\] must be positive integers"),
         ("temperature=0", "temperature=0.0 must be positive"),
     ],
 )

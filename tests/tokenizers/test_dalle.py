@@ -103,7 +103,7 @@ def test_logits_are_those_of_plain_convolutions():
     torch.testing.assert_close(tokenizer.logits(images), expected, rtol=1e-4, atol=1e-5)  # float32, other rounding
 
 
-def test_pictures_are_those_of_plain_convolutions():
+def test_images_are_those_of_plain_convolutions():
     tokenizer, tokens = small(decoder=True), torch.randint(64, (2, 6))
     state = tokenizer.get_submodule("decoder").state_dict()
     one_hot = F.one_hot(tokens, 64).float().transpose(1, 2).reshape(2, 64, 2, 3)
@@ -120,22 +120,22 @@ def test_the_residual_gain_follows_the_number_of_blocks():
     assert {module.gain for module in deeper.modules() if hasattr(module, "gain")} == {1 / 144}
 
 
-def test_decoding_gives_pictures_of_the_size_that_was_tokenised():
+def test_decoding_gives_images_of_the_size_that_was_tokenized():
     tokenizer, images = small(decoder=True), torch.rand(2, 3, 16, 24)
-    pictures = tokenizer.decode(tokenizer(images), (2, 3))
-    assert (pictures.shape, pictures.dtype) == (images.shape, torch.float32)
-    assert pictures.min() >= 0
-    assert pictures.max() <= 1
+    originals = tokenizer.decode(tokenizer(images), (2, 3))
+    assert (originals.shape, originals.dtype) == (images.shape, torch.float32)
+    assert originals.min() >= 0
+    assert originals.max() <= 1
 
 
 def test_autocast_changes_nothing():
     tokenizer, images = small(decoder=True), torch.rand(4, 3, 32, 32)
     logits, tokens = tokenizer.logits(images), tokenizer(images)
-    pictures = tokenizer.decode(tokens, (4, 4))
+    originals = tokenizer.decode(tokens, (4, 4))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(tokenizer.logits(images), logits)
         assert torch.equal(tokenizer(images), tokens)
-        assert torch.equal(tokenizer.decode(tokens, (4, 4)), pictures)
+        assert torch.equal(tokenizer.decode(tokens, (4, 4)), originals)
     assert tokenizer.logits(images.bfloat16()).dtype == torch.float32
 
 
@@ -247,7 +247,7 @@ def test_files_that_hold_no_state_dict_are_refused_in_one_line(tmp_path):
         load_dalle(wrapped)
 
 
-def test_pictures_and_tokens_that_do_not_fit_are_refused():
+def test_images_and_tokens_that_do_not_fit_are_refused():
     tokenizer = small(decoder=True)
     with pytest.raises(ValueError, match=r"images are \[1, 1, 16, 16\]; the tokenizer needs \[B, 3, H, W\]"):
         tokenizer(torch.rand(1, 1, 16, 16))

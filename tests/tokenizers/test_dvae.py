@@ -11,7 +11,7 @@ from ssl_vit.config.tokenizer_schema import DVAEConfig
 from ssl_vit.tokenizers.base import load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.dvae import DVAE, DVAETraining, divergence_from_uniform, strides_of, unevenness
 
-SETTINGS = {"vocab_size": 12, "patch_size": 4, "image_size": 16, "width": 32, "residuals": 1, "code_width": 8}
+SETTINGS = {"vocab_size": 12, "patch_size": 4, "image_size": 16, "width": 32, "residuals": 1, "code_dim": 8}
 
 
 def test_strides_multiply_to_the_patch():
@@ -70,16 +70,16 @@ def test_losses_are_the_squared_error_and_the_weighted_divergence():
     images = torch.rand(2, 3, 16, 16)
     losses = training.losses(images)
     scores = training.tokenizer.scores(images)
-    torch.testing.assert_close(losses["unevenness"], training.options.usage * unevenness(scores))
+    torch.testing.assert_close(losses["unevenness"], training.config.usage * unevenness(scores))
     torch.testing.assert_close(losses["divergence"], 0.5 * divergence_from_uniform(scores))
     assert float(losses["reconstruction"].detach()) == pytest.approx(
-        10 ** (-float(training.measures["psnr"]) / 10), rel=1e-4
+        10 ** (-float(training.extra_metrics["psnr"]) / 10), rel=1e-4
     )
 
 
-def test_it_learns_to_draw_four_pictures(tmp_path):
+def test_it_learns_to_draw_four_images(tmp_path):
     torch.manual_seed(0)
-    images = torch.nn.functional.interpolate(torch.rand(4, 3, 4, 4), 16)  # a colour for each patch
+    images = torch.nn.functional.interpolate(torch.rand(4, 3, 4, 4), 16)  # a color for each patch
     training = DVAETraining({"base_lr": 0.3, "warmup_epochs": 0}, **SETTINGS | {"vocab_size": 64}, kl=0.0)
     trainer = pl.Trainer(
         max_epochs=1,

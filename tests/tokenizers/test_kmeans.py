@@ -1,11 +1,11 @@
-"""k-means tokens: the nearest centre, any number of channels, files that keep all."""
+"""k-means tokens: the nearest center, any number of channels, files that keep all."""
 
 import pytest
 import torch
 from sklearn.cluster import KMeans as Reference
 
 from ssl_vit.config.tokenizer_schema import KMeansConfig
-from ssl_vit.models.vit import pixels_per_patch
+from ssl_vit.models.vit import patchify
 from ssl_vit.tokenizers import kmeans
 from ssl_vit.tokenizers.base import load_tokenizer, require_tokens, save_tokenizer
 from ssl_vit.tokenizers.kmeans import KMeans, fit_kmeans
@@ -18,40 +18,40 @@ def fitted(**changes) -> KMeans:
     return fit_kmeans(config, iter([torch.rand(40, config.channels, 8, 12) for _ in range(3)]), seed=0)
 
 
-def test_a_token_is_the_nearest_centre_row_by_row(monkeypatch):
+def test_a_token_is_the_nearest_center_row_by_row(monkeypatch):
     tokenizer, images = fitted(), torch.rand(5, 2, 8, 12)
-    patches = pixels_per_patch(images, 4)
-    expected = torch.cdist(patches.double(), tokenizer.centres.double()[None]).argmin(-1)
+    patches = patchify(images, 4)
+    expected = torch.cdist(patches.double(), tokenizer.centers.double()[None]).argmin(-1)
     assert torch.equal(tokenizer(images), expected)
     monkeypatch.setattr(kmeans, "CHUNK", 70)  # a few patches at a time
     assert torch.equal(tokenizer(images), expected)
 
 
-def test_decoding_draws_the_centres_in_their_places():
+def test_decoding_draws_the_centers_in_their_places():
     tokenizer, images = fitted(), torch.rand(5, 2, 8, 12)
     tokens = tokenizer(images)
     drawn = tokenizer.decode(tokens)
     assert torch.equal(tokenizer(drawn), tokens)
-    assert torch.equal(drawn[0, :, 4:, 4:8].flatten(), tokenizer.centres[tokens[0, 4]])
+    assert torch.equal(drawn[0, :, 4:, 4:8].flatten(), tokenizer.centers[tokens[0, 4]])
     wide = tokenizer(torch.rand(1, 2, 4, 20))
     assert tokenizer.decode(wide, (1, 5)).shape == (1, 2, 4, 20)
 
 
-def test_centres_stand_for_their_patches_nearly_as_well_as_full_k_means():
+def test_centers_stand_for_their_patches_nearly_as_well_as_full_k_means():
     images = torch.rand(100, 2, 8, 12).round()  # corners of the cube: clusters that differ
     config = KMeansConfig(**SETTINGS)
     tokenizer = fit_kmeans(config, iter([images]), seed=0)
-    patches = pixels_per_patch(images, 4).flatten(0, 1)[:600]
+    patches = patchify(images, 4).flatten(0, 1)[:600]
     full = -Reference(10, n_init=3, random_state=0).fit(patches.numpy()).score(patches.numpy())
-    own = (tokenizer.centres[tokenizer(images).flatten()[:600]] - patches).square().sum()
+    own = (tokenizer.centers[tokenizer(images).flatten()[:600]] - patches).square().sum()
     assert float(own) < 1.05 * full
 
 
-def test_same_seed_same_centres():
+def test_same_seed_same_centers():
     torch.manual_seed(1)
     first = fitted()
     torch.manual_seed(1)
-    assert torch.equal(fitted().centres, first.centres)
+    assert torch.equal(fitted().centers, first.centers)
 
 
 def test_a_file_is_complete(tmp_path):
@@ -74,7 +74,7 @@ def test_files_that_hold_no_tokenizer_are_refused(tmp_path):
     from ssl_vit.models.vit import VisionTransformer
     from ssl_vit.models.weights import save_encoder
 
-    path = save_encoder(VisionTransformer(width=16, depth=1, heads=2, patch_size=4, image_size=8), tmp_path)
+    path = save_encoder(VisionTransformer(embed_dim=16, depth=1, num_heads=2, patch_size=4, image_size=8), tmp_path)
     with pytest.raises(ValueError, match=r"tokenizer=.*encoder.safetensors holds no tokenizer"):
         load_tokenizer(path)
     with pytest.raises(FileNotFoundError, match=r"make one with `python tools/train_tokenizer.py`"):

@@ -1,4 +1,4 @@
-"""VQ-KD: what its words are, how the codebook moves, what it learns of a teacher."""
+"""VQ-KD: what its tokens are, how the codebook moves, what it learns of a teacher."""
 
 import pytest
 import pytorch_lightning as pl
@@ -11,14 +11,22 @@ from ssl_vit.models.weights import save_encoder
 from ssl_vit.tokenizers.base import load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.vqkd import VQKDTraining, moved, spherical_kmeans, totals
 
-SETTINGS = {"vocab_size": 16, "patch_size": 4, "image_size": 16, "width": 32, "depth": 2, "heads": 4, "code_width": 8}
+SETTINGS = {
+    "vocab_size": 16,
+    "patch_size": 4,
+    "image_size": 16,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 4,
+    "code_dim": 8,
+}
 HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 @pytest.fixture
 def teacher(tmp_path):
     torch.manual_seed(2)
-    encoder = VisionTransformer(width=24, depth=2, heads=2, patch_size=4, image_size=16)
+    encoder = VisionTransformer(embed_dim=24, depth=2, num_heads=2, patch_size=4, image_size=16)
     return str(save_encoder(encoder, tmp_path / "teacher", **HALF))
 
 
@@ -43,19 +51,19 @@ def test_spherical_kmeans_finds_directions_and_leaves_what_stands_for_nothing():
     axes = torch.eye(4)
     codes = F.normalize(axes.repeat(50, 1) + 0.05 * torch.randn(200, 4), dim=1)
     start = F.normalize(torch.cat([codes[:4], -torch.ones(1, 4)]), dim=1)
-    centres = spherical_kmeans(codes, start)
-    assert (axes @ centres[:4].T).amax(1).min() > 0.99
-    assert torch.equal(centres[4], start[4])
+    centers = spherical_kmeans(codes, start)
+    assert (axes @ centers[:4].T).amax(1).min() > 0.99
+    assert torch.equal(centers[4], start[4])
 
 
 def test_the_codebook_moves_by_the_share_that_momentum_leaves():
     codebook, codes = F.normalize(torch.randn(3, 4), dim=1), F.normalize(torch.randn(6, 4), dim=1)
     tokens = torch.tensor([0, 0, 0, 2, 2, 2])
-    new, share = moved(codebook, *totals(tokens, codes, 3), momentum=0.9)
+    new, fraction = moved(codebook, *totals(tokens, codes, 3), momentum=0.9)
     expected = F.normalize(0.9 * codebook[0] + 0.1 * F.normalize(codes[:3].sum(0), dim=0), dim=0)
     torch.testing.assert_close(new[0], expected)
     torch.testing.assert_close(new[1], codebook[1])
-    torch.testing.assert_close(share, torch.tensor([0.5, 0.0, 0.5]))
+    torch.testing.assert_close(fraction, torch.tensor([0.5, 0.0, 0.5]))
 
 
 def test_gradients_pass_straight_through_to_the_code_and_none_to_the_teacher(teacher):
@@ -88,22 +96,22 @@ def test_words_that_stand_for_nothing_are_put_on_patches(teacher):
     training.losses(images)
     codes = training.tokenizer.codes(images).detach().flatten(0, 1)
     training.tokenizer.codebook[3] = -F.normalize(codes.mean(0), dim=0)  # stands for none of them
-    training.share[3] = 0.0
+    training.fraction[3] = 0.0
     training.after_step()
     assert float((codes @ training.tokenizer.codebook[3]).max()) == pytest.approx(1, abs=1e-5)
-    assert float(training.share[3]) == pytest.approx(1 / 16)
+    assert float(training.fraction[3]) == pytest.approx(1 / 16)
 
 
-def test_the_teacher_sees_pictures_as_it_was_trained_and_its_grid_is_resized(tmp_path):
-    encoder = VisionTransformer(width=24, depth=1, heads=2, patch_size=8, image_size=32).eval()
+def test_the_teacher_sees_images_as_it_was_trained_and_its_grid_is_resized(tmp_path):
+    encoder = VisionTransformer(embed_dim=24, depth=1, num_heads=2, patch_size=8, image_size=32).eval()
     path = str(save_encoder(encoder, tmp_path, **HALF))
     training, images = make(path), torch.rand(2, 3, 16, 16)
     larger = F.interpolate((images - 0.5) / 0.5, (32, 32), mode="bicubic", antialias=True)
     (features,) = encoder.feature_maps(larger)
     assert features.shape[-2:] == (4, 4)
-    torch.testing.assert_close(training.teach(images), features.flatten(2).transpose(1, 2))
+    torch.testing.assert_close(training.teacher_features(images), features.flatten(2).transpose(1, 2))
     coarse = make(path, patch_size=2)
-    assert coarse.teach(images).shape == (2, 64, 24)
+    assert coarse.teacher_features(images).shape == (2, 64, 24)
 
 
 def test_it_learns_what_the_teacher_sees(teacher, tmp_path):

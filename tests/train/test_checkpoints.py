@@ -45,7 +45,7 @@ def reads_back_wrong() -> Iterator[None]:
     write = os.fsync
 
     def spoil(handle: int) -> None:
-        os.pwrite(handle, b"spoilt", 1000)
+        os.pwrite(handle, b"spoiled", 1000)
         write(handle)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -93,7 +93,7 @@ def test_the_newest_are_kept_and_none_goes_before_the_next_is_whole(tmp_path, mo
     assert kept(tmp_path) == ["step-0000004.ckpt", "step-0000006.ckpt"]
     trainer.global_step = 8
     with monkeypatch.context() as patch:
-        patch.setattr("ssl_vit.train.checkpoints.damage", lambda path: "it is spoilt")
+        patch.setattr("ssl_vit.train.checkpoints.damage", lambda path: "it is spoiled")
         assert "was not written" in str(checkpoints.save(trainer))
     assert kept(tmp_path) == ["step-0000004.ckpt", "step-0000006.ckpt"]
     trainer.global_step = 10

@@ -4,19 +4,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssl_vit.cli.main import read_run_words
+from ssl_vit.cli.main import read_run_args
 from ssl_vit.methods.mae import MAE
 from ssl_vit.train import doctor
 from ssl_vit.train.doctor import MEANING, Findings
 
-DIGITS = ["method=mae", "encoder.width=16", "encoder.depth=1", "encoder.heads=2", "data.batch_size=8"]
+DIGITS = ["method=mae", "encoder.embed_dim=16", "encoder.depth=1", "encoder.num_heads=2", "data.batch_size=8"]
 BUSY_DEVICE = Findings(
     batch_size=64,
     decode=0.2,
     crops=0.09,
     supply=0.08,
     transfer=0.01,
-    photometry=0.02,
+    color=0.02,
     step=0.3,
     workers=4,
     cores=8,
@@ -27,14 +27,14 @@ BUSY_DEVICE = Findings(
     precision="bf16-mixed",
     bf16=True,
     compiled=True,
-    memory_share=0.8,
+    memory_fraction=0.8,
 )
 FAST_DEVICE = replace(BUSY_DEVICE, step=0.02)  # which needs six workers
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_on_digits_is_examined(capsys, workers):
-    resolved = read_run_words([*DIGITS, f"data.workers={workers}"])
+    resolved = read_run_args([*DIGITS, f"data.workers={workers}"])
     doctor.run(resolved.config, resolved.method)
     *people, line = capsys.readouterr().out.splitlines()
     said = json.loads(line)
@@ -47,7 +47,7 @@ def test_a_run_on_digits_is_examined(capsys, workers):
 
 
 def test_steps_are_those_of_the_trainer():
-    config = read_run_words([*DIGITS, "trainer.accumulate=2"]).config
+    config = read_run_args([*DIGITS, "trainer.accumulate=2"]).config
     method = MAE.from_run(config)
     before = method.encoder.norm.weight.clone()
     assert doctor.step_seconds(config, method, {"images": torch.randn(2, 3, 32, 32)}) > 0
@@ -57,7 +57,7 @@ def test_steps_are_those_of_the_trainer():
 
 def test_no_tokenizer_is_trained():
     with pytest.raises(ValueError, match="suite=doctor trains no tokenizer: give tokenizer=; python tools/train_tok"):
-        doctor.examine(read_run_words(["method=beit"]).config, "beit")
+        doctor.examine(read_run_args(["method=beit"]).config, "beit")
 
 
 def test_workers_read_while_the_device_works_and_without_any_one_waits_for_the_other():
@@ -77,13 +77,13 @@ def test_hand_over_is_what_the_workers_take_beyond_decoding_and_crops():
         (replace(BUSY_DEVICE, precision="32-true"), "step", ["trainer.precision=bf16-mixed"]),
         (replace(BUSY_DEVICE, precision="32-true", bf16=False), "step", []),
         (replace(BUSY_DEVICE, compiled=False), "step", ["trainer.compile=true"]),
-        (replace(BUSY_DEVICE, memory_share=0.2), "step", ["data.batch_size=128: the step takes 20 % of the memory"]),
-        (replace(BUSY_DEVICE, memory_share=None, compiled=False), "step", []),
-        (replace(BUSY_DEVICE, photometry=0.5), "photometry", []),
+        (replace(BUSY_DEVICE, memory_fraction=0.2), "step", ["data.batch_size=128: the step takes 20 % of the memory"]),
+        (replace(BUSY_DEVICE, memory_fraction=None, compiled=False), "step", []),
+        (replace(BUSY_DEVICE, color=0.5), "color", []),
         (
             FAST_DEVICE,
             "decode",
-            ["data.cache_gb=13", "resize the pictures beforehand, to a short side of 448 pixels", "data.workers=6"],
+            ["data.cache_gb=13", "resize the images beforehand, to a short side of 448 pixels", "data.workers=6"],
         ),
         (replace(FAST_DEVICE, short_side=256), "decode", ["data.cache_gb=13", "data.workers=6"]),
         (replace(FAST_DEVICE, decode=0.0, crops=0.29, in_memory=True), "crops", ["data.workers=6"]),

@@ -14,7 +14,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ssl_vit
-from ssl_vit.cli.main import read_finetune_words, read_probe_words
+from ssl_vit.cli.main import read_finetune_args, read_probe_args
 from ssl_vit.config.evaluation_schema import KNNConfig
 from ssl_vit.config.finetune_schema import FinetuneRun, PredictConfig
 from ssl_vit.config.recipes import FINETUNE, recipes
@@ -26,7 +26,7 @@ from ssl_vit.supervised.predict import predict
 from ssl_vit.train.finetuning import finetune
 
 ROOT = Path(__file__).resolve().parents[2]
-ENCODER = {"width": 16, "depth": 2, "heads": 2, "patch_size": 8, "image_size": 32, "positions": "sincos"}
+ENCODER = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 32, "pos_embed": "sincos"}
 DATA = {"source": "digits", "path": "", "batch_size": 64, "eval_crop": 1.0, "mean": [0.2] * 3, "std": [0.3] * 3}
 SHORT = ["trainer.max_steps=4", "trainer.max_minutes=null", "data.workers=0", "monitor.every_epochs=0"]
 
@@ -46,9 +46,9 @@ def pretrained(folder: str = "runs/mae-digits-1", data: dict | None = None, reci
     return Path(folder)
 
 
-def tune(*words: str) -> tuple[Path, dict]:
-    settings = dict(word.split("=", 1) for word in (*SHORT, *words))
-    return finetune(read_finetune_words([f"{key}={value}" for key, value in settings.items()]).config)
+def tune(*args: str) -> tuple[Path, dict]:
+    settings = dict(arg.split("=", 1) for arg in (*SHORT, *args))
+    return finetune(read_finetune_args([f"{key}={value}" for key, value in settings.items()]).config)
 
 
 def folder_of(root: str, classes: list[str], count: int = 4, bands: str = "RGB") -> Path:
@@ -71,20 +71,20 @@ def test_a_run_leaves_a_model_its_encoder_and_its_verdict():
     assert 0 <= result["top1"] <= result["top5"] <= 1
     assert 0 <= result["calibration_error"] <= 1
     assert list(result["per_class"]) == [str(digit) for digit in range(10)]
-    assert (result["encoder"], result["init"], result["test_pictures"]) == (str(source), "pretrained", 360)
+    assert (result["encoder"], result["init"], result["test_images"]) == (str(source), "pretrained", 360)
     assert "recipe=digits" in result["protocol"]
     assert "moving average 0.9" in result["protocol"]
-    assert "4 steps on 1437 labelled pictures" in result["protocol"]
+    assert "4 steps on 1437 labeled images" in result["protocol"]
     model = ssl_vit.load_classifier(run_dir)
     assert model.classes == [str(digit) for digit in range(10)]
-    assert model.facts["mean"] == [0.2] * 3
+    assert model.metadata["mean"] == [0.2] * 3
     assert load_encoder(run_dir)(torch.randn(1, 3, 32, 32)).shape == (1, 17, 16)
     assert (run_dir / "confusion.png").stat().st_size > 100
     events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
     assert {"test/top1", "monitor/top1", "train/classification"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["confusion"]
     assert newest_run() == source  # an evaluation without encoder= is of what was pretrained
-    assert read_probe_words([f"encoder={run_dir}"], KNNConfig).config.pool == "mean"
+    assert read_probe_args([f"encoder={run_dir}"], KNNConfig).config.pool == "mean"
 
 
 def test_what_is_reported_is_what_the_saved_model_scores():
@@ -105,11 +105,11 @@ def test_a_stopped_run_goes_on_with_its_own_settings():
     tune("run_dir=runs/finetune-digits-a", "method.layer_decay=0.5", "trainer.checkpoint_every_steps=2")
     (Path("runs/finetune-digits-a") / "model.safetensors").unlink()
     run_dir, _ = finetune(
-        read_finetune_words(["resume=auto", "trainer.max_steps=6", "encoder=runs/mae-digits-1"]).config
+        read_finetune_args(["resume=auto", "trainer.max_steps=6", "encoder=runs/mae-digits-1"]).config
     )
     assert run_dir == Path("runs/finetune-digits-a")
     assert (run_dir / "checkpoints/step-0000006.ckpt").exists()
-    by_path = read_finetune_words([f"resume={run_dir}"])
+    by_path = read_finetune_args([f"resume={run_dir}"])
     assert by_path.config.method.layer_decay == 0.5
     assert by_path.config.encoder == "runs/mae-digits-1"
 
@@ -133,24 +133,24 @@ def test_scratch_is_the_same_network_from_other_weights():
 def test_another_size_a_teacher_and_every_augmentation():
     pretrained()
     teacher, _ = tune("run_dir=runs/teacher")
-    words = [f"distill.teacher={teacher}", "distill.kind=soft", "image_size=40", "method.randaugment=9"]
-    words += ["method.cutmix=1.0", "method.erasing_p=0.5", "method.jitter=0.3", "method.class_weights=true"]
-    run_dir, result = tune(*words, "method.pool=cls", "run_dir=runs/student")
+    args = [f"distill.teacher={teacher}", "distill.kind=soft", "image_size=40", "method.randaugment=9"]
+    args += ["method.cutmix=1.0", "method.erasing_p=0.5", "method.jitter=0.3", "method.class_weights=true"]
+    run_dir, result = tune(*args, "method.pool=cls", "run_dir=runs/student")
     model = ssl_vit.load_classifier(run_dir)
     assert model.distilled
     assert model(torch.randn(2, 3, 40, 40)).shape == (2, 10)
     assert model.encoder.grid == (5, 5)
-    assert result["test_pictures"] == 360
+    assert result["test_images"] == 360
 
 
-def test_labelled_training_leaves_out_held_out_and_unlabelled_pictures():
+def test_labeled_training_leaves_out_held_out_and_unlabeled_images():
     from ssl_vit.data.datamodule import ImageDataModule
     from ssl_vit.data.transforms.crops import RandomCrop
 
-    folder_of("pictures", ["a", "b"], count=20)
-    view = RandomCrop((32, 32), (0.5, 1.0))
-    options = {"source": "folder", "path": "pictures", "batch_size": 4, "workers": 0}
-    data = ImageDataModule(view, image_size=32, labelled=True, **options)
+    folder_of("images", ["a", "b"], count=20)
+    transform = RandomCrop((32, 32), (0.5, 1.0))
+    options = {"source": "folder", "path": "images", "batch_size": 4, "workers": 0}
+    data = ImageDataModule(transform, image_size=32, labeled=True, **options)
     trained = {int(i) for batch in data.train_dataloader() for i in batch["index"]}
     tested = {int(i) for batch in data.eval_dataloader("test") for i in batch["index"]}
     assert len(trained) == 32
@@ -160,16 +160,16 @@ def test_labelled_training_leaves_out_held_out_and_unlabelled_pictures():
 
 def test_a_folder_of_your_own_and_its_predictions():
     pretrained()
-    folder_of("pictures", ["ant", "bee", "cow"], count=6)
-    run_dir, result = tune("data.source=folder", "data.path=pictures", "data.batch_size=4", "data.cache_gb=0")
-    assert result["data"] == "folder:pictures"
+    folder_of("images", ["ant", "bee", "cow"], count=6)
+    run_dir, result = tune("data.source=folder", "data.path=images", "data.batch_size=4", "data.cache_gb=0")
+    assert result["data"] == "folder:images"
     assert set(result["per_class"]) == {"ant", "bee", "cow"}
-    Path("pictures/bee/broken.png").write_bytes(b"no picture")
-    out, rows = predict(read(PredictConfig, ["images=pictures", "top=2", "batch_size=5"]).config)
-    assert [row["file"] for row in rows] == sorted(str(path) for path in Path("pictures").rglob("*.png"))
-    broken = [row for row in rows if row["error"]]
-    assert [Path(row["file"]).name for row in broken] == ["broken.png"]
-    assert "is no picture that can be read" in broken[0]["error"]
+    Path("images/bee/broken.png").write_bytes(b"no image")
+    out, rows = predict(read(PredictConfig, ["images=images", "top=2", "batch_size=5"]).config)
+    assert [row["file"] for row in rows] == sorted(str(path) for path in Path("images").rglob("*.png"))
+    unreadable = [row for row in rows if row["error"]]
+    assert [Path(row["file"]).name for row in unreadable] == ["broken.png"]
+    assert "is no image that can be read" in unreadable[0]["error"]
     table = list(csv.DictReader(out.open()))
     assert list(table[0]) == ["file", "prediction", "probability", "class_2", "probability_2", "error"]
     assert len(table) == 19
@@ -177,7 +177,7 @@ def test_a_folder_of_your_own_and_its_predictions():
         if not row["error"]:
             assert row["prediction"] in ("ant", "bee", "cow")
             assert float(row["probability"]) >= float(row["probability_2"])
-    out, rows = predict(read(PredictConfig, ["images=pictures/cow/1.png", f"model={run_dir}", "out=one.json"]).config)
+    out, rows = predict(read(PredictConfig, ["images=images/cow/1.png", f"model={run_dir}", "out=one.json"]).config)
     assert json.loads(out.read_text()) == rows
     assert sum(rows[0]["top"].values()) == pytest.approx(1, abs=1e-5)
     assert len(rows) == 1
@@ -201,18 +201,18 @@ def test_predictions_are_those_of_the_evaluation():
     assert [row["probability"] for row in rows] == pytest.approx(expected.amax(1).tolist(), abs=1e-4)
 
 
-def test_labels_that_cannot_be_learnt_are_one_line():
+def test_labels_that_cannot_be_learned_are_one_line():
     pretrained(data={"source": "folder"})
     folder_of("flat", [""])
     with pytest.raises(ValueError, match=r"data.path=flat has no labels: give data.path= with a folder"):
         tune("data.path=flat")
     folder_of("train", ["ant", "bee"])
     folder_of("test", ["ant", "bee", "cow", "dog"])
-    message = r"data.test_path=test: the test pictures have the class cow, dog, of which there is no training picture"
+    message = r"data.test_path=test: the test images have the class cow, dog, of which there is no training image"
     with pytest.raises(ValueError, match=message):
         tune("data.path=train", "data.test_path=test")
     folder_of("other", ["elk", "fox"])
-    with pytest.raises(ValueError, match=r"data.test_path=other: the test pictures have the class elk, fox, of which"):
+    with pytest.raises(ValueError, match=r"data.test_path=other: the test images have the class elk, fox, of which"):
         tune("data.path=train", "data.test_path=other")
     assert not list(Path("runs").glob("finetune-*"))
 
@@ -225,21 +225,21 @@ def test_one_class_alone_is_one_line():
     encoded = [path.read_bytes() for path in sorted(folder_of("one", ["a"]).rglob("*.png"))]
     pq.write_table(pa.table({"image": encoded, "label": [0] * len(encoded)}), "one.parquet")
     with pytest.raises(
-        ValueError, match=r"data.path=one.parquet has training pictures of one class alone, .*: two are needed"
+        ValueError, match=r"data.path=one.parquet has training images of one class alone, .*: two are needed"
     ):
         tune("data.path=one.parquet")
 
 
 def test_an_encoder_of_other_channels_is_one_line():
     pretrained(data={"source": "folder", "mean": [0.5] * 5, "std": [0.5] * 5}, channels=5)
-    folder_of("pictures", ["ant", "bee"])
-    message = r"encoder=runs/mae-digits-1 sees 5 channels, but the pictures of data.path=pictures have 3 \(R, G, B\)"
+    folder_of("images", ["ant", "bee"])
+    message = r"encoder=runs/mae-digits-1 sees 5 channels, but the images of data.path=images have 3 \(R, G, B\)"
     with pytest.raises(ValueError, match=message):
-        tune("data.path=pictures", "method.randaugment=0")
+        tune("data.path=images", "method.randaugment=0")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ("method.pool=max", "method.pool=max must be one of mean, cls"),
         ("method.layer_decay=0", r"method.layer_decay=0.0 must be in \(0, 1\]"),
@@ -257,10 +257,10 @@ def test_an_encoder_of_other_channels_is_one_line():
         ("recipe=digts", r"recipe=digts is not a recipe: there has .*digits"),
     ],
 )
-def test_settings_that_make_no_sense_are_one_line(words, message):
+def test_settings_that_make_no_sense_are_one_line(args, message):
     pretrained()
     with pytest.raises(ConfigError, match=message):
-        read_finetune_words(words.split())
+        read_finetune_args(args.split())
 
 
 def test_a_size_that_is_no_multiple_of_the_patch_is_one_line():
@@ -270,41 +270,41 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_one_line():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ("out=x.txt", "out=x.txt must be a file that ends in .csv or .json"),
         ("top=0", "top=0 must be a positive integer"),
         ("batch_size=0", "batch_size=0 must be a positive integer"),
     ],
 )
-def test_settings_of_a_prediction_that_make_no_sense_are_one_line(words, message):
+def test_settings_of_a_prediction_that_make_no_sense_are_one_line(args, message):
     with pytest.raises(ConfigError, match=message):
-        read(PredictConfig, words.split())
+        read(PredictConfig, args.split())
 
 
 def test_predicting_nothing_is_one_line():
     with pytest.raises(FileNotFoundError, match="images=nowhere: there is no such file or folder"):
         predict(PredictConfig(images="nowhere"))
-    folder_of("pictures", ["ant"])
+    folder_of("images", ["ant"])
     with pytest.raises(
         FileNotFoundError, match=r"no runs/\* has model.safetensors: make one with `python tools/finetune.py"
     ):
-        predict(PredictConfig(images="pictures"))
+        predict(PredictConfig(images="images"))
     pretrained()
     run_dir, _ = tune("trainer.max_steps=1")
     Path("empty").mkdir()
     Path("empty/notes.txt").write_text("x")
-    with pytest.raises(ValueError, match=r"images=empty holds no pictures: 1 files seen \(1 .txt\)"):
+    with pytest.raises(ValueError, match=r"images=empty holds no images: 1 files seen \(1 .txt\)"):
         predict(PredictConfig(images="empty", model=str(run_dir)))
 
 
 @pytest.mark.parametrize("name", recipes(FINETUNE))
 def test_every_recipe_is_legal_and_says_how_it_is_run(name):
     pretrained(recipe=name)
-    resolved = read_finetune_words(["encoder=runs/mae-digits-1"])
+    resolved = read_finetune_args(["encoder=runs/mae-digits-1"])
     assert (resolved.config.recipe, resolved.origin["recipe"]) == (name, "encoder")
     text = recipes(FINETUNE)[name].read_text()
-    assert all(f"# {word}" in text for word in ("command", "hardware", "duration", "expected"))
+    assert all(f"# {arg}" in text for arg in ("command", "hardware", "duration", "expected"))
 
 
 def test_the_defaults_are_maes_for_a_base_model():
@@ -332,37 +332,37 @@ def test_an_encoder_without_a_recipe_of_its_own_asks_for_one():
     with pytest.raises(
         ConfigError, match=r"recipe= is missing for encoder=.*: its recipe=steel has no counterpart; give"
     ):
-        read_finetune_words([])
-    assert read_finetune_words(["recipe=digits"]).config.recipe == "digits"
+        read_finetune_args([])
+    assert read_finetune_args(["recipe=digits"]).config.recipe == "digits"
 
 
 def test_data_is_the_encoders_until_another_place_is_given():
     pretrained(data={"source": "parquet", "path": "old", "test_path": "older", "white_16bit": 4095})
-    own = read_finetune_words([]).config.data
+    own = read_finetune_args([]).config.data
     assert (own.source, own.path, own.test_path) == ("parquet", "old", "older")
-    moved = read_finetune_words(["data.path=new"]).config.data
+    moved = read_finetune_args(["data.path=new"]).config.data
     assert (moved.source, moved.path, moved.test_path, moved.white_16bit) == ("parquet", "new", "", 4095)
-    other = read_finetune_words(["data.source=digits"]).config.data
+    other = read_finetune_args(["data.source=digits"]).config.data
     assert (other.source, other.path, other.test_path) == ("digits", "", "")
     pretrained()
-    assert read_finetune_words(["data.path=new"]).config.data.source == "folder"
+    assert read_finetune_args(["data.path=new"]).config.data.source == "folder"
 
 
 def test_from_the_command_line():
     pretrained()
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
 
-    def command(tool: str, *words: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, str(ROOT / "tools" / tool), *words]
+    def command(tool: str, *args: str) -> subprocess.CompletedProcess[str]:
+        line = [sys.executable, str(ROOT / "tools" / tool), *args]
         return subprocess.run(line, capture_output=True, text=True, env=environment)
 
     done = command("finetune.py", *SHORT, "run_dir=made")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["task"] == "finetune"
-    folder_of("pictures", ["ant"])
-    done = command("predict.py", "model=made", "images=pictures", "out=table.json")
+    folder_of("images", ["ant"])
+    done = command("predict.py", "model=made", "images=images", "out=table.json")
     assert done.returncode == 0, done.stderr
-    assert "4 pictures classified, 0 could not be read: table.json" in done.stdout
+    assert "4 images classified, 0 could not be read: table.json" in done.stdout
     dry = command("finetune.py", "--dry-run", "image_size=40")
     assert dry.returncode == 0, dry.stderr
     assert "5 x 5 = 25 patches" in dry.stdout

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ssl_vit.cli.main import read_probe_words, read_run_words
+from ssl_vit.cli.main import read_probe_args, read_run_args
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
 from ssl_vit.config.resolve import from_yaml
-from ssl_vit.data.loader import Views
+from ssl_vit.data.loader import AugmentedDataset
 from ssl_vit.methods.mae import MAE
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.run import files
@@ -22,11 +22,11 @@ from ssl_vit.train.pretraining import pretrain
 
 SMALL = [
     "method=mae",
-    "encoder.width=16",
+    "encoder.embed_dim=16",
     "encoder.depth=1",
-    "encoder.heads=2",
-    "method.decoder_width=16",
-    "method.decoder_heads=2",
+    "encoder.num_heads=2",
+    "method.decoder_embed_dim=16",
+    "method.decoder_num_heads=2",
     "trainer.max_epochs=1",
     "trainer.max_minutes=null",
     "data.workers=0",
@@ -41,9 +41,9 @@ def _elsewhere(tmp_path, monkeypatch):
 
 DINO = [
     "method=dino",
-    "encoder.width=16",
+    "encoder.embed_dim=16",
     "encoder.depth=1",
-    "encoder.heads=2",
+    "encoder.num_heads=2",
     "method.head_hidden=16",
     "method.head_bottleneck=8",
     "trainer.max_epochs=1",
@@ -52,13 +52,13 @@ DINO = [
 ]
 
 
-def run(*words: str, small: list[str] = SMALL) -> Path:
-    settings = dict(word.split("=", 1) for word in (*small, *words))
-    resolved = read_run_words([f"{key}={value}" for key, value in settings.items()])
+def run(*args: str, small: list[str] = SMALL) -> Path:
+    settings = dict(arg.split("=", 1) for arg in (*small, *args))
+    resolved = read_run_args([f"{key}={value}" for key, value in settings.items()])
     return pretrain(resolved.config, resolved.method)
 
 
-def pictures(folder: Path, names: list[str], side: int = 40) -> Path:
+def make_images(folder: Path, names: list[str], side: int = 40) -> Path:
     noise = np.random.default_rng(0)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +72,9 @@ FOLDER = ["data.source=folder", "data.batch_size=4", "encoder.image_size=32", "m
 def test_a_run_leaves_what_the_readme_promises(capsys):
     run_dir = run("run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "trainer.max_epochs=2")
     found = {path.name for path in run_dir.iterdir()}
-    assert {"config.yaml", "checkpoints", "metrics.jsonl", "encoder.safetensors", "encoder.json", "pictures"} <= found
+    assert {"config.yaml", "checkpoints", "metrics.jsonl", "encoder.safetensors", "encoder.json", "images"} <= found
     method, config = from_yaml((run_dir / "config.yaml").read_text())
-    assert (method, config.encoder.width, config.trainer.max_steps) == ("mae", 16, 12)
+    assert (method, config.encoder.embed_dim, config.trainer.max_steps) == ("mae", 16, 12)
     assert (run_dir / "checkpoints" / "step-0000012.ckpt").exists()
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     logged = set().union(*rows)
@@ -85,36 +85,36 @@ def test_a_run_leaves_what_the_readme_promises(capsys):
     assert wanted | looked <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["masked | reconstruction | original"]
     shown = capsys.readouterr().out
-    for words in (
+    for args in (
         "run           made",
         "global batch  64",
         "learning rate",
         "images/s",
         "saved made/encoder.safetensors",
     ):
-        assert words in shown
-    result = evaluate(read_probe_words(["encoder=made", "protocol=logreg"], LinearProbeConfig).config)
+        assert args in shown
+    result = evaluate(read_probe_args(["encoder=made", "protocol=logreg"], LinearProbeConfig).config)
     assert json.loads((run_dir / "linear_probe.json").read_text()) == result
     assert result["task"] == "linear_probe"
     assert {"top1", "top5", "encoder", "data", "protocol", "seconds"} <= set(result)
     assert set(result["controls"]) == {"random encoder", "raw pixels"}
-    assert result["test_pictures"] == 360
-    assert evaluate(read_probe_words(["encoder=made"], KNNConfig).config)["task"] == "knn"
+    assert result["test_images"] == 360
+    assert evaluate(read_probe_args(["encoder=made"], KNNConfig).config)["task"] == "knn"
 
 
 def test_a_dino_run_leaves_a_verdict_attention_and_its_own_way_to_be_read(capsys):
-    words = ["run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "readout.pool=both", "readout.blocks=1"]
-    run_dir = run(*words, small=DINO)
+    args = ["run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "readout.pool=both", "readout.blocks=1"]
+    run_dir = run(*args, small=DINO)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     logged = set().union(*rows)
-    figures = ("teacher_entropy", "student_entropy", "kl", "centre_norm", "momentum", "teacher_temp", "feature_std")
+    figures = ("teacher_entropy", "student_entropy", "kl", "center_norm", "momentum", "teacher_temp", "feature_std")
     assert {f"train/{name}" for name in figures} | {"health", "monitor/knn_top1"} <= logged
     events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
-    assert events.Tags()["images"] == ["picture | head 1 | head 2"]
+    assert events.Tags()["images"] == ["image | head 1 | head 2"]
     shown = capsys.readouterr().out
-    assert any(word in shown for word in ("healthy", "not started", "collapse"))
-    assert read_probe_words(["encoder=made"], KNNConfig).config.pool == "both"
-    assert read_probe_words(["encoder=made", "pool=cls"], KNNConfig).config.pool == "cls"
+    assert any(arg in shown for arg in ("healthy", "not started", "collapse"))
+    assert read_probe_args(["encoder=made"], KNNConfig).config.pool == "both"
+    assert read_probe_args(["encoder=made", "pool=cls"], KNNConfig).config.pool == "cls"
 
 
 def test_the_newest_run_is_judged_by_default():
@@ -123,56 +123,56 @@ def test_the_newest_run_is_judged_by_default():
     assert newest.parent == Path("runs")
     assert newest.name.startswith("mae-digits-")
     os.utime(newest / "encoder.safetensors", (2e9, 2e9))
-    assert read_probe_words([], KNNConfig).config.encoder == str(newest)
+    assert read_probe_args([], KNNConfig).config.encoder == str(newest)
 
 
 def test_without_a_run_the_probe_says_how_to_make_one():
     with pytest.raises(FileNotFoundError, match=r"make one with `python tools/pretrain.py method=mae`"):
-        read_probe_words([], KNNConfig)
+        read_probe_args([], KNNConfig)
 
 
 def test_a_plain_folder_without_labels_or_test_part(capsys):
-    folder = pictures(Path("pictures"), [f"{i}.png" for i in range(10)])
+    folder = make_images(Path("images"), [f"{i}.png" for i in range(10)])
     run_dir = run(*FOLDER, f"data.path={folder}")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     logged = set().union(*rows)
     assert "monitor/rankme" in logged
     assert "monitor/linear_top1" not in logged
-    with pytest.raises(ValueError, match=r"data.path=pictures has no labels: give data.path="):
-        evaluate(read_probe_words([f"encoder={run_dir}"], LinearProbeConfig).config)
+    with pytest.raises(ValueError, match=r"data.path=images has no labels: give data.path="):
+        evaluate(read_probe_args([f"encoder={run_dir}"], LinearProbeConfig).config)
 
 
 def test_a_folder_with_one_class_and_one_with_lonely_classes():
-    one = pictures(Path("one"), [f"cat/{i}.png" for i in range(6)])
-    lonely = pictures(Path("lonely"), [f"{i}/picture.png" for i in range(6)])
+    one = make_images(Path("one"), [f"cat/{i}.png" for i in range(6)])
+    lonely = make_images(Path("lonely"), [f"{i}/image.png" for i in range(6)])
     for folder in (one, lonely):
         assert (run(*FOLDER, f"data.path={folder}") / "encoder.safetensors").exists()
 
 
-def test_fewer_pictures_than_a_batch_and_smaller_than_a_crop():
-    folder = pictures(Path("few"), [f"{i}.png" for i in range(3)], side=9)
+def test_fewer_images_than_a_batch_and_smaller_than_a_crop():
+    folder = make_images(Path("few"), [f"{i}.png" for i in range(3)], side=9)
     run_dir = run(*FOLDER, f"data.path={folder}", "data.batch_size=64")
     assert load_encoder(run_dir).config.image_size == 32
 
 
-def test_a_broken_picture_stops_with_its_name_and_keeps_what_is_written():
-    folder = pictures(Path("mixed"), [f"{i}.png" for i in range(8)])
-    (folder / "5.jpg").write_text("this is no picture")
-    with pytest.raises(ValueError, match=r"^mixed/5\.jpg is no picture that can be read: delete or replace it$"):
+def test_a_broken_image_stops_with_its_name_and_keeps_what_is_written():
+    folder = make_images(Path("mixed"), [f"{i}.png" for i in range(8)])
+    (folder / "5.jpg").write_text("this is no image")
+    with pytest.raises(ValueError, match=r"^mixed/5\.jpg is no image that can be read: delete or replace it$"):
         run(*FOLDER, f"data.path={folder}", "run_dir=broken", "data.on_error=raise")
     assert Path("broken/config.yaml").exists()
 
 
-def test_too_many_broken_pictures_stop_with_one_line_and_their_list():
-    folder = pictures(Path("mixed"), [f"{i}.png" for i in range(8)])
-    (folder / "5.jpg").write_text("this is no picture")
+def test_too_many_broken_images_stop_with_one_line_and_their_list():
+    folder = make_images(Path("mixed"), [f"{i}.png" for i in range(8)])
+    (folder / "5.jpg").write_text("this is no image")
     line = (
-        r"^1 of 9 pictures cannot be read, more than data.max_bad=0.01 of them, such as mixed/5.jpg \(no known picture "
-        r"format\); broken/quarantine.txt lists them: repair them and delete that list, or raise data.max_bad=$"
+        r"^1 of 9 images cannot be read, more than data.max_unreadable=0.01 of them, such as mixed/5.jpg \(no known image "
+        r"format\); broken/quarantine.txt lists them: repair them and delete that list, or raise data.max_unreadable=$"
     )
     with pytest.raises(ValueError, match=line):
         run(*FOLDER, f"data.path={folder}", "run_dir=broken")
-    assert Path("broken/quarantine.txt").read_text() == "mixed/5.jpg\tno known picture format\n"
+    assert Path("broken/quarantine.txt").read_text() == "mixed/5.jpg\tno known image format\n"
 
 
 def rows_of(run_dir: Path) -> list[dict]:
@@ -180,43 +180,49 @@ def rows_of(run_dir: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
-def test_a_run_goes_on_without_broken_pictures(on_error):
-    """Of the first batch, from which the learning rate is worked out, some pictures are broken too."""
+def test_a_run_goes_on_without_broken_images(on_error):
+    """Of the first batch, from which the learning rate is worked out, some images are broken too."""
     names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(20)]
-    whole, mixed = pictures(Path("whole"), names), pictures(Path("mixed"), names)
-    broken = [name for name in names if int(Path(name).stem) % 3 == 0]
-    for name in broken:
+    whole, mixed = make_images(Path("whole"), names), make_images(Path("mixed"), names)
+    unreadable = [name for name in names if int(Path(name).stem) % 3 == 0]
+    for name in unreadable:
         (mixed / name).write_bytes(b"")
-    words = [*FOLDER, "trainer.log_every_steps=1", "data.max_bad=50%", f"data.on_error={on_error}", "data.cache_gb=0"]
-    kept = run(*words, f"data.path={whole}", "run_dir=kept")
-    lost = run(*words, f"data.path={mixed}", "run_dir=lost")
+    args = [
+        *FOLDER,
+        "trainer.log_every_steps=1",
+        "data.max_unreadable=50%",
+        f"data.on_error={on_error}",
+        "data.cache_gb=0",
+    ]
+    kept = run(*args, f"data.path={whole}", "run_dir=kept")
+    lost = run(*args, f"data.path={mixed}", "run_dir=lost")
     rates = [[row["train/lr"] for row in rows_of(run_dir) if "train/lr" in row] for run_dir in (kept, lost)]
     assert len(rates[0]) == 10
     assert rates[0] == rates[1]
-    assert rows_of(kept)[-1].get("data/bad_pictures", 0) == 0
+    assert rows_of(kept)[-1].get("data/unreadable_images", 0) == 0
     assert not (kept / "quarantine.txt").exists()
-    counts = [row["data/bad_pictures"] for row in rows_of(lost) if "data/bad_pictures" in row]
-    assert counts[-1] == len(broken)
+    counts = [row["data/unreadable_images"] for row in rows_of(lost) if "data/unreadable_images" in row]
+    assert counts[-1] == len(unreadable)
     listed = (lost / "quarantine.txt").read_text().splitlines()
-    assert sorted(listed) == sorted(f"mixed/{name}\tno known picture format" for name in broken)
-    resolved = read_run_words(["method=mae", "run_dir=lost", "resume=auto", "trainer.max_epochs=2"])
+    assert sorted(listed) == sorted(f"mixed/{name}\tno known image format" for name in unreadable)
+    resolved = read_run_args(["method=mae", "run_dir=lost", "resume=auto", "trainer.max_epochs=2"])
     pretrain(resolved.config, resolved.method)
     assert (lost / "quarantine.txt").read_text().splitlines() == listed
-    result = evaluate(read_probe_words(["encoder=lost"], KNNConfig).config)
-    assert result["test_pictures"] == 8
+    result = evaluate(read_probe_args(["encoder=lost"], KNNConfig).config)
+    assert result["test_images"] == 8
 
 
 def test_resume_goes_on_where_the_run_stopped():
     run("run_dir=whole", "trainer.max_epochs=2", "monitor.every_epochs=0")
     run("run_dir=parts", "trainer.max_epochs=2", "monitor.every_epochs=0", "trainer.max_steps=22")
-    resolved = read_run_words(["method=mae", "run_dir=parts", "resume=auto", "trainer.max_steps=null"])
-    assert resolved.config.encoder.width == 16  # the run's own settings
+    resolved = read_run_args(["method=mae", "run_dir=parts", "resume=auto", "trainer.max_steps=null"])
+    assert resolved.config.encoder.embed_dim == 16  # the run's own settings
     pretrain(resolved.config, resolved.method)
     assert json.loads(Path("parts/encoder.json").read_text())["step"] == 44
 
 
 def epoch_and_batches(checkpoint: Path) -> dict[str, int]:
-    """How far the training pictures are handed out."""
+    """How far the training images are handed out."""
     loops = torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]
     return loops["state_dict"]["combined_loader"][0]
 
@@ -235,7 +241,7 @@ def test_a_run_that_a_limit_has_stopped_goes_on_with_the_next_batch(stop, limits
     """Lightning counts an epoch as done that trainer.max_steps has cut short: what was left of it was never run."""
     run("run_dir=cut", "monitor.every_epochs=0", f"trainer.max_steps={stop}")
     assert epoch_and_batches(Path(f"cut/checkpoints/step-{stop:07}.ckpt"))["batches"] == stop
-    resolved = read_run_words(["method=mae", "run_dir=cut", "resume=auto", *limits.split()])
+    resolved = read_run_args(["method=mae", "run_dir=cut", "resume=auto", *limits.split()])
     pretrain(resolved.config, resolved.method)
     assert json.loads(Path("cut/encoder.json").read_text())["step"] == steps
     assert epoch_and_batches(Path(f"cut/checkpoints/step-{steps:07}.ckpt")) == place
@@ -251,8 +257,8 @@ def test_a_run_goes_on_while_its_checkpoints_cannot_be_written_and_fails_when_th
         write(path, content)
 
     monkeypatch.setattr("ssl_vit.train.checkpoints.write_atomic", full)
-    words = ["trainer.max_steps=8", "trainer.checkpoint_every_steps=2", "monitor.every_epochs=0"]
-    run("run_dir=tight", *words)
+    args = ["trainer.max_steps=8", "trainer.checkpoint_every_steps=2", "monitor.every_epochs=0"]
+    run("run_dir=tight", *args)
     assert sorted(path.name for path in Path("tight/checkpoints").iterdir()) == [
         "step-0000002.ckpt",
         "step-0000008.ckpt",
@@ -260,7 +266,7 @@ def test_a_run_goes_on_while_its_checkpoints_cannot_be_written_and_fails_when_th
     assert caplog.text.count("checkpoint: ") == 2
     fails.add(8)
     with pytest.raises(OSError, match=r"step-0000008\.ckpt was not written"):
-        run("run_dir=full", *words)
+        run("run_dir=full", *args)
     assert not Path("full/encoder.safetensors").exists()
     assert "go on with the same command and resume=full" in caplog.text
 
@@ -276,7 +282,7 @@ def test_an_error_between_two_steps_leaves_a_checkpoint_and_one_within_a_step_no
             raise ValueError("the sixth time")
         return original(self, *given)
 
-    owner, name = (Views, "__getitems__") if where == "between" else (MAE, "after_step")
+    owner, name = (AugmentedDataset, "__getitems__") if where == "between" else (MAE, "after_step")
     original = getattr(owner, name)
     monkeypatch.setattr(owner, name, fail)
     with pytest.raises(ValueError, match="the sixth time"):
@@ -290,15 +296,15 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(caplog):
     newest = Path("hurt/checkpoints/step-0000004.ckpt")
     newest.write_bytes(newest.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"resume=.*4\.ckpt is damaged \(.*\): give another, or resume=hurt"):
-        pretrain(read_run_words(["method=mae", f"resume={newest}"]).config, "mae")
-    pretrain(read_run_words(["method=mae", "run_dir=hurt", "resume=auto"]).config, "mae")
+        pretrain(read_run_args(["method=mae", f"resume={newest}"]).config, "mae")
+    pretrain(read_run_args(["method=mae", "run_dir=hurt", "resume=auto"]).config, "mae")
     assert "step-0000004.ckpt is damaged" in caplog.text
     assert files.damage(newest) == ""
 
 
 def test_resuming_with_another_shape_is_one_line():
     run("run_dir=shape", "trainer.max_steps=1", "monitor.every_epochs=0")
-    resolved = read_run_words(["method=mae", "run_dir=shape", "resume=auto", "encoder.width=32"])
+    resolved = read_run_args(["method=mae", "run_dir=shape", "resume=auto", "encoder.embed_dim=32"])
     with pytest.raises(ValueError, match=r"the checkpoint to resume: .* is needed; give the encoder.\* and method.\*"):
         pretrain(resolved.config, resolved.method)
 
@@ -350,7 +356,7 @@ def test_a_time_limit_ends_the_run():
     assert (run_dir / "encoder.safetensors").exists()
 
 
-def test_grey_pictures_of_one_channel():
-    folder = pictures(Path("grey"), [f"{i}.png" for i in range(5)])
-    grey = ["encoder.channels=1", "data.mean=[0.5]", "data.std=[0.25]"]
-    assert load_encoder(run(*FOLDER, f"data.path={folder}", *grey)).config.channels == 1
+def test_gray_images_of_one_channel():
+    folder = make_images(Path("gray"), [f"{i}.png" for i in range(5)])
+    gray = ["encoder.channels=1", "data.mean=[0.5]", "data.std=[0.25]"]
+    assert load_encoder(run(*FOLDER, f"data.path={folder}", *gray)).config.channels == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_vit.cli.main import read_run_words
+from ssl_vit.cli.main import read_run_args
 from ssl_vit.config.resolve import ConfigError, read_tokenizer
 from ssl_vit.run.files import newest_checkpoint
 from ssl_vit.tokenizers.base import load_tokenizer
@@ -18,7 +18,7 @@ SMALL = {
     "dvae": ["recipe=digits", "method.width=16", "method.vocab_size=16", "trainer.max_epochs=2"],
     "vqkd": ["recipe=digits-vqkd", "method.width=16", "method.depth=1", "method.vocab_size=16", "trainer.max_epochs=1"],
 }
-BEIT = ["method=beit", "encoder.width=16", "encoder.depth=2", "encoder.heads=2", "trainer.max_epochs=1"]
+BEIT = ["method=beit", "encoder.embed_dim=16", "encoder.depth=2", "encoder.num_heads=2", "trainer.max_epochs=1"]
 
 
 @pytest.fixture(autouse=True)
@@ -27,28 +27,28 @@ def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.delenv("SSL_VIT_RUN_DIR", raising=False)
 
 
-def train(kind: str, *words: str) -> tuple[Path, dict]:
-    resolved = read_run_words([*SMALL[kind], "data.workers=0", *words], read_tokenizer)
+def train(kind: str, *tokens: str) -> tuple[Path, dict]:
+    resolved = read_run_args([*SMALL[kind], "data.workers=0", *tokens], read_tokenizer)
     assert resolved.method == kind
     return train_tokenizer(resolved.config, resolved.method)
 
 
-def beit(*words: str) -> Path:
-    resolved = read_run_words([*BEIT, "data.workers=0", *words])
+def beit(*tokens: str) -> Path:
+    resolved = read_run_args([*BEIT, "data.workers=0", *tokens])
     return pretrain(resolved.config, "beit")
 
 
 @pytest.mark.parametrize("kind", ["kmeans", "dvae"])
-def test_a_run_leaves_the_tokenizer_what_it_is_worth_and_pictures(kind):
+def test_a_run_leaves_the_tokenizer_what_it_is_worth_and_images(kind):
     run_dir, result = train(kind)
     tokenizer = load_tokenizer(run_dir)
     assert tokenizer(torch.rand(2, 3, 32, 32)).shape == (2, 64)
-    facts = json.loads((run_dir / "tokenizer.json").read_text())
-    assert facts["kind"] == result["kind"] == kind
-    assert 1 <= facts["codes_used"] <= facts["vocab_size"] == 16
-    assert 1 <= facts["perplexity"] <= 16
-    assert facts["psnr"] > 5
-    assert (run_dir / "pictures" / "reconstruction.png").stat().st_size > 500
+    metadata = json.loads((run_dir / "tokenizer.json").read_text())
+    assert metadata["kind"] == result["kind"] == kind
+    assert 1 <= metadata["codes_used"] <= metadata["vocab_size"] == 16
+    assert 1 <= metadata["perplexity"] <= 16
+    assert metadata["psnr"] > 5
+    assert (run_dir / "images" / "reconstruction.png").stat().st_size > 500
     assert (run_dir / "config.yaml").exists()
     assert list(run_dir.glob("events.out.tfevents*"))
 
@@ -62,38 +62,38 @@ def test_from_an_encoder_to_its_words_to_an_encoder():
 
 
 def _recipe(kind: str) -> str:
-    settings = {word.split("=")[0].removeprefix("method."): word.split("=")[1] for word in SMALL[kind][1:]}
+    settings = {token.split("=")[0].removeprefix("method."): token.split("=")[1] for token in SMALL[kind][1:]}
     lines = [f"method: {{name: {kind}, patch_size: 4, image_size: 32, flip: false,"]
     lines += [f"  {name}: {value}," for name, value in settings.items()]
-    Path("words.yaml").write_text("\n".join([*lines, "}", "data: {source: digits, eval_crop: 1.0}"]))
-    return "words.yaml"
+    Path("tokens.yaml").write_text("\n".join([*lines, "}", "data: {source: digits, eval_crop: 1.0}"]))
+    return "tokens.yaml"
 
 
 def test_beit_without_a_tokenizer_trains_one_first_and_the_next_run_finds_it(capsys):
     recipe = f"tokenizer_recipe={_recipe('kmeans')}"
     first = beit(recipe, "run_dir=runs/first")
     assert "tokenizer     none given: kmeans is trained first" in capsys.readouterr().out
-    (made,) = Path("runs").glob("tokenizer-words-*")
+    (made,) = Path("runs").glob("tokenizer-tokens-*")
     changed = (made / "tokenizer.safetensors").stat().st_mtime_ns
     second = beit(recipe, "run_dir=runs/second")
     assert f"tokenizer     {made}, kept from an earlier run" in capsys.readouterr().out
     assert (made / "tokenizer.safetensors").stat().st_mtime_ns == changed
-    words = [
-        load_tokenizer(made).centres,
+    tokens = [
+        load_tokenizer(made).centers,
         *(
-            torch.load(newest_checkpoint(run), weights_only=True)["state_dict"]["tokenizer.centres"]
+            torch.load(newest_checkpoint(run), weights_only=True)["state_dict"]["tokenizer.centers"]
             for run in (first, second)
         ),
     ]
-    assert torch.equal(words[0], words[1])
-    assert torch.equal(words[0], words[2])
+    assert torch.equal(tokens[0], tokens[1])
+    assert torch.equal(tokens[0], tokens[2])
     assert f"tokenizer: {made}" in (first / "config.yaml").read_text()
 
 
 def test_a_tokenizer_that_another_run_is_making_is_waited_for(monkeypatch, capsys):
     recipe = f"tokenizer_recipe={_recipe('kmeans')}"
     beit(recipe, "run_dir=runs/first")
-    (made,) = Path("runs").glob("tokenizer-words-*")
+    (made,) = Path("runs").glob("tokenizer-tokens-*")
     weights, elsewhere = made / "tokenizer.safetensors", made / "elsewhere"
     weights.rename(elsewhere)
     waited = []
@@ -117,22 +117,22 @@ def test_another_run_gets_another_tokenizer(change):
     recipe = f"tokenizer_recipe={_recipe('kmeans')}"
     beit(recipe, "run_dir=runs/first")
     beit(recipe, "run_dir=runs/second", change)
-    assert len(list(Path("runs").glob("tokenizer-words-*"))) == 2
+    assert len(list(Path("runs").glob("tokenizer-tokens-*"))) == 2
 
 
 def test_a_tokenizer_that_was_interrupted_is_made_again():
     recipe = f"tokenizer_recipe={_recipe('kmeans')}"
     beit(recipe, "run_dir=runs/first")
-    (made,) = Path("runs").glob("tokenizer-words-*")
+    (made,) = Path("runs").glob("tokenizer-tokens-*")
     (made / "tokenizer.safetensors").unlink()
     beit(recipe, "run_dir=runs/second")
     assert (made / "tokenizer.safetensors").exists()
 
 
 def test_a_dvae_goes_on_where_it_was_stopped():
-    run_dir, _ = train("dvae", "run_dir=runs/words", "trainer.max_steps=6", "trainer.checkpoint_every_steps=3")
-    resolved = read_run_words(
-        ["resume=runs/words", f"recipe={run_dir}/config.yaml", "trainer.max_steps=9"], read_tokenizer
+    run_dir, _ = train("dvae", "run_dir=runs/tokens", "trainer.max_steps=6", "trainer.checkpoint_every_steps=3")
+    resolved = read_run_args(
+        ["resume=runs/tokens", f"recipe={run_dir}/config.yaml", "trainer.max_steps=9"], read_tokenizer
     )
     again, _ = train_tokenizer(resolved.config, resolved.method)
     assert again == run_dir
@@ -140,7 +140,7 @@ def test_a_dvae_goes_on_where_it_was_stopped():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("tokens", "message"),
     [
         (["recipe=digitz"], r"recipe=digitz is not a recipe: there has .*digits.* \(did you mean digits\?\)"),
         (["method=vae"], "method=vae must be one of kmeans, dvae, vqkd"),
@@ -151,6 +151,6 @@ def test_a_dvae_goes_on_where_it_was_stopped():
         (["method.image_size=30"], "method.image_size=30 must be a multiple of method.patch_size=4"),
     ],
 )
-def test_settings_that_make_no_sense_are_one_line(words, message):
+def test_settings_that_make_no_sense_are_one_line(tokens, message):
     with pytest.raises(ConfigError, match=message):
-        read_tokenizer(words)
+        read_tokenizer(tokens)

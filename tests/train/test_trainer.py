@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vit.cli.main import read_run_words
+from ssl_vit.cli.main import read_run_args
 from ssl_vit.config.resolve import read_run
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.run.directory import made_up_run_dir, open_run
@@ -18,9 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SMALL = [
     "method=dino",
-    "encoder.width=16",
+    "encoder.embed_dim=16",
     "encoder.depth=1",
-    "encoder.heads=2",
+    "encoder.num_heads=2",
     "method.head_hidden=16",
     "method.head_bottleneck=8",
     "method.prototypes=32",
@@ -36,12 +36,12 @@ SMALL = [
 ]
 
 
-def run_of(words: list[str], folder: Path) -> tuple[str, Path]:
+def run_of(args: list[str], folder: Path) -> tuple[str, Path]:
     """What a command prints, and the one run that it leaves."""
     environment = {name: value for name, value in os.environ.items() if name != "SSL_VIT_RUN_DIR"}
     environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-3000:]
     (run_dir,) = (folder / "runs").iterdir()
@@ -49,20 +49,20 @@ def run_of(words: list[str], folder: Path) -> tuple[str, Path]:
 
 
 @pytest.mark.parametrize(
-    ("launcher", "words"),
+    ("launcher", "args"),
     [(TORCHRUN, ["trainer.strategy=fsdp"]), ([], ["trainer.strategy=ddp", "trainer.devices=2"])],
     ids=["torchrun", "Lightning"],
 )
-def test_two_processes_leave_one_run_and_speak_once(launcher, words, tmp_path):
-    words = [*SMALL, *words]
-    printed, run_dir = run_of([*launcher, str(ROOT / "tools/pretrain.py"), *words], tmp_path)
+def test_two_processes_leave_one_run_and_speak_once(launcher, args, tmp_path):
+    args = [*SMALL, *args]
+    printed, run_dir = run_of([*launcher, str(ROOT / "tools/pretrain.py"), *args], tmp_path)
     for said in ("run    ", "global batch  32 = 2 x 16", "100%", "saved ", "next: "):
         assert printed.count(said) == 1, said
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == [0, 1, 2, 3]
     assert sum("monitor/knn_top1" in row for row in rows) == 1
-    assert load_encoder(run_dir).facts["step"] == 4
-    assert len(list((run_dir / "pictures").iterdir())) == 1
+    assert load_encoder(run_dir).metadata["step"] == 4
+    assert len(list((run_dir / "images").iterdir())) == 1
 
 
 @pytest.fixture
@@ -87,18 +87,18 @@ def test_machines_that_cannot_agree_on_a_directory_must_be_given_one(lonely):
 
 
 @pytest.mark.parametrize(
-    ("word", "rule"),
+    ("arg", "rule"),
     [
         ("trainer.devices=4", "auto, or 2, the processes that torchrun started on this machine"),
         ("trainer.num_nodes=2", "3, the machines that torchrun started processes on"),
     ],
 )
-def test_processes_that_torchrun_started_are_those_of_the_settings(lonely, word, rule):
+def test_processes_that_torchrun_started_are_those_of_the_settings(lonely, arg, rule):
     lonely.setenv("LOCAL_WORLD_SIZE", "2")
     lonely.setenv("WORLD_SIZE", "6")
-    with pytest.raises(ValueError, match=f"{word} must be {rule}"):
-        read_run_words(["method=mae", word])
-    config = read_run_words(["method=mae", "trainer.num_nodes=3"]).config
+    with pytest.raises(ValueError, match=f"{arg} must be {rule}"):
+        read_run_args(["method=mae", arg])
+    config = read_run_args(["method=mae", "trainer.num_nodes=3"]).config
     assert make_plan(config).processes == 6
 
 

@@ -1,4 +1,4 @@
-"""Whether memory is flat over an epoch of 200,000 small pictures: read from shards, and from a folder of files.
+"""Whether memory is flat over an epoch of 200,000 small images: read from shards, and from a folder of files.
 
 Each data set is made in a temporary folder (TMPDIR) and read in a process of its own, by the data module as a training
 would, with one worker. Memory is the resident set of that process and of its worker together; pages of shared
@@ -21,37 +21,37 @@ from PIL import Image
 
 from ssl_vit.config.tool_schema import BenchmarkConfig
 
-PICTURES = 200_000
+NUM_IMAGES = 200_000
 PER_SHARD = 10_000
 SIDE = 16
-"""Pixels of a picture."""
+"""Pixels of an image."""
 MEASURED = range(10, 101, 10)
 """Per cent of the epoch."""
 
 
-def pictures() -> Iterator[tuple[str, bytes]]:
-    """(name, JPEG) of each picture: 1,000 different ones, again and again."""
-    draws, encoded = np.random.default_rng(0), []
+def make_images() -> Iterator[tuple[str, bytes]]:
+    """(name, JPEG) of each image: 1,000 different ones, again and again."""
+    num_random, encoded = np.random.default_rng(0), []
     for _ in range(1000):
         stored = BytesIO()
-        Image.fromarray(draws.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(stored, "JPEG")
+        Image.fromarray(num_random.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(stored, "JPEG")
         encoded.append(stored.getvalue())
-    for number in range(PICTURES):
+    for number in range(NUM_IMAGES):
         yield f"{number:06}.jpg", encoded[number % len(encoded)]
 
 
 def write_folder(root: Path) -> None:
-    """A file for each picture, 1,000 to a folder."""
-    for name, encoded in pictures():
+    """A file for each image, 1,000 to a folder."""
+    for name, encoded in make_images():
         folder = root / name[:3]
         folder.mkdir(exist_ok=True)
         (folder / name).write_bytes(encoded)
 
 
 def write_shards(root: Path) -> None:
-    """Tar files of PER_SHARD pictures."""
+    """Tar files of PER_SHARD images."""
     shard = None
-    for number, (name, encoded) in enumerate(pictures()):
+    for number, (name, encoded) in enumerate(make_images()):
         if number % PER_SHARD == 0:
             if shard is not None:
                 shard.close()
@@ -72,7 +72,7 @@ def resident_mb() -> float:
 
 
 def epoch(source: str, path: str) -> Iterator[dict]:
-    """Memory along one epoch of the data module, and pictures a second."""
+    """Memory along one epoch of the data module, and images a second."""
     from ssl_vit.data.datamodule import ImageDataModule
     from ssl_vit.data.transforms.crops import RandomCrop
 
@@ -80,7 +80,7 @@ def epoch(source: str, path: str) -> Iterator[dict]:
     data = ImageDataModule(view, source=source, path=path, image_size=SIDE, batch_size=100, workers=1, cache_gb=0.0)
     start = time.perf_counter()
     loader = data.train_dataloader()
-    about = {"suite": "memory", "source": source, "pictures": PICTURES}
+    about = {"suite": "memory", "source": source, "images": NUM_IMAGES}
     yield about | {"per_cent": 0, "mb": round(resident_mb(), 1), "seconds": round(time.perf_counter() - start, 1)}
     start, due = time.perf_counter(), list(MEASURED)
     for done, _ in enumerate(loader, start=1):

@@ -1,6 +1,6 @@
 """Seconds that an evaluation takes once features are there: the default grid of heads, our k-NN and lightly's in turn.
 
-Random features of a ViT-S, width 384, in 10 classes: 50,000 pictures to train, 10,000 to judge. The grid reads class
+Random features of a ViT-S, width 384, in 10 classes: 50,000 images to train, 10,000 to judge. The grid reads class
 token and mean of the last four blocks, k-NN one of these eight.
 """
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from ssl_vit.config.tool_schema import BenchmarkConfig
 
 TRAIN, TEST, WIDTH, CLASSES = 50_000, 10_000, 384, 10
-NEIGHBOURS, TEMPERATURE = 20, 0.07
+NEIGHBORS, TEMPERATURE = 20, 0.07
 THEIR_BATCH = 256
-"""Test pictures that lightly's k-NN is given at a time, as its benchmarks do."""
+"""Test images that lightly's k-NN is given at a time, as its benchmarks do."""
 
 
 def run(config: BenchmarkConfig) -> None:
@@ -50,21 +50,21 @@ def grid(train: Tensor, labels: Tensor) -> object:
     from ssl_vit.config.schema import POOLS
     from ssl_vit.evaluate.backbones import Feature
     from ssl_vit.evaluate.evaluation import enough_epochs
-    from ssl_vit.evaluate.features import Table
+    from ssl_vit.evaluate.features import FeatureBank
     from ssl_vit.evaluate.linear import BLOCKS, best_head
     from ssl_vit.evaluate.linear_heads import Training
 
-    table = Table(train, labels, Feature((0, 1, 2, 3), "both"))
+    bank = FeatureBank(train, labels, Feature((0, 1, 2, 3), "both"))
     features = [Feature(tuple(range(4 - count, 4)), pool) for count in BLOCKS for pool in POOLS]
     epochs = enough_epochs(len(train), PROTOCOLS["grid"].epochs or 1)
-    return best_head(table, features, Training(CLASSES, epochs, batch_size=256))
+    return best_head(bank, features, Training(CLASSES, epochs, batch_size=256))
 
 
 def ours(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
     """Classes by our k-NN."""
     from ssl_vit.evaluate.knn import knn_scores
 
-    return knn_scores(train, labels, test, NEIGHBOURS, TEMPERATURE).argmax(1)
+    return knn_scores(train, labels, test, NEIGHBORS, TEMPERATURE).argmax(1)
 
 
 def lightlys(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
@@ -73,5 +73,5 @@ def lightlys(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
     bank = F.normalize(train, dim=1).T.contiguous()
     batches = F.normalize(test, dim=1).split(THEIR_BATCH)
-    guesses = [knn_predict(batch, bank, labels, CLASSES, NEIGHBOURS, TEMPERATURE)[:, 0] for batch in batches]
+    guesses = [knn_predict(batch, bank, labels, CLASSES, NEIGHBORS, TEMPERATURE)[:, 0] for batch in batches]
     return torch.cat(guesses)

@@ -32,7 +32,7 @@ class Setting:
     """torch.compile each transformer block."""
 
     def noise(self, *shape: int) -> Tensor:
-        """What stands for normalised pictures."""
+        """What stands for normalized images."""
         return torch.randn(*shape, device=self.device)
 
     def compile(self, blocks: Iterable[nn.Module]) -> None:

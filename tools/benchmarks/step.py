@@ -1,4 +1,4 @@
-"""One optimiser step of a method: ours beside the same step of the libraries that have it, in turn in one process."""
+"""One optimizer step of a method: ours beside the same step of the libraries that have it, in turn in one process."""
 
 import json
 import time
@@ -86,8 +86,8 @@ def compare(method: str, setting: Setting, batch_size: int, repeats: int) -> Ite
     for who, seconds in taken.items():
         second = median(seconds)
         row = about | {"who": who, "seconds": round(second, 4), "images_per_second": round(batch_size / second, 1)}
-        share = {"mfu": round(flops / second / rate, 3)} if rate else {}
-        yield row | share | peaks.get(who, {})
+        fraction = {"mfu": round(flops / second / rate, 3)} if rate else {}
+        yield row | fraction | peaks.get(who, {})
     for who in list(taken)[1:]:
         ratios = [theirs / ours for ours, theirs in zip(taken["ours"], taken[who], strict=True)]
         yield about | {"who": who, "ratio": round(median(ratios), 2)}

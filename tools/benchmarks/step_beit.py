@@ -1,9 +1,9 @@
 """One step of BEiT (Bao et al., 2022, arXiv:2106.08254): ours, timm's parts, transformers' model.
 
-All get the same pictures, masks and words, 8,192 of them, so neither masking nor tokenizer is timed; all have one table
+All get the same images, masks and tokens, 8,192 of them, so neither masking nor tokenizer is timed; all have one table
 of relative positions, LayerScale, drop path, clipping and AdamW.
 
-Letters: B pictures, N patches, M hidden patches of the batch.
+Letters: B images, N patches, M hidden patches of the batch.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from ssl_vit.config.schema import SIZES
 from ssl_vit.methods.beit import BEiT
 from ssl_vit.methods.masking import block_masks, scaled_block
 
-IMAGE, PATCH, WORDS = 224, 16, 8192
+IMAGE, PATCH, VOCABULARY = 224, 16, 8192
 MASK_RATIO, LAYER_SCALE, DROP_PATH, CLIP = 0.383, 0.1, 0.1, 3.0
 
 
@@ -28,30 +28,30 @@ class Masked(NamedTuple):
 
     images: Float[Tensor, "B 3 H W"]
     pixels: Float[Tensor, "B 3 h w"]
-    """Words in the place of a picture for ours, whose tokenizer reads them off."""
+    """Tokens in the place of an image for ours, whose tokenizer reads them off."""
     host_mask: Bool[Tensor, "B N"]
     mask: Bool[Tensor, "B N"]
-    words: Int64[Tensor, " M"]
+    tokens: Int64[Tensor, " M"]
     """Of the hidden patches."""
 
 
-class GivenWords(nn.Module):
-    """A tokenizer for nothing: the picture holds the words."""
+class GivenTokens(nn.Module):
+    """A tokenizer for nothing: the image holds the tokens."""
 
-    vocab_size = WORDS
+    vocab_size = VOCABULARY
 
     def forward(self, pixels: Float[Tensor, "B 3 h w"]) -> Int64[Tensor, "B N"]:
         return pixels[:, 0].flatten(1).long()
 
 
 def batch_of(batch_size: int, setting: Setting) -> Masked:
-    """Noise for pictures, BEiT's blocks for masks, random words."""
+    """Noise for images, BEiT's blocks for masks, random tokens."""
     side = IMAGE // PATCH
     budget = max(1, int(side * side * MASK_RATIO))
     mask = block_masks(batch_size, (side, side), budget, smallest=scaled_block((side, side)))
-    words = torch.randint(WORDS, (batch_size, 1, side, side)).expand(-1, 3, -1, -1).float()
-    hidden = GivenWords()(words)[mask]
-    pixels, on_device = words.to(setting.device), mask.to(setting.device)
+    tokens = torch.randint(VOCABULARY, (batch_size, 1, side, side)).expand(-1, 3, -1, -1).float()
+    hidden = GivenTokens()(tokens)[mask]
+    pixels, on_device = tokens.to(setting.device), mask.to(setting.device)
     images = setting.noise(batch_size, 3, IMAGE, IMAGE)
     return Masked(images, pixels, mask, on_device, hidden.to(setting.device))
 
@@ -59,7 +59,7 @@ def batch_of(batch_size: int, setting: Setting) -> Masked:
 def ours(setting: Setting) -> Step:
     """The step as BEiT does it in a trainer, but for the figures that every tenth one leaves for the log."""
     encoder = {"size": setting.size, "image_size": IMAGE, "patch_size": PATCH}
-    method = BEiT(encoder | {"drop_path": DROP_PATH, "layer_scale": LAYER_SCALE}, tokenizer=GivenWords())
+    method = BEiT(encoder | {"drop_path": DROP_PATH, "init_values": LAYER_SCALE}, tokenizer=GivenTokens())
     method = method.to(setting.device).train()
     method.measure = lambda logits, tokens: None
     return sides.ours(
@@ -79,7 +79,7 @@ class TimmBEiT(nn.Module):
 
         width, depth, heads = SIZES[size]
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.head = nn.Linear(width, WORDS)
+        self.head = nn.Linear(width, VOCABULARY)
         self.body = Beit(
             IMAGE,
             PATCH,
@@ -104,7 +104,7 @@ class TimmBEiT(nn.Module):
         for block in body.blocks:
             x = block(x, shared_rel_pos_bias=bias)
         scores = self.head(body.norm(x)[:, 1:][batch.mask])
-        return F.cross_entropy(scores.float(), batch.words)
+        return F.cross_entropy(scores.float(), batch.tokens)
 
 
 def timm_parts(setting: Setting) -> Step:
@@ -122,7 +122,7 @@ def transformers_model(setting: Setting) -> Step:
 
     config = BeitConfig(
         **sides.transformers_shape(setting.size, IMAGE, PATCH),
-        vocab_size=WORDS,
+        vocab_size=VOCABULARY,
         use_mask_token=True,
         use_shared_relative_position_bias=True,
         layer_scale_init_value=LAYER_SCALE,
@@ -133,7 +133,7 @@ def transformers_model(setting: Setting) -> Step:
     setting.compile(model.beit.layers)
 
     def loss(batch: Masked) -> Tensor:
-        return model(batch.images, bool_masked_pos=batch.mask, labels=batch.words).loss
+        return model(batch.images, bool_masked_pos=batch.mask, labels=batch.tokens).loss
 
     return stepping(setting, loss, model.parameters(), lambda: nn.utils.clip_grad_norm_(model.parameters(), CLIP))
 

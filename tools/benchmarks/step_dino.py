@@ -2,10 +2,10 @@
 
 The peer is timed in two ways, because how its parts are put together matters as much as they do.
 
-Both get the same crops, already normalised on the device, 2 x 224 + 6 x 96 pixels, K = 65,536 prototypes, and do all
-that a step does: teacher, student, loss, centre, backward pass, clipping, AdamW, moving average.
+Both get the same crops, already normalized on the device, 2 x 224 + 6 x 96 pixels, K = 65,536 prototypes, and do all
+that a step does: teacher, student, loss, center, backward pass, clipping, AdamW, moving average.
 
-Letters: B pictures.
+Letters: B images.
 """
 
 from typing import Any

@@ -1,9 +1,9 @@
 """One step of MAE (He et al., 2022, arXiv:2111.06377): ours, lightly's parts, transformers' model.
 
-All hide the same share of the patches by random numbers of their own, have the paper's decoder and normalised targets,
+All hide the same share of the patches by random numbers of their own, have the paper's decoder and normalized targets,
 and draw the mask, predict the hidden patches, and move all weights by AdamW.
 
-Letters: B pictures.
+Letters: B images.
 """
 
 import warnings
@@ -18,11 +18,11 @@ from ssl_vit.config.schema import SIZES
 from ssl_vit.methods.mae import MAE
 
 IMAGE, PATCH, MASK_RATIO = 224, 16, 0.75
-DECODER = {"decoder_width": 512, "decoder_depth": 8, "decoder_heads": 16}
+DECODER = {"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16}
 
 
 def batch_of(batch_size: int, setting: Setting) -> Float[Tensor, "B 3 H W"]:
-    """Noise for pictures, on the device."""
+    """Noise for images, on the device."""
     return setting.noise(batch_size, 3, IMAGE, IMAGE)
 
 
@@ -52,9 +52,9 @@ class LightlyMAE(nn.Module):
                 num_patches=vit.patch_embed.num_patches,
                 patch_size=PATCH,
                 embed_dim=width,
-                decoder_embed_dim=DECODER["decoder_width"],
+                decoder_embed_dim=DECODER["decoder_embed_dim"],
                 decoder_depth=DECODER["decoder_depth"],
-                decoder_num_heads=DECODER["decoder_heads"],
+                decoder_num_heads=DECODER["decoder_num_heads"],
             )
 
     def masks(self, images: Float[Tensor, "B 3 H W"]) -> tuple[Tensor, Tensor]:
@@ -95,10 +95,10 @@ def transformers_model(setting: Setting) -> Step:
 
     config = ViTMAEConfig(
         **sides.transformers_shape(setting.size, IMAGE, PATCH),
-        decoder_hidden_size=DECODER["decoder_width"],
+        decoder_hidden_size=DECODER["decoder_embed_dim"],
         decoder_num_hidden_layers=DECODER["decoder_depth"],
-        decoder_num_attention_heads=DECODER["decoder_heads"],
-        decoder_intermediate_size=4 * DECODER["decoder_width"],
+        decoder_num_attention_heads=DECODER["decoder_num_heads"],
+        decoder_intermediate_size=4 * DECODER["decoder_embed_dim"],
         layer_norm_eps=1e-6,
         norm_pix_loss=True,
         mask_ratio=MASK_RATIO,

@@ -1,6 +1,6 @@
-"""Source: pictures by index, read as uint8 pixels; whatever is wrong with a file becomes one line. PIL and numpy only.
+"""Source: images by index, read as uint8 pixels; whatever is wrong with a file becomes one line. PIL and numpy only.
 
-Letters: n pictures, H W pixels, C channels.
+Letters: n images, H W pixels, C channels.
 """
 
 from collections.abc import Callable
@@ -36,25 +36,25 @@ _FORMATS = (
 )
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 SLIMMEST = 100
-"""Largest ratio of a picture's sides. Evaluation enlarges the shorter one to that of its crop: of 1 x 60,000 pixels,
+"""Largest ratio of an image's sides. Evaluation enlarges the shorter one to that of its crop: of 1 x 60,000 pixels,
 which a few bytes can claim, 256 x 15,360,000 would be made."""
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read: which, why, what to do, in one line; in the same process also why alone."""
+class UnreadableImageError(ValueError):
+    """An image that cannot be read: which, why, what to do, in one line; in the same process also why alone."""
 
     def __init__(self, text: str, reason: str = "") -> None:
         # A loader's worker hands an error over as the text of its traceback, which ends in the line wanted.
-        super().__init__(text.rsplit("PictureError: ", 1)[-1].strip())
+        super().__init__(text.rsplit("UnreadableImageError: ", 1)[-1].strip())
         self.reason = reason
 
 
 class Source:
-    """Pictures by index. A kind of source says how to open one and what to call it in a message."""
+    """Images by index. A kind of source says how to open one and what to call it in a message."""
 
     labels: Int64[np.ndarray, " n"]
-    """Class of each picture; -1 where it has none."""
+    """Class of each image; -1 where it has none."""
     classes: list[str]
     """Names of the classes, in the order of the labels; empty without labels."""
 
@@ -66,23 +66,23 @@ class Source:
         return len(self.labels)
 
     def open(self, index: int) -> Image.Image:
-        """The picture, not yet decoded where the file format allows."""
+        """The image, not yet decoded where the file format allows."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
-        """What a person finds the picture by."""
+        """What a person finds the image by."""
         raise NotImplementedError
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
-        """Decoded pixels, upright. Raises PictureError, which names the picture and what is wrong with it."""
+        """Decoded pixels, upright. Raises UnreadableImageError, which names the image and what is wrong with it."""
         return self.look(index, lambda image: pixels(image, self.channels, self.white_16bit))
 
     def size(self, index: int) -> tuple[int, int]:
-        """(H, W) in pixels, without decoding. Raises PictureError as read does."""
+        """(H, W) in pixels, without decoding. Raises UnreadableImageError as read does."""
         return self.look(index, upright_size)
 
     def look(self, index: int, look: Callable[[Image.Image], _T]) -> _T:
-        """What a function makes of the opened picture. Raises PictureError as read does."""
+        """What a function makes of the opened image. Raises UnreadableImageError as read does."""
         try:
             with self.open(index) as image:
                 require_sane(image)
@@ -90,20 +90,22 @@ class Source:
         except MemoryError:
             raise
         except UnidentifiedImageError as error:
-            line = f"{self.name(index)} is no picture that can be read: delete or replace it"
-            raise PictureError(line, "no known picture format") from error
+            line = f"{self.name(index)} is no image that can be read: delete or replace it"
+            raise UnreadableImageError(line, "no known image format") from error
         except Exception as error:  # broken files raise anything: OSError, SyntaxError, struct.error, ValueError
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise PictureError(f"{self.name(index)} cannot be used: {reason}: delete or replace it", reason) from error
+            raise UnreadableImageError(
+                f"{self.name(index)} cannot be used: {reason}: delete or replace it", reason
+            ) from error
 
 
-def open_picture(file: str | BytesIO) -> Image.Image:
-    """PIL's picture of a file, its header read, its pixels not."""
+def open_image(file: str | BytesIO) -> Image.Image:
+    """PIL's image of a file, its header read, its pixels not."""
     return Image.open(file, formats=_FORMATS)  # pyright: ignore[reportArgumentType]  # formats are str | None there
 
 
 def require_sane(image: Image.Image) -> None:
-    """ValueError for a picture of more pixels than PIL's limit, or far longer than wide; its header tells."""
+    """ValueError for an image of more pixels than PIL's limit, or far longer than wide; its header tells."""
     (width, height), limit = image.size, Image.MAX_IMAGE_PIXELS
     if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose tiles are decoded whole, however large
         tile = [image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
@@ -116,7 +118,7 @@ def require_sane(image: Image.Image) -> None:
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(H, W) of the picture once upright, from its header alone; but for a TIFF that lies on its side."""
+    """(H, W) of the image once upright, from its header alone; but for a TIFF that lies on its side."""
     sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
     if sideways and image.format == TiffImagePlugin.TiffImageFile.format:
         ImageOps.exif_transpose(image, in_place=True)  # PIL turns these while decoding, some versions the size before
@@ -125,10 +127,10 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 
 
 def pixels(image: Image.Image, channels: int, white_16bit: int) -> UInt8[np.ndarray, "H W C"]:
-    """Decode, turn upright (EXIF) and convert: 3 channels to RGB, 1 to grey, others must be the file's own bands.
+    """Decode, turn upright (EXIF) and convert: 3 channels to RGB, 1 to gray, others must be the file's own bands.
 
     Transparency is dropped, as PIL's convert does. 16-bit values are scaled so that white_16bit becomes 255, and
-    clipped; PIL's own convert clips at 255 without scaling, which turns such a picture white.
+    clipped; PIL's own convert clips at 255 without scaling, which turns such an image white.
 
     Raises:
         ValueError: floating-point pixels, or bands that do not fit; PIL's own where a file is broken.

@@ -1,6 +1,6 @@
-"""Pictures in nested folders, with or without a folder for each class; made for millions of files.
+"""Images in nested folders, with or without a folder for each class; made for millions of files.
 
-Letters: n pictures.
+Letters: n images.
 """
 
 import os
@@ -14,16 +14,16 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.base import Source, open_picture
+from ssl_vit.data.sources.base import Source, open_image
 
 ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
-TEST_WORDS = ("test", "val", "validation")
+TEST_NAMES = ("test", "val", "validation")
 _ENDINGS = tuple(f".{ending}".encode() for ending in ENDINGS)
 
 
 @dataclass
 class Listing:
-    """Picture files below a folder: paths relative to it in one array of bytes, whatever their number."""
+    """Image files below a folder: paths relative to it in one array of bytes, whatever their number."""
 
     root: bytes
     names: UInt8[np.ndarray, " bytes"]
@@ -44,35 +44,35 @@ class Listing:
 
 
 class Folder(Source):
-    """The pictures of a Listing."""
+    """The images of a Listing."""
 
     def __init__(self, data: DataConfig, channels: int, listing: Listing) -> None:
         super().__init__(data, channels, listing.labels, listing.classes)
         self.listing = listing
 
     def open(self, index: int) -> Image.Image:
-        return open_picture(self.listing.path(index))
+        return open_image(self.listing.path(index))
 
     def name(self, index: int) -> str:
         return self.listing.path(index)
 
 
 def training_files(data: DataConfig) -> Listing:
-    """Pictures under data.path/train, or under data.path without its test part.
+    """Images under data.path/train, or under data.path without its test part.
 
     Raises:
-        ValueError: no such folder, or no pictures in it.
+        ValueError: no such folder, or no images in it.
     """
     root = _folder("data.path", data.path)
     parts = _parts(root)
-    tests = [parts[word] for word in TEST_WORDS if word in parts]
+    tests = [parts[split] for split in TEST_NAMES if split in parts]
     if data.test_path:
         tests.append(_folder("data.test_path", data.test_path))
     return _filled("data.path", data.path, scan(parts.get("train", root), least_classes=2, without=tests))
 
 
 def test_files(data: DataConfig) -> Listing | None:
-    """Pictures under data.test_path, or of the test, val or validation folder of data.path; None without any.
+    """Images under data.test_path, or of the test, val or validation folder of data.path; None without any.
 
     Where several exist, the first one with class folders: ImageNet's `test` has no labels, its `val` has.
     """
@@ -80,16 +80,16 @@ def test_files(data: DataConfig) -> Listing | None:
         root = _folder("data.test_path", data.test_path)
         return _filled("data.test_path", data.test_path, scan(root, least_classes=1))
     parts = _parts(_folder("data.path", data.path))
-    listings = [scan(parts[word], least_classes=1) for word in TEST_WORDS if word in parts]
+    listings = [scan(parts[split], least_classes=1) for split in TEST_NAMES if split in parts]
     listings = [listing for listing in listings if len(listing)]
-    labelled = [listing for listing in listings if listing.classes]
-    return next(iter(labelled + listings), None)
+    labeled = [listing for listing in listings if listing.classes]
+    return next(iter(labeled + listings), None)
 
 
 def scan(root: bytes, least_classes: int, without: list[bytes] | None = None) -> Listing:
-    """Every picture below root, in the order of the names; hidden files and the folders of `without` are left out.
+    """Every image below root, in the order of the names; hidden files and the folders of `without` are left out.
 
-    The class is the first folder below root, when every picture lies in one and there are at least least_classes.
+    The class is the first folder below root, when every image lies in one and there are at least least_classes.
     """
     names, ends, tops = bytearray(), array("q"), array("q")
     numbers: dict[bytes | None, int] = {}
@@ -163,14 +163,14 @@ def _identity(path: bytes) -> tuple[int, int]:
 def _parts(root: bytes) -> dict[str, bytes]:
     """The folders named train, test, val, validation directly under root, in any case."""
     found = {os.fsdecode(entry.name).lower(): entry.path for entry in _entries(root) if _kind(entry) == "folder"}
-    return {word: found[word] for word in ("train", *TEST_WORDS) if word in found}
+    return {split: found[split] for split in ("train", *TEST_NAMES) if split in found}
 
 
 def _folder(key: str, path: str) -> bytes:
     if not path:
-        raise ValueError(f"{key}= is empty: give the folder of your pictures")
+        raise ValueError(f"{key}= is empty: give the folder of your images")
     if not os.path.exists(path):
-        raise ValueError(f"{key}={path} does not exist: give the folder of your pictures")
+        raise ValueError(f"{key}={path} does not exist: give the folder of your images")
     if not os.path.isdir(path):
         raise ValueError(f"{key}={path} is a file: give a folder, or data.source=parquet for a parquet file")
     return os.fsencode(path)
@@ -180,4 +180,4 @@ def _filled(key: str, path: str, listing: Listing) -> Listing:
     if len(listing):
         return listing
     where = "" if os.fsdecode(listing.root) == path else f"/{os.path.basename(os.fsdecode(listing.root))}"
-    raise ValueError(f"{key}={path}{where} holds no pictures: {listing.other}, pictures end in {', '.join(ENDINGS)}")
+    raise ValueError(f"{key}={path}{where} holds no images: {listing.other}, images end in {', '.join(ENDINGS)}")

@@ -1,7 +1,7 @@
 """Data sets of Hugging Face: by number, or with data.streaming shard after shard. Needs the extra hf.
 
 data.path is a folder that `save_to_disk` wrote, or what `load_dataset` takes: a name on the hub, NAME:CONFIG where it
-has several, or a local folder of parquet files. Pictures are in the column `image`, or the only one of pictures, labels
+has several, or a local folder of parquet files. Images are in the column `image`, or the only one of images, labels
 in `label`. The files' bytes go through our own decoder, as with any other source.
 """
 
@@ -16,8 +16,8 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.base import PictureError, Source, open_picture
-from ssl_vit.data.sources.folder import TEST_WORDS
+from ssl_vit.data.sources.base import Source, UnreadableImageError, open_image
+from ssl_vit.data.sources.folder import TEST_NAMES
 from ssl_vit.data.sources.webdataset import Sample, Shards
 
 _SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder that save_to_disk wrote
@@ -28,9 +28,9 @@ class Rows(Source):
     """The rows of a data set, by number; they stay in the files that they are mapped from."""
 
     def __init__(self, data: DataConfig, channels: int, path: str, rows: Any) -> None:
-        column = picture_column(path, rows.features)
+        column = image_column(path, rows.features)
         if not len(rows):
-            raise ValueError(f"data.path={path} holds no pictures: it has no rows")
+            raise ValueError(f"data.path={path} holds no images: it has no rows")
         self.rows, self.column, self.path = _undecoded(rows, column).select_columns([column]), column, path
         labels, classes = np.full(len(rows), -1), class_names(rows.features)
         if classes is not None:
@@ -39,7 +39,7 @@ class Rows(Source):
         super().__init__(data, channels, labels, classes if classes and (labels >= 0).any() else [])
 
     def open(self, index: int) -> Image.Image:
-        return open_picture(BytesIO(_bytes(self.rows[index][self.column])))
+        return open_image(BytesIO(_bytes(self.rows[index][self.column])))
 
     def name(self, index: int) -> str:
         return f"{self.path} row {index}"
@@ -49,7 +49,7 @@ class StreamedRows(Shards):
     """The rows of a data set from where it lies, a file of it after the other."""
 
     def __init__(self, path: str, rows: Any) -> None:
-        self.column = picture_column(path, rows.features or {"image": None})
+        self.column = image_column(path, rows.features or {"image": None})
         self.rows, self.counts = _undecoded(rows, self.column), None
         self.names = [f"{path} file {number}" for number in range(rows.num_shards)]
 
@@ -65,7 +65,9 @@ class StreamedRows(Shards):
                     row += 1
         except Exception as error:  # a download's, or the file format's: they have nothing in common
             reason = " ".join(str(error).split())
-            raise PictureError(f"{self.names[shard]} cannot be read past row {row}: {reason}: try again") from error
+            raise UnreadableImageError(
+                f"{self.names[shard]} cannot be read past row {row}: {reason}: try again"
+            ) from error
 
 
 def training_rows(data: DataConfig, channels: int) -> Rows:
@@ -86,7 +88,7 @@ def test_rows(data: DataConfig, channels: int) -> Rows | None:
         return None
     key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
     parts = _loaded(key, path)
-    found = [Rows(data, channels, path, parts[word]) for word in TEST_WORDS if word in parts]
+    found = [Rows(data, channels, path, parts[name]) for name in TEST_NAMES if name in parts]
     if data.test_path and not found:
         return Rows(data, channels, path, next(iter(parts.values())))
     return next(iter(sorted(found, key=lambda rows: not rows.classes)), None)
@@ -113,15 +115,15 @@ def is_saved(path: str) -> bool:
     return any((Path(path) / name).exists() for name in _SAVED)
 
 
-def picture_column(path: str, features: Any) -> str:
-    """`image`, or the only column of pictures. ValueError where there is neither."""
+def image_column(path: str, features: Any) -> str:
+    """`image`, or the only column of images. ValueError where there is neither."""
     if "image" in features:
         return "image"
-    pictures = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
-    if len(pictures) != 1:
-        advice = "rename the one with the pictures"
+    images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
+    if len(images) != 1:
+        advice = "rename the one with the images"
         raise ValueError(f"data.path={path} has no column image, only {', '.join(features)}: {advice}")
-    return pictures[0]
+    return images[0]
 
 
 def class_names(features: Any) -> list[str] | None:
@@ -152,19 +154,19 @@ def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
 
 
 def _undecoded(rows: Any, column: str) -> Any:
-    """The rows with encoded pictures."""
+    """The rows with encoded images."""
     feature = (rows.features or {}).get(column)
     return rows.cast_column(column, _datasets().Image(decode=False)) if hasattr(feature, "decode") else rows
 
 
 def _bytes(value: Any) -> bytes:
-    """Of a picture: bytes, or {bytes, path} of Hugging Face, whose path may be a file of this machine."""
+    """Of an image: bytes, or {bytes, path} of Hugging Face, whose path may be a file of this machine."""
     found = value if isinstance(value, bytes) else (value or {}).get("bytes")
     path = None if isinstance(value, bytes) else (value or {}).get("path")
     if found is None and path and os.path.isfile(path):
         found = Path(path).read_bytes()
     if not found:
-        raise OSError("its row holds no picture bytes")
+        raise OSError("its row holds no image bytes")
     return found
 
 

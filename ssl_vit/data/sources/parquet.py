@@ -1,6 +1,6 @@
-"""Encoded pictures in parquet files: a column `image`, and `label` where there are classes. Needs pyarrow.
+"""Encoded images in parquet files: a column `image`, and `label` where there are classes. Needs pyarrow.
 
-Letters: n pictures.
+Letters: n images.
 """
 
 import io
@@ -16,7 +16,7 @@ from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data import splits
-from ssl_vit.data.sources.base import Source, open_picture
+from ssl_vit.data.sources.base import Source, open_image
 from ssl_vit.data.splits import Kind
 
 KIND = Kind("parquet file", ".parquet")
@@ -26,7 +26,7 @@ _ROWS = 1024
 
 
 class Parquet(Source):
-    """The rows of some parquet files, their encoded pictures in one array, shared with forked workers."""
+    """The rows of some parquet files, their encoded images in one array, shared with forked workers."""
 
     def __init__(self, data: DataConfig, channels: int, files: list[Path]) -> None:
         size = sum(_image_bytes(file) for file in files)
@@ -36,21 +36,21 @@ class Parquet(Source):
             in_memory = isinstance(store, io.BytesIO)
             self.values = np.frombuffer(store.getvalue(), np.uint8) if in_memory else np.memmap(store, np.uint8, "r")
         if not len(lengths):
-            raise ValueError(f"data.path={data.path} holds no pictures: {len(files)} parquet files without a row")
+            raise ValueError(f"data.path={data.path} holds no images: {len(files)} parquet files without a row")
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.files = files
         self.first_rows = np.cumsum([0] + [rows(file) for file in files])
         if data.on_error == "raise" and not lengths.all():
             empty = self.name(int(np.argmin(lengths)))
-            raise ValueError(f"data.path={empty} holds no picture bytes: embed them, or drop the row")
+            raise ValueError(f"data.path={empty} holds no image bytes: embed them, or drop the row")
         classes = _class_names(files[0]) if (labels >= 0).any() else []
         classes += [str(label) for label in range(len(classes), int(labels.max(initial=-1)) + 1)]
         super().__init__(data, channels, labels, classes)
 
     def open(self, index: int) -> Image.Image:
         if self.offsets[index] == self.offsets[index + 1]:
-            raise ValueError("it holds no picture bytes, embed them")
-        return open_picture(io.BytesIO(self.values[self.offsets[index] : self.offsets[index + 1]].tobytes()))
+            raise ValueError("it holds no image bytes, embed them")
+        return open_image(io.BytesIO(self.values[self.offsets[index] : self.offsets[index + 1]].tobytes()))
 
     def name(self, index: int) -> str:
         file = int(np.searchsorted(self.first_rows, index, side="right")) - 1
@@ -93,14 +93,14 @@ def _opened(file: Path) -> Any:
 
 
 def _image_bytes(file: Path) -> int:
-    """Size of the image column in bytes; checks that it holds encoded pictures, and that labels are integers."""
+    """Size of the image column in bytes; checks that it holds encoded images, and that labels are integers."""
     opened = _opened(file)
     import pyarrow as pa
 
     schema, metadata = opened.schema_arrow, opened.metadata
     columns = ", ".join(schema.names)
     if "image" not in schema.names:
-        raise ValueError(f"data.path={file} has no column image, only {columns}: rename the one with the pictures")
+        raise ValueError(f"data.path={file} has no column image, only {columns}: rename the one with the images")
     kind = schema.field("image").type
     encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
     if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
@@ -115,7 +115,7 @@ def _image_bytes(file: Path) -> int:
 
 
 def _load(files: list[Path], store: Any) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Write the encoded pictures of all rows into store; their lengths in bytes, and the labels (-1 = none)."""
+    """Write the encoded images of all rows into store; their lengths in bytes, and the labels (-1 = none)."""
     lengths, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for file in files:
         for batch in _batches(file, ["image", "label"]):

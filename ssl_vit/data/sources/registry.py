@@ -1,7 +1,7 @@
-"""Where pictures lie: digits, folder, parquet, torchvision, hf, webdataset; each a Source that reads one at a time.
+"""Where images lie: digits, folder, parquet, torchvision, hf, webdataset; each a Source that reads one at a time.
 
-Streams are read as Shards besides. Needs numpy and PIL only, so that a dry run can count pictures without torch. A
-source holds its file names or encoded bytes in one array each: a Python object per picture would be copied into every
+Streams are read as Shards besides. Needs numpy and PIL only, so that a dry run can count images without torch. A
+source holds its file names or encoded bytes in one array each: a Python object per image would be copied into every
 worker, page by page, as it is touched.
 """
 
@@ -29,11 +29,11 @@ TORCHVISION: dict[str, tuple[str, str | None]] = {
     **dict.fromkeys(("EuroSAT", "SUN397"), ("all", None)),
     "STL10": ("train+unlabeled", "test"),
 }
-"""Classification sets of torchvision: their word for the training part, and for the test part."""
+"""Classification sets of torchvision: their name for the training part, and for the test part."""
 
 
 class Digits(Source):
-    """scikit-learn's 1,797 real handwritten digits, each at a random size and place and in a random colour."""
+    """scikit-learn's 1,797 real handwritten digits, each at a random size and place and in a random color."""
 
     def __init__(self, data: DataConfig, channels: int, split: Split) -> None:
         from sklearn.datasets import load_digits
@@ -54,18 +54,18 @@ class Digits(Source):
 
 
 def draw_digit(strokes: np.ndarray, number: int) -> UInt8[np.ndarray, "32 32 3"]:
-    """One digit (8 x 8, 0 to 16) on a black canvas: 24 to 32 pixels a side, any place that holds it, any bright colour.
+    """One digit (8 x 8, 0 to 16) on a black canvas: 24 to 32 pixels a side, any place that holds it, any bright color.
 
     A function of the digit and its number, so the data set is the same everywhere.
     """
-    side_draw, top_draw, left_draw, *colour_draws = uniforms(0, 0, np.array([number]), 6)[0]
+    side_draw, top_draw, left_draw, *color_draws = uniforms(0, 0, np.array([number]), 6)[0]
     side = 24 + int(side_draw * 9)
     top, left = int(top_draw * (33 - side)), int(left_draw * (33 - side))
     glyph = Image.fromarray((strokes * (255 / 16)).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-    colour = 0.25 + 0.75 * np.array(colour_draws)
-    colour /= colour.max()
+    color = 0.25 + 0.75 * np.array(color_draws)
+    color /= color.max()
     canvas = np.zeros((32, 32, 3), dtype=np.uint8)
-    canvas[top : top + side, left : left + side] = (np.asarray(glyph)[:, :, None] * colour).astype(np.uint8)
+    canvas[top : top + side, left : left + side] = (np.asarray(glyph)[:, :, None] * color).astype(np.uint8)
     return canvas
 
 
@@ -83,7 +83,7 @@ class Torchvision(Source):
         return self.dataset[index][0]
 
     def name(self, index: int) -> str:
-        return f"{type(self.dataset).__name__} {self.part} picture {index}"
+        return f"{type(self.dataset).__name__} {self.part} image {index}"
 
 
 def open_torchvision(data: DataConfig, channels: int, split: Split) -> Torchvision | None:
@@ -100,15 +100,15 @@ def open_torchvision(data: DataConfig, channels: int, split: Split) -> Torchvisi
 
     make = getattr(datasets, name)
     train, test = TORCHVISION[name]
-    word = train if split == "train" else test
-    if word is None:
+    part = train if split == "train" else test
+    if part is None:
         return None
     parameters = inspect.signature(make).parameters
-    options: dict[str, Any] = {"split": word} if "split" in parameters else {}
+    options: dict[str, Any] = {"split": part} if "split" in parameters else {}
     options |= {"train": split == "train"} if "train" in parameters else {}
     options |= {"download": True} if "download" in parameters else {}
     try:
-        return Torchvision(data, channels, make(root, **options), word)
+        return Torchvision(data, channels, make(root, **options), part)
     except Exception as error:  # what a download raises differs by class: URLError, RuntimeError, ModuleNotFoundError
         reason = " ".join(str(error).split())
         line = f"data.path={data.path} could not be opened or downloaded: {reason}: put its files into {root} yourself"
@@ -126,7 +126,7 @@ def _torchvision_labels(dataset: Any) -> Int64[np.ndarray, " n"]:
 
 
 def open_source(data: DataConfig, channels: int, split: Split) -> Source | None:
-    """The training or the test pictures of data; None where there is no test part, or training is a remote stream.
+    """The training or the test images of data; None where there is no test part, or training is a remote stream.
 
     Raises:
         ValueError: the key as typed, what is wrong with it, and what to do.
@@ -140,28 +140,28 @@ def open_source(data: DataConfig, channels: int, split: Split) -> Source | None:
     if data.source == "hf":
         return hf.training_rows(data, channels) if split == "train" else hf.test_rows(data, channels)
     if data.source in ("parquet", "webdataset"):
-        kind, made = (parquet, parquet.Parquet) if data.source == "parquet" else (webdataset, webdataset.TarPictures)
+        kind, made = (parquet, parquet.Parquet) if data.source == "parquet" else (webdataset, webdataset.TarImages)
         files = kind.training_files(data) if split == "train" else kind.test_files(data)
         return made(data, channels, files) if files else None
     listing = folder.training_files(data) if split == "train" else folder.test_files(data)
     return folder.Folder(data, channels, listing) if listing else None
 
 
-def open_shards(data: DataConfig, pictures: Source | None) -> webdataset.Shards:
-    """The training pictures of a stream. pictures: the same by number, where open_source has them.
+def open_shards(data: DataConfig, images: Source | None) -> webdataset.Shards:
+    """The training images of a stream. images: the same by number, where open_source has them.
 
     Raises:
         ValueError: as open_source.
     """
     if data.streaming:
         return hf.streamed_rows(data)
-    if isinstance(pictures, webdataset.TarPictures):
-        return webdataset.TarShards([str(file) for file in pictures.files], pictures.counts)
+    if isinstance(images, webdataset.TarImages):
+        return webdataset.TarShards([str(file) for file in images.files], images.counts)
     return webdataset.remote_shards(data)
 
 
 def count(data: DataConfig) -> int | None:
-    """Training pictures of an epoch, without decoding any; None for torchvision and hf, which cannot tell cheaply.
+    """Training images of an epoch, without decoding any; None for torchvision and hf, which cannot tell cheaply.
 
     Raises:
         ValueError: as open_source.

@@ -1,11 +1,11 @@
-"""Tar shards: where they lie, how many pictures each holds, and their pictures one after the other, or by number.
+"""Tar shards: where they lie, how many images each holds, and their images one after the other, or by number.
 
-A sample is the files of one name up to its first dot: a picture, and where there are classes a `cls` (an integer as
+A sample is the files of one name up to its first dot: an image, and where there are classes a `cls` (an integer as
 text) or a `json` with a `label`. Nothing else in a shard is looked at, so nothing is unpickled. `index.json`, which
-tools/make_shards.py writes beside the shards, says how many pictures each holds and what the classes are called;
-`members.npy` where in its shard each picture lies. Without them the headers of a shard are read, if it is a local file.
+tools/make_shards.py writes beside the shards, says how many images each holds and what the classes are called;
+`members.npy` where in its shard each image lies. Without them the headers of a shard are read, if it is a local file.
 
-Letters: n pictures, m pictures of a shard.
+Letters: n images, m images of a shard.
 """
 
 import json
@@ -24,13 +24,13 @@ from PIL import Image
 
 from ssl_vit.config.schema import PIPE, DataConfig, is_remote
 from ssl_vit.data import splits
-from ssl_vit.data.sources.base import PictureError, Source, open_picture
+from ssl_vit.data.sources.base import Source, UnreadableImageError, open_image
 from ssl_vit.data.sources.folder import ENDINGS
 
 KIND = splits.Kind("tar shard", ".tar")
 INDEX, MEMBERS = "index.json", "members.npy"
 IMAGES = (*ENDINGS, "gif")
-"""Endings of a sample's picture; of several the first counts."""
+"""Endings of a sample's image; of several the first counts."""
 TRUSTED = "SSL_VIT_ALLOW_PIPE"
 """Environment variable that lets a URL be a shell command: a person sets it, a recipe or an encoder.json cannot."""
 _LOOKED_AT = {*IMAGES, "cls", "json"}
@@ -38,7 +38,7 @@ _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own files
 
 
 class Sample(NamedTuple):
-    """A picture of a stream, not yet decoded."""
+    """An image of a stream, not yet decoded."""
 
     encoded: bytes
     label: int
@@ -48,14 +48,14 @@ class Sample(NamedTuple):
 
 
 class Shards:
-    """Pictures in shards that are read from the front."""
+    """Images in shards that are read from the front."""
 
     names: list[str]
     counts: Int64[np.ndarray, " shards"] | None
-    """Pictures of each; None where nobody has counted them."""
+    """Images of each; None where nobody has counted them."""
 
     def read(self, shard: int) -> Iterator[Sample]:
-        """The pictures of one shard. PictureError where it cannot be read to its end."""
+        """The images of one shard. UnreadableImageError where it cannot be read to its end."""
         raise NotImplementedError
 
 
@@ -74,25 +74,25 @@ class TarShards(Shards):
         try:
             stream = gopen(url)
             files = tar_file_expander([{"url": url, "stream": stream}], select_files=_looked_at)
-            found = filter(None, (_picture(sample, url, bytes) for sample in group_by_keys(files)))
+            found = filter(None, (_image(sample, url, bytes) for sample in group_by_keys(files)))
             for position, (encoded, label) in enumerate(found):
-                yield Sample(encoded, label, f"{url} picture {position}")
+                yield Sample(encoded, label, f"{url} image {position}")
             stream.close()  # a download that broke off says so here
-        except PictureError:
+        except UnreadableImageError:
             raise
         except (OSError, tarfile.TarError, ValueError, EOFError) as error:
-            raise PictureError(f"{url} cannot be read to its end: {_reason(error)}: copy it again") from error
+            raise UnreadableImageError(f"{url} cannot be read to its end: {_reason(error)}: copy it again") from error
 
 
-class TarPictures(Source):
-    """The pictures of local shards by number: each read from where it lies."""
+class TarImages(Source):
+    """The images of local shards by number: each read from where it lies."""
 
     def __init__(self, data: DataConfig, channels: int, files: list[Path]) -> None:
         tables = _tables(files)
         self.files, self.ends = files, np.cumsum([len(table) for table in tables])
         self.members = np.concatenate(tables)
         if not len(self.members):
-            raise ValueError(f"data.path={data.path} holds no pictures: {len(files)} tar shards without one")
+            raise ValueError(f"data.path={data.path} holds no images: {len(files)} tar shards without one")
         labels = np.ascontiguousarray(self.members[:, 2])
         index = _index(files[0].parent)
         classes = list(index["classes"]) if index else []
@@ -101,7 +101,7 @@ class TarPictures(Source):
 
     @property
     def counts(self) -> Int64[np.ndarray, " shards"]:
-        """Pictures of each shard."""
+        """Images of each shard."""
         return np.diff(self.ends, prepend=0)
 
     def open(self, index: int) -> Image.Image:
@@ -111,11 +111,11 @@ class TarPictures(Source):
             encoded = file.read(size)
         if len(encoded) < size:
             raise OSError("its shard ends before it")
-        return open_picture(BytesIO(encoded))
+        return open_image(BytesIO(encoded))
 
     def name(self, index: int) -> str:
         shard = self._shard(index)
-        return f"{self.files[shard]} picture {index - (self.ends[shard - 1] if shard else 0)}"
+        return f"{self.files[shard]} image {index - (self.ends[shard - 1] if shard else 0)}"
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.ends, index, side="right"))
@@ -131,7 +131,7 @@ def training_files(data: DataConfig) -> list[Path]:
     data = _local(data)
     if "{" in data.path:
         return [_existing(data, Path(file)) for file in _expanded(data.path)]
-    return splits.training_files(data, KIND, _labelled)
+    return splits.training_files(data, KIND, _labeled)
 
 
 def test_files(data: DataConfig) -> list[Path] | None:
@@ -145,7 +145,7 @@ def test_files(data: DataConfig) -> list[Path] | None:
     by_name = is_remote(data.path) or "{" in data.path
     if by_name and not data.test_path:
         return None
-    return splits.test_files(_local(data), KIND, _labelled)
+    return splits.test_files(_local(data), KIND, _labeled)
 
 
 def remote_shards(data: DataConfig) -> TarShards:
@@ -166,14 +166,14 @@ def remote_shards(data: DataConfig) -> TarShards:
         if data.path.startswith(PIPE):
             raise ValueError("a command has nothing beside it")
         shards = json.loads(gopen(f"{urls[0].rpartition('/')[0]}/{INDEX}").read())["shards"]
-        return TarShards(urls, np.array([shards[url.rpartition("/")[2]]["pictures"] for url in urls], dtype=np.int64))
+        return TarShards(urls, np.array([shards[url.rpartition("/")[2]]["images"] for url in urls], dtype=np.int64))
     except (OSError, ValueError, KeyError) as error:
-        line = f"data.path={data.path} has no {INDEX} beside it that counts its pictures ({_reason(error)})"
+        line = f"data.path={data.path} has no {INDEX} beside it that counts its images ({_reason(error)})"
         raise ValueError(f"{line}: give data.epoch_size") from error
 
 
 def count(data: DataConfig) -> int:
-    """Number of training pictures: the index's, or that of the headers. Raises ValueError as the functions above."""
+    """Number of training images: the index's, or that of the headers. Raises ValueError as the functions above."""
     if data.remote:
         counts = remote_shards(data).counts
         return 0 if counts is None else int(counts.sum())
@@ -181,7 +181,7 @@ def count(data: DataConfig) -> int:
 
 
 def scan(file: Path) -> Int64[np.ndarray, "m 3"]:
-    """Offset and size in bytes, and label, of each picture of a local shard, from its headers.
+    """Offset and size in bytes, and label, of each image of a local shard, from its headers.
 
     Raises:
         ValueError: it is no whole tar file, or a label is no integer.
@@ -201,9 +201,9 @@ def scan(file: Path) -> Int64[np.ndarray, "m 3"]:
                 content.seek(place[0])
                 return content.read(place[1])
 
-            found = (_picture(sample, str(file), read) for sample in group_by_keys(headers(shard)))
+            found = (_image(sample, str(file), read) for sample in group_by_keys(headers(shard)))
             rows = [(*place, label) for place, label in filter(None, found)]
-    except PictureError:
+    except UnreadableImageError:
         raise
     except (OSError, tarfile.TarError, ValueError) as error:
         raise ValueError(f"data.path={file} cannot be read to its end: {_reason(error)}: copy it again") from error
@@ -222,15 +222,15 @@ def _tables(files: list[Path]) -> list[Int64[np.ndarray, "m 3"]]:
 
 
 def _index(folder: Path) -> dict[str, Any] | None:
-    """index.json of a folder with where its pictures lie, shard by shard; None where there is none."""
+    """index.json of a folder with where its images lie, shard by shard; None where there is none."""
     if not (folder / INDEX).exists():
         return None
     try:
         index = json.loads((folder / INDEX).read_text())
         members = np.load(folder / MEMBERS, mmap_mode="r", allow_pickle=False)
-        ends = np.cumsum([shard["pictures"] for shard in index["shards"].values()])
+        ends = np.cumsum([shard["images"] for shard in index["shards"].values()])
         if members.shape != (int(ends[-1]), 3):
-            raise ValueError(f"{MEMBERS} has {len(members)} rows for {ends[-1]} pictures")
+            raise ValueError(f"{MEMBERS} has {len(members)} rows for {ends[-1]} images")
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         line = f"data.path={folder / INDEX} cannot be used: {_reason(error)}"
         raise ValueError(f"{line}: delete it, or make the shards again") from error
@@ -238,7 +238,7 @@ def _index(folder: Path) -> dict[str, Any] | None:
 
 
 def _indexed(file: Path, index: dict[str, Any]) -> Int64[np.ndarray, "m 3"]:
-    """Where a shard's pictures lie. ValueError where the file is not the one that was indexed."""
+    """Where a shard's images lie. ValueError where the file is not the one that was indexed."""
     if file.name not in index["shards"]:
         raise ValueError(f"data.path={file} is not in the {INDEX} beside it: delete the one or the other")
     size, written = file.stat().st_size, index["shards"][file.name]["bytes"]
@@ -247,8 +247,8 @@ def _indexed(file: Path, index: dict[str, Any]) -> Int64[np.ndarray, "m 3"]:
     return index["members"][file.name]
 
 
-def _picture(sample: dict[str, Any], url: str, read: Callable[[Any], bytes]) -> tuple[Any, int] | None:
-    """A sample's picture and label; None where it has no picture. read: bytes of one of its files."""
+def _image(sample: dict[str, Any], url: str, read: Callable[[Any], bytes]) -> tuple[Any, int] | None:
+    """A sample's image and label; None where it has no image. read: bytes of one of its files."""
     ending = next((ending for ending in IMAGES if ending in sample), None)
     if ending is None:
         return None
@@ -256,11 +256,13 @@ def _picture(sample: dict[str, Any], url: str, read: Callable[[Any], bytes]) -> 
     if "cls" in sample:
         text = read(sample["cls"]).decode(errors="replace").strip()
         if not re.fullmatch(r"-?\d+", text):
-            raise PictureError(f"{sample['__key__']}.cls of {url} holds {text[:40]!r}: a label must be an integer")
+            raise UnreadableImageError(
+                f"{sample['__key__']}.cls of {url} holds {text[:40]!r}: a label must be an integer"
+            )
         label = int(text)
     elif "json" in sample:
-        facts = json.loads(read(sample["json"]))
-        label = facts.get("label", -1) if isinstance(facts, dict) else -1
+        metadata = json.loads(read(sample["json"]))
+        label = metadata.get("label", -1) if isinstance(metadata, dict) else -1
     return sample[ending], max(label, -1) if type(label) is int else -1
 
 
@@ -268,7 +270,7 @@ def _looked_at(name: str) -> bool:
     return name.rpartition("/")[2].partition(".")[2].lower() in _LOOKED_AT and not _META.match(name)
 
 
-def _labelled(files: list[Path]) -> bool:
+def _labeled(files: list[Path]) -> bool:
     return any((table[:, 2] >= 0).any() for table in _tables(files))
 
 

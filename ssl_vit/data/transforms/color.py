@@ -1,6 +1,6 @@
-"""Photometry: what happens to colours, batched on the device where the pictures are.
+"""ColorAugmentation: what happens to colors, batched on the device where the images are.
 
-The chain of colour changes is that of DINO (Caron et al., 2021, arXiv:2104.14294, from BYOL: Grill et al., 2020,
+The chain of color changes is that of DINO (Caron et al., 2021, arXiv:2104.14294, from BYOL: Grill et al., 2020,
 arXiv:2006.07733, appendix B). Randomness comes in as uniform numbers on the host, so nothing here waits for a GPU.
 
 Letters: B images, C channels, H W pixels.
@@ -27,7 +27,7 @@ from ssl_vit.data.transforms.color_ops import (
     mix,
     saturation_mix,
     solarize,
-    to_grey,
+    to_gray,
     turn_hue,
 )
 
@@ -36,7 +36,7 @@ ORDERS = np.array(list(itertools.permutations(range(4))))
 CACHED_BYTES = 2**19
 """Floats that a CPU changes at a time: they stay in a core's L2 cache from one operation to the next."""
 SMALL_BYTES = 2**16
-"""A larger image (74 x 74 pixels in colour) is changed alone there: to gather those an operation meets is slower."""
+"""A larger image (74 x 74 pixels in color) is changed alone there: to gather those an operation meets is slower."""
 
 
 def normalize(
@@ -60,7 +60,7 @@ class Strengths(NamedTuple):
     contrast: Float64[np.ndarray, " B"]
     saturation: Float64[np.ndarray, " B"]
     hue: Float64[np.ndarray, " B"]
-    grey: Bool[np.ndarray, " B"]
+    gray: Bool[np.ndarray, " B"]
     blur: Bool[np.ndarray, " B"]
     sigma: Float64[np.ndarray, " B"]
     """Standard deviation of the blur, pixels."""
@@ -81,8 +81,8 @@ class Plan(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Photometry:
-    """Colour jitter, then grey, Gaussian blur and solarisation, each with its probability, drawn for each image.
+class ColorAugmentation:
+    """Color jitter, then gray, Gaussian blur and solarization, each with its probability, drawn for each image.
 
     Strengths mean what they do in torchvision's ColorJitter, order of the four included. Defaults are DINO's
     (appendix B, "BYOL data augmentation"); blur_p and solarize_p differ from crop to crop and have none.
@@ -95,20 +95,20 @@ class Photometry:
     saturation: float = 0.2
     """The factor is uniform in max(0, 1 - saturation) .. 1 + saturation."""
     hue: float = 0.1
-    """The shift is uniform in -hue .. hue, a share of the colour circle; at most 0.5."""
+    """The shift is uniform in -hue .. hue, a share of the color circle; at most 0.5."""
     jitter_p: float = 0.8
     """Probability of the four operations above."""
-    grey_p: float = 0.2
-    """Probability of grey."""
+    gray_p: float = 0.2
+    """Probability of gray."""
     blur_p: float
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """The blur's standard deviation is uniform in this range, pixels; the kernel ends at three of the largest."""
     solarize_p: float
-    """Probability of solarisation."""
+    """Probability of solarization."""
 
     @property
-    def draws(self) -> int:
+    def num_random(self) -> int:
         """Uniform numbers that one image takes."""
         return len(Strengths._fields)
 
@@ -117,9 +117,9 @@ class Photometry:
         """Pixels from the middle of the blur's kernel to its end; 6 for the default, a kernel of 13."""
         return math.ceil(3 * self.blur_sigma[1])
 
-    def strengths(self, u: Float64[np.ndarray, "B draws"]) -> Strengths:
+    def strengths(self, u: Float64[np.ndarray, "B num_random"]) -> Strengths:
         """What these uniform numbers mean: one column a field of Strengths, in that order."""
-        jitter, order, brightness, contrast, saturation, hue, grey, blur, sigma, solarisation = u.T
+        jitter, order, brightness, contrast, saturation, hue, gray, blur, sigma, solarization = u.T
         low, high = self.blur_sigma
         return Strengths(
             jitter=jitter < self.jitter_p,
@@ -128,25 +128,25 @@ class Photometry:
             contrast=_between(max(0.0, 1 - self.contrast), 1 + self.contrast, contrast),
             saturation=_between(max(0.0, 1 - self.saturation), 1 + self.saturation, saturation),
             hue=_between(-self.hue, self.hue, hue),
-            grey=grey < self.grey_p,
+            gray=gray < self.gray_p,
             blur=blur < self.blur_p,
             sigma=_between(low, high, sigma),
-            solarize=solarisation < self.solarize_p,
+            solarize=solarization < self.solarize_p,
         )
 
     def __call__(
         self,
         images: UInt8[Tensor, "B C H W"],
-        u: Float64[np.ndarray, "B draws"],
+        u: Float64[np.ndarray, "B num_random"],
         normalized: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> Float32[Tensor, "B C H W"]:
-        """The images with their colours changed, in 0 .. 255. Row b of u belongs to image b, whatever else is there.
+        """The images with their colors changed, in 0 .. 255. Row b of u belongs to image b, whatever else is there.
 
         normalized: mean and std, for what normalize would make of the result; a CPU does that faster here, while an
         image is in its cache.
 
         Raises:
-            ValueError: colours are to change that these channels do not have, or the images are too small for the blur.
+            ValueError: colors are to change that these channels do not have, or the images are too small for the blur.
         """
         self._check(images.shape[1:])
         plan = self._plan(self.strengths(u), images.device)
@@ -184,7 +184,7 @@ class Photometry:
             if strength > 0
         ]
         steps += [
-            (lambda images, _, out: to_grey(images, out), strengths.grey, sigma),
+            (lambda images, _, out: to_gray(images, out), strengths.gray, sigma),
             (convolve, strengths.blur, gaussian_band(sigma, self.blur_radius)),
             (lambda images, _, out: solarize(images, out), strengths.solarize, sigma),
         ]
@@ -193,11 +193,11 @@ class Photometry:
 
     def _check(self, shape: torch.Size) -> None:
         channels, height, width = shape
-        coloured = self.jitter_p > 0 and max(self.contrast, self.saturation, self.hue) > 0
-        if channels not in (1, 3) and (coloured or self.grey_p > 0):
+        colored = self.jitter_p > 0 and max(self.contrast, self.saturation, self.hue) > 0
+        if channels not in (1, 3) and (colored or self.gray_p > 0):
             raise ValueError(
-                f"method.jitter_p={self.jitter_p} and method.grey_p={self.grey_p} change colours, which "
-                f"encoder.channels={channels} does not have: set both to 0, or give pictures of 1 or 3 channels"
+                f"method.jitter_p={self.jitter_p} and method.gray_p={self.gray_p} change colors, which "
+                f"encoder.channels={channels} does not have: set both to 0, or give images of 1 or 3 channels"
             )
         if self.blur_p > 0 and min(height, width) <= self.blur_radius:
             raise ValueError(
@@ -216,7 +216,7 @@ def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
 
 
 def _affine(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gain and shift per channel that normalise pixels in 0 .. 255."""
+    """Gain and shift per channel that normalize pixels in 0 .. 255."""
     gain = torch.tensor([1 / (255 * value) for value in std]).view(-1, 1, 1)
     shift = torch.tensor([-value / spread for value, spread in zip(mean, std, strict=True)]).view(-1, 1, 1)
     return gain.to(device, non_blocking=True), shift.to(device, non_blocking=True)

@@ -1,7 +1,7 @@
-"""Colour operations on batches: torchvision's, with a factor of its own for each image.
+"""Color operations on batches: torchvision's, with a factor of its own for each image.
 
 Images are floats in 0 .. 255 and stay there. Nothing waits for a device. The result is a new tensor, or `out`, which
-may be the images themselves: that is faster, for they stay in the cache. With one channel, what concerns colour changes
+may be the images themselves: that is faster, for they stay in the cache. With one channel, what concerns color changes
 nothing, as in torchvision.
 
 Letters: B images, C channels, H W pixels.
@@ -28,14 +28,14 @@ def adjust_brightness(images: Images, factor: Factor, out: Images | None = None)
 
 
 def adjust_contrast(images: Images, factor: Factor, out: Images | None = None) -> Images:
-    """Between the mean grey of the image (factor 0) and the image (1), or beyond. One or three channels."""
+    """Between the mean gray of the image (factor 0) and the image (1), or beyond. One or three channels."""
     mean = images.mean((2, 3))
-    grey = mean @ _LUMA.to(images.device, non_blocking=True) if images.shape[1] == 3 else mean[:, 0]
-    return torch.mul(images, _each(factor), out=out).add_(_each((1 - factor) * grey)).clamp_(0, 255)
+    gray = mean @ _LUMA.to(images.device, non_blocking=True) if images.shape[1] == 3 else mean[:, 0]
+    return torch.mul(images, _each(factor), out=out).add_(_each((1 - factor) * gray)).clamp_(0, 255)
 
 
 def adjust_saturation(images: Images, factor: Factor, out: Images | None = None) -> Images:
-    """Between the grey image (factor 0) and the image (1), or beyond. One or three channels."""
+    """Between the gray image (factor 0) and the image (1), or beyond. One or three channels."""
     return mix(images, saturation_mix(factor), out)
 
 
@@ -54,7 +54,7 @@ def mix(images: Images, matrix: Mix, out: Images | None = None) -> Images:
 
 
 def adjust_hue(images: Images, shift: Factor, out: Images | None = None) -> Images:
-    """Turned around the colour circle by shift in -0.5 .. 0.5 of it; value and saturation (HSV) stay."""
+    """Turned around the color circle by shift in -0.5 .. 0.5 of it; value and saturation (HSV) stay."""
     return turn_hue(images, hue_mix(shift), out)
 
 
@@ -87,11 +87,11 @@ def turn_hue(images: Images, matrix: HueMix, out: Images | None = None) -> Image
     return torch.clamp(turned.addcmul_(high + low, matrix[:, :1, 3:, None]), low, high, out=out)
 
 
-def to_grey(images: Images, out: Images | None = None) -> Images:
+def to_gray(images: Images, out: Images | None = None) -> Images:
     """Every channel the luma of the image. One or three channels."""
     if images.shape[1] == 1:
         return images
-    return (torch.empty_like(images) if out is None else out).copy_(_grey(images))
+    return (torch.empty_like(images) if out is None else out).copy_(_gray(images))
 
 
 def solarize(images: Images, out: Images | None = None) -> Images:
@@ -168,7 +168,7 @@ def _each(factor: Tensor) -> Float32[Tensor, "B 1 1 1"]:
     return factor.view(-1, 1, 1, 1)
 
 
-def _grey(images: Images) -> Float32[Tensor, "B 1 H W"]:
+def _gray(images: Images) -> Float32[Tensor, "B 1 H W"]:
     """Luma of three channels."""
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])

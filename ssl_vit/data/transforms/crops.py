@@ -1,6 +1,6 @@
-"""Views: geometry on one uint8 picture, on the CPU workers. Randomness comes in as uniform numbers, never from a state.
+"""Views: geometry on one uint8 image, on the CPU workers. Randomness comes in as uniform numbers, never from a state.
 
-Letters: B pictures, C channels, H W pixels of the picture; h w pixels of the view.
+Letters: B images, C channels, H W pixels of the image; h w pixels of the transform.
 """
 
 import math
@@ -15,31 +15,31 @@ from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ssl_vit.data.transforms.color import Photometry, normalize
+from ssl_vit.data.transforms.color import ColorAugmentation, normalize
 
 BICUBIC = InterpolationMode.BICUBIC
 
 
 @runtime_checkable
-class View(Protocol):
-    """What a method asks of a picture: one tensor, or a list of them (several crops). It never writes into it.
+class Transform(Protocol):
+    """What a method asks of an image: one tensor, or a list of them (several crops). It never writes into it.
 
-    A view may also have photometry(images, u), which changes the colours of a whole batch on the device: images as its
+    A transform may also have color(images, u), which changes the colors of a whole batch on the device: images as its
     calls gave them, stacked; u float64 [B, draws], the numbers of those calls. MultiCrop has.
     """
 
-    draws: int
+    num_random: int
     """Uniform numbers that one call takes."""
 
     def __call__(
-        self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"]
+        self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"]
     ) -> UInt8[Tensor, "C h w"] | list[Tensor]: ...
 
 
 class RandomCrop:
-    """A random part of the picture, resized: torchvision's RandomResizedCrop followed by a random flip.
+    """A random part of the image, resized: torchvision's RandomResizedCrop followed by a random flip.
 
-    size: (h, w) in pixels. scale: area of the part, as a share of the picture. ratio: width / height of the part,
+    size: (h, w) in pixels. scale: area of the part, as a share of the image. ratio: width / height of the part,
     uniform in its logarithm. flip: mirror half of the views left to right.
     """
 
@@ -53,9 +53,9 @@ class RandomCrop:
         flip: bool = True,
     ) -> None:
         self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
-        self.draws = 2 * self.TRIES + 3
+        self.num_random = 2 * self.TRIES + 3
 
-    def box(self, height: int, width: int, u: Float64[np.ndarray, " draws"]) -> tuple[int, int, int, int]:
+    def box(self, height: int, width: int, u: Float64[np.ndarray, " num_random"]) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the part, in pixels."""
         low, high = self.scale
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
@@ -71,103 +71,103 @@ class RandomCrop:
         return (height - h) // 2, (width - w) // 2, h, w
 
     def __call__(
-        self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"]
+        self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"]
     ) -> UInt8[Tensor, "C {self.size[0]} {self.size[1]}"]:
-        top, left, h, w = self.box(picture.shape[-2], picture.shape[-1], u)
-        part = picture[None, :, top : top + h, left : left + w]
-        view = interpolate(part, self.size, mode=BICUBIC.value, antialias=True)[0]  # what torchvision's resize calls
-        return view.flip(-1) if self.flip and u[-1] < 0.5 else view
+        top, left, h, w = self.box(image.shape[-2], image.shape[-1], u)
+        part = image[None, :, top : top + h, left : left + w]
+        crop = interpolate(part, self.size, mode=BICUBIC.value, antialias=True)[0]  # what torchvision's resize calls
+        return crop.flip(-1) if self.flip and u[-1] < 0.5 else crop
 
 
 class MultiCrop:
-    """Several crops of each picture, each with colours of its own: DINO (Caron et al., 2021, arXiv:2104.14294).
+    """Several crops of each image, each with colors of its own: DINO (Caron et al., 2021, arXiv:2104.14294).
 
-    crops: geometry and photometry of each, in the order of the result. The crops' draws come first, crop by crop, then
-    those of their photometry.
+    crops: geometry and color augmentation of each, in the order of the result. The random numbers of the crops come
+    first, crop by crop, then those of their colors.
     """
 
-    def __init__(self, crops: Sequence[tuple[RandomCrop, Photometry]]) -> None:
+    def __init__(self, crops: Sequence[tuple[RandomCrop, ColorAugmentation]]) -> None:
         self.crops = list(crops)
-        counts = [crop.draws for crop, _ in crops] + [photometry.draws for _, photometry in crops]
+        counts = [crop.num_random for crop, _ in crops] + [color.num_random for _, color in crops]
         ends = np.cumsum(counts).tolist()
         columns = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
-        self._crop_draws, self._photometry_draws = columns[: len(self.crops)], columns[len(self.crops) :]
-        self.draws = sum(counts)
+        self._crop_columns, self._color_columns = columns[: len(self.crops)], columns[len(self.crops) :]
+        self.num_random = sum(counts)
 
-    def __call__(self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"]) -> list[Tensor]:
-        """The crops: uint8 [C, h, w], each of its own size; colours are those of the picture."""
-        return [crop(picture, u[draws]) for (crop, _), draws in zip(self.crops, self._crop_draws, strict=True)]
+    def __call__(self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"]) -> list[Tensor]:
+        """The crops: uint8 [C, h, w], each of its own size; colors are those of the image."""
+        return [crop(image, u[columns]) for (crop, _), columns in zip(self.crops, self._crop_columns, strict=True)]
 
-    def photometry(
+    def color(
         self,
         crops: list[UInt8[Tensor, "B C _ _"]],
-        u: Float64[np.ndarray, "B draws"],
+        u: Float64[np.ndarray, "B num_random"],
         normalized: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> list[Float32[Tensor, "B C _ _"]]:
-        """The crops with their colours changed, on the device where they are.
+        """The crops with their colors changed, on the device where they are.
 
-        In 0 .. 255, or normalised by mean and std, both of pixels in [0, 1].
-        Crops of one size and one photometry become one batch: fewer launches on a GPU, larger pages of memory on a CPU.
+        In 0 .. 255, or normalized by mean and std, both of pixels in [0, 1].
+        Crops of one size and one augmentation become one batch: fewer launches on a GPU, larger pages of memory on a CPU.
         """
-        alike: dict[tuple[torch.Size, Photometry], list[int]] = {}
-        for place, (crop, (_, photometry)) in enumerate(zip(crops, self.crops, strict=True)):
-            alike.setdefault((crop.shape, photometry), []).append(place)
+        alike: dict[tuple[torch.Size, ColorAugmentation], list[int]] = {}
+        for place, (crop, (_, color)) in enumerate(zip(crops, self.crops, strict=True)):
+            alike.setdefault((crop.shape, color), []).append(place)
         changed = dict[int, Tensor]()
-        for (_, photometry), places in alike.items():
-            draws = np.concatenate([u[:, self._photometry_draws[place]] for place in places])
+        for (_, color), places in alike.items():
+            random_numbers = np.concatenate([u[:, self._color_columns[place]] for place in places])
             batch = torch.cat([crops[place] for place in places]) if len(places) > 1 else crops[places[0]]
-            changed |= zip(places, photometry(batch, draws, normalized).chunk(len(places)), strict=True)
+            changed |= zip(places, color(batch, random_numbers, normalized).chunk(len(places)), strict=True)
         return [changed[place] for place in range(len(crops))]
 
 
 class TokenCrop:
-    """One random part of the picture, twice: for an encoder, and for the tokenizer whose tokens it predicts (BEiT).
+    """One random part of the image, twice: for an encoder, and for the tokenizer whose tokens it predicts (BEiT).
 
-    crop: geometry of both. token_size: (h, w) of the tokenizer's, in pixels. photometry: the colours of both, changed
-    alike. The crop's draws come first.
+    crop: geometry of both. token_size: (h, w) of the tokenizer's, in pixels. color: the colors of both, changed
+    alike. The crop's random numbers come first.
     """
 
-    def __init__(self, crop: RandomCrop, token_size: tuple[int, int], photometry: Photometry) -> None:
-        self.crop, self.colours = crop, photometry
+    def __init__(self, crop: RandomCrop, token_size: tuple[int, int], color: ColorAugmentation) -> None:
+        self.crop, self.colors = crop, color
         self.token_crop = RandomCrop(token_size, crop.scale, crop.ratio, crop.flip)
-        self.draws = crop.draws + photometry.draws
+        self.num_random = crop.num_random + color.num_random
 
-    def __call__(self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"]) -> list[Tensor]:
+    def __call__(self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"]) -> list[Tensor]:
         """uint8 [C, h, w]: the encoder's, and the tokenizer's where that is of another size."""
         crops = [self.crop] + [self.token_crop] * (self.token_crop.size != self.crop.size)
-        return [crop(picture, u[: crop.draws]) for crop in crops]
+        return [crop(image, u[: crop.num_random]) for crop in crops]
 
-    def photometry(
+    def color(
         self,
         crops: list[UInt8[Tensor, "B C _ _"]],
-        u: Float64[np.ndarray, "B draws"],
+        u: Float64[np.ndarray, "B num_random"],
         normalized: tuple[Sequence[float], Sequence[float]],
     ) -> list[Float32[Tensor, "B C _ _"]]:
-        """The encoder's picture normalised by mean and std, the tokenizer's in [0, 1]."""
-        changed = [self.colours(crop, u[:, self.crop.draws :]) for crop in crops]
+        """The encoder's image normalized by mean and std, the tokenizer's in [0, 1]."""
+        changed = [self.colors(crop, u[:, self.crop.num_random :]) for crop in crops]
         return [normalize(changed[0], *normalized), changed[-1] / 255]
 
 
 class CenterCrop:
-    """The middle of the picture, for evaluation: resize it to cover size / crop, then cut out size.
+    """The middle of the image, for evaluation: resize it to cover size / crop, then cut out size.
 
-    size: (h, w) in pixels. crop: share of the resized picture that is kept, per side; 224 / 256 = 0.875.
-    A picture that already covers size / crop exactly is not resampled; a small one is enlarged.
+    size: (h, w) in pixels. crop: share of the resized image that is kept, per side; 224 / 256 = 0.875.
+    An image that already covers size / crop exactly is not resampled; a small one is enlarged.
     """
 
-    draws = 0
+    num_random = 0
 
     def __init__(self, size: tuple[int, int], crop: float) -> None:
         self.size = size
         self.cover = tuple(round(side / crop) for side in size)
 
     def __call__(
-        self, picture: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " draws"] | None = None
+        self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"] | None = None
     ) -> UInt8[Tensor, "C {self.size[0]} {self.size[1]}"]:
-        height, width = picture.shape[-2:]
+        height, width = image.shape[-2:]
         h, w = self.cover
         resized = [h, h * width // height] if h * width >= w * height else [w * height // width, w]
         if resized != [height, width]:
-            picture = F.resize(picture, resized, interpolation=BICUBIC, antialias=True)
+            image = F.resize(image, resized, interpolation=BICUBIC, antialias=True)
         top, left = (resized[0] - self.size[0]) // 2, (resized[1] - self.size[1]) // 2
-        return picture[:, top : top + self.size[0], left : left + self.size[1]]
+        return image[:, top : top + self.size[0], left : left + self.size[1]]

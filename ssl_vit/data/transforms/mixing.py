@@ -2,7 +2,7 @@
 
 What is drawn comes from numpy on the host, so nothing here waits for a GPU.
 
-Letters: B pictures, C channels, H W pixels, K classes.
+Letters: B images, C channels, H W pixels, K classes.
 """
 
 import math
@@ -15,9 +15,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 ATTEMPTS = 10
-"""Boxes tried for a picture that is erased, as in timm; then it stays whole."""
+"""Boxes tried for an image that is erased, as in timm; then it stays whole."""
 AREA = (0.02, 1 / 3)
-"""Share of the picture that is erased (timm's default)."""
+"""Share of the image that is erased (timm's default)."""
 ASPECT = (0.3, 1 / 0.3)
 """Height / width of what is erased, uniform in its logarithm (arXiv:1708.04896, section 3.2)."""
 
@@ -26,10 +26,10 @@ ASPECT = (0.3, 1 / 0.3)
 class Mix:
     """How a batch is mixed with itself in reverse order."""
 
-    share: float
-    """Of each picture that stays: 1 changes nothing."""
+    fraction: float
+    """Of each image that stays: 1 changes nothing."""
     box: tuple[int, int, int, int] | None = None
-    """(top, bottom, left, right) in pixels that come from the other picture; None blends all pixels."""
+    """(top, bottom, left, right) in pixels that come from the other image; None blends all pixels."""
 
 
 def draw_mix(
@@ -41,7 +41,7 @@ def draw_mix(
     switch_p: float,
     random: np.random.Generator,
 ) -> Mix:
-    """One mix for a batch of pictures of height x width pixels, as timm.data.Mixup draws it for whole batches.
+    """One mix for a batch of images of height x width pixels, as timm.data.Mixup draws it for whole batches.
 
     CutMix's share is corrected for a box that the edge cuts off.
     """
@@ -49,10 +49,10 @@ def draw_mix(
         return Mix(1.0)
     boxed = bool(cutmix) and (not mixup or random.uniform() < switch_p)
     alpha = cutmix if boxed else mixup
-    share = float(random.beta(alpha, alpha))
-    if not boxed or share == 1:
-        return Mix(share)
-    side = math.sqrt(1 - share)
+    fraction = float(random.beta(alpha, alpha))
+    if not boxed or fraction == 1:
+        return Mix(fraction)
+    side = math.sqrt(1 - fraction)
     h, w = int(height * side), int(width * side)
     y, x = int(random.integers(height)), int(random.integers(width))
     top, bottom = max(y - h // 2, 0), min(y + (h + 1) // 2, height)
@@ -60,12 +60,12 @@ def draw_mix(
     return Mix(1 - (bottom - top) * (right - left) / (height * width), (top, bottom, left, right))
 
 
-def mix_pictures(images: Float[Tensor, "B C H W"], mix: Mix) -> Float[Tensor, "B C H W"]:
-    """Each picture mixed with its partner, the batch read backwards."""
-    if mix.share == 1:
+def mix_images(images: Float[Tensor, "B C H W"], mix: Mix) -> Float[Tensor, "B C H W"]:
+    """Each image mixed with its partner, the batch read backwards."""
+    if mix.fraction == 1:
         return images
     if mix.box is None:
-        return images * mix.share + images.flip(0) * (1 - mix.share)
+        return images * mix.fraction + images.flip(0) * (1 - mix.fraction)
     top, bottom, left, right = mix.box
     mixed = images.clone()
     mixed[:, :, top:bottom, left:right] = images.flip(0)[:, :, top:bottom, left:right]
@@ -73,19 +73,19 @@ def mix_pictures(images: Float[Tensor, "B C H W"], mix: Mix) -> Float[Tensor, "B
 
 
 def mix_targets(labels: Int64[Tensor, " B"], classes: int, mix: Mix, smoothing: float = 0.0) -> Float[Tensor, "B K"]:
-    """One-hot labels, smoothed, mixed as the pictures are.
+    """One-hot labels, smoothed, mixed as the images are.
 
     Args:
         smoothing: share that is spread evenly over all classes (arXiv:1512.00567, section 7).
     """
     targets = F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
-    return targets * mix.share + targets.flip(0) * (1 - mix.share)
+    return targets * mix.fraction + targets.flip(0) * (1 - mix.fraction)
 
 
 def draw_boxes(
     count: int, height: int, width: int, probability: float, random: np.random.Generator
 ) -> Int64[Tensor, "B 4"]:
-    """(top, bottom, left, right) of what is erased in each picture, in pixels; all 0 where nothing is."""
+    """(top, bottom, left, right) of what is erased in each image, in pixels; all 0 where nothing is."""
     boxes = np.zeros((count, 4), dtype=np.int64)
     for number in np.flatnonzero(random.uniform(size=count) < probability):
         for _ in range(ATTEMPTS):
@@ -102,9 +102,9 @@ def draw_boxes(
 def erase(
     images: Float[Tensor, "B C H W"], boxes: Int64[Tensor, "B 4"], generator: torch.Generator | None = None
 ) -> Float[Tensor, "B C H W"]:
-    """Normalised pictures with standard normal noise in their boxes.
+    """Normalized images with standard normal noise in their boxes.
 
-    generator: of the noise, on the pictures' device; None is PyTorch's own.
+    generator: of the noise, on the images' device; None is PyTorch's own.
     """
     top, bottom, left, right = boxes.to(images.device, non_blocking=True).view(-1, 4, 1, 1, 1).unbind(1)
     row = torch.arange(images.shape[2], device=images.device)[:, None]

@@ -79,7 +79,7 @@ def test_linked_folders_from_elsewhere_are_classes(tmp_path, write):
 
 @pytest.mark.parametrize("word", ["test", "val", "validation", "Test"])
 def test_train_and_test_folders_are_the_parts(tmp_path, write, word):
-    for name in ("train/cat/a.png", "train/dog/b.png", f"{word}/dog/c.png", "unlabelled/d.png"):
+    for name in ("train/cat/a.png", "train/dog/b.png", f"{word}/dog/c.png", "unlabeled/d.png"):
         write(tmp_path / name)
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert names(train, tmp_path) == ["train/cat/a.png", "train/dog/b.png"]
@@ -94,7 +94,7 @@ def test_a_test_folder_beside_class_folders_is_not_trained_on(tmp_path, write):
     assert names(opened(tmp_path, "test"), tmp_path) == ["val/cat/c.png"]
 
 
-def test_of_several_test_folders_the_labelled_one_is_taken(tmp_path, write):
+def test_of_several_test_folders_the_labeled_one_is_taken(tmp_path, write):
     """ImageNet's `test` has no labels."""
     for name in ("train/cat/a.png", "train/dog/b.png", "test/c.png", "val/cat/d.png", "val/dog/e.png"):
         write(tmp_path / name)
@@ -121,7 +121,7 @@ def test_the_training_folder_may_be_tested_on(tmp_path, write):
     assert len(opened(tmp_path, test_path=str(tmp_path))) == 1
 
 
-def test_count_is_the_number_of_training_pictures(tmp_path, write):
+def test_count_is_the_number_of_training_images(tmp_path, write):
     for name in ("train/cat/a.png", "train/dog/b.png", "test/c.png"):
         write(tmp_path / name)
     (tmp_path / "train" / "broken.jpg").write_bytes(b"")
@@ -131,8 +131,8 @@ def test_count_is_the_number_of_training_pictures(tmp_path, write):
 @pytest.mark.parametrize(
     ("key", "make", "message"),
     [
-        ("path", lambda root: "", "data.path= is empty: give the folder of your pictures"),
-        ("path", lambda root: root / "no", "data.path={} does not exist: give the folder of your pictures"),
+        ("path", lambda root: "", "data.path= is empty: give the folder of your images"),
+        ("path", lambda root: root / "no", "data.path={} does not exist: give the folder of your images"),
         ("path", lambda root: root / "a.png", "data.path={} is a file: give a folder, or data.source=parquet "),
         ("test_path", lambda root: root / "no", "data.test_path={} does not exist: "),
     ],
@@ -152,15 +152,15 @@ def test_an_empty_folder_says_what_was_seen(tmp_path):
     with pytest.raises(ValueError, match=r"^data") as caught:
         opened(tmp_path)
     assert str(caught.value) == (
-        f"data.path={tmp_path} holds no pictures: 4 files seen (2 .dcm, 1 no ending, 1 .txt), "
-        "pictures end in jpg, jpeg, png, webp, bmp, tif, tiff"
+        f"data.path={tmp_path} holds no images: 4 files seen (2 .dcm, 1 no ending, 1 .txt), "
+        "images end in jpg, jpeg, png, webp, bmp, tif, tiff"
     )
 
 
 def test_an_empty_training_folder_is_named(tmp_path, write):
     write(tmp_path / "test" / "a.png")
     (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match=r"^data.path=.*/train holds no pictures: 0 files seen, pictures end in jpg"):
+    with pytest.raises(ValueError, match=r"^data.path=.*/train holds no images: 0 files seen, images end in jpg"):
         opened(tmp_path)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.data.sources.base import PictureError
+from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.registry import count, open_shards, open_source
 from ssl_vit.data.transforms.crops import RandomCrop
 
@@ -69,11 +69,11 @@ def test_a_part_with_labels_is_the_test_part(tmp_path):
         opened(tmp_path / "c")
 
 
-def test_the_only_column_of_pictures_is_taken(tmp_path):
+def test_the_only_column_of_images_is_taken(tmp_path):
     rows([5], column="img").save_to_disk(tmp_path / "a")
     assert values(opened(tmp_path / "a")) == [5]
     rows([5], column="img").add_column("n", [1]).remove_columns("img").save_to_disk(tmp_path / "b")
-    with pytest.raises(ValueError, match=r"has no column image, only n: rename the one with the pictures$"):
+    with pytest.raises(ValueError, match=r"has no column image, only n: rename the one with the images$"):
         opened(tmp_path / "b")
 
 
@@ -83,10 +83,12 @@ def test_a_selection_keeps_its_labels(tmp_path):
     assert (values(source), source.labels.tolist(), source.classes) == ([2, 3], [2, 0], ["0", "1", "2"])
 
 
-def test_a_row_without_a_picture_is_named(tmp_path):
+def test_a_row_without_a_image_is_named(tmp_path):
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": [None]}, features).save_to_disk(tmp_path / "a")
-    with pytest.raises(PictureError, match=r"a row 0 cannot be used: its row holds no picture bytes: delete or repl"):
+    with pytest.raises(
+        UnreadableImageError, match=r"a row 0 cannot be used: its row holds no image bytes: delete or repl"
+    ):
         opened(tmp_path / "a").read(0)
 
 
@@ -120,13 +122,13 @@ def test_a_set_is_streamed_file_by_file(parquet):
 
 @pytest.mark.parametrize("workers", [0, 3])
 def test_training_streams_a_set(parquet, workers):
-    view = RandomCrop((4, 4), (0.2, 1.0))
+    transform = RandomCrop((4, 4), (0.2, 1.0))
     options = {"source": "hf", "path": str(parquet), "streaming": True, "image_size": 4, "batch_size": 4}
-    loader = ImageDataModule(view, workers=workers, epoch_size=24, **options).train_dataloader()
+    loader = ImageDataModule(transform, workers=workers, epoch_size=24, **options).train_dataloader()
     seen = [index for batch in loader for index in batch["index"].tolist()]
     assert len(set(seen)) == 24
-    with pytest.raises(ValueError, match=r"does not say how many pictures it has: give data.epoch_size$"):
-        ImageDataModule(view, **options).train_dataloader()
+    with pytest.raises(ValueError, match=r"does not say how many images it has: give data.epoch_size$"):
+        ImageDataModule(transform, **options).train_dataloader()
 
 
 def test_a_saved_set_is_not_streamed(tmp_path):

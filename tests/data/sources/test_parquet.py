@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.base import PictureError
+from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.registry import count, open_source, parquet
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra parquet")
@@ -105,7 +105,7 @@ def test_files_are_parted_by_name(tmp_path, names, word):
     assert np.array_equal(test.read(0), decoded(7))
 
 
-def test_of_several_test_parts_the_labelled_one_is_taken(tmp_path):
+def test_of_several_test_parts_the_labeled_one_is_taken(tmp_path):
     store(tmp_path / "train.parquet", [encoded(0)], [0])
     store(tmp_path / "test.parquet", [encoded(1)], [-1])
     store(tmp_path / "validation.parquet", [encoded(2)], [0])
@@ -130,12 +130,14 @@ def test_files_to_test_on_are_not_trained_on(tmp_path):
 def test_a_broken_row_is_named(tmp_path):
     files = [
         store(tmp_path / "a.parquet", [encoded(0)] * 2),
-        store(tmp_path / "b.parquet", [encoded(0), b"no picture", encoded(0)[:60]]),
+        store(tmp_path / "b.parquet", [encoded(0), b"no image", encoded(0)[:60]]),
     ]
     source = opened(tmp_path)
-    with pytest.raises(PictureError, match=f"^{files[1]} row 1 is no picture that can be read: delete or replace it$"):
+    with pytest.raises(
+        UnreadableImageError, match=f"^{files[1]} row 1 is no image that can be read: delete or replace it$"
+    ):
         source.read(3)
-    with pytest.raises(PictureError, match=f"^{files[1]} row 2 cannot be used: .*: delete or replace it$"):
+    with pytest.raises(UnreadableImageError, match=f"^{files[1]} row 2 cannot be used: .*: delete or replace it$"):
         source.read(4)
 
 
@@ -143,7 +145,7 @@ def test_a_broken_row_is_named(tmp_path):
     ("make", "message"),
     [
         (
-            lambda file: store(file, [encoded(0)], pictures=[1]).rename(file.with_name("x")),
+            lambda file: store(file, [encoded(0)], images=[1]).rename(file.with_name("x")),
             "does not exist: give a parq",
         ),
         (
@@ -170,12 +172,14 @@ def test_a_wrong_file_is_said(tmp_path, make, message):
     [[encoded(0), None, encoded(1)], [{"bytes": encoded(0), "path": ""}, {"bytes": None, "path": "a.png"}]],
     ids=["null", "null in struct"],
 )
-def test_a_row_without_bytes_is_a_picture_that_cannot_be_read(tmp_path, images):
+def test_a_row_without_bytes_is_a_image_that_cannot_be_read(tmp_path, images):
     file = store(tmp_path / "a.parquet", images)
     assert opened(file).read(0).shape == (4, 6, 3)
-    with pytest.raises(PictureError, match=f"^{file} row 1 cannot be used: it holds no picture bytes, embed them: "):
+    with pytest.raises(
+        UnreadableImageError, match=f"^{file} row 1 cannot be used: it holds no image bytes, embed them: "
+    ):
         opened(file).read(1)
-    with pytest.raises(ValueError, match=f"^data.path={file} row 1 holds no picture bytes: embed them, or drop the ro"):
+    with pytest.raises(ValueError, match=f"^data.path={file} row 1 holds no image bytes: embed them, or drop the ro"):
         opened(file, on_error="raise")
 
 
@@ -190,7 +194,7 @@ def test_damage_inside_a_file_is_said(tmp_path):
 
 def test_a_file_without_rows_is_said(tmp_path):
     file = store(tmp_path / "a.parquet", pa.array([], pa.binary()))
-    with pytest.raises(ValueError, match=f"^data.path={file} holds no pictures: 1 parquet files without a row$"):
+    with pytest.raises(ValueError, match=f"^data.path={file} holds no images: 1 parquet files without a row$"):
         opened(file)
 
 

@@ -30,7 +30,7 @@ def test_both_parts_hold_every_digit_in_proportion(digits):
     assert digits[0].classes == list("0123456789")
 
 
-def test_digits_differ_in_place_size_and_colour(digits):
+def test_digits_differ_in_place_size_and_color(digits):
     canvases = digits[0].canvases.astype(np.float64)
     rows = canvases.max(axis=(2, 3)) > 40
     tops, bottoms = rows.argmax(1), 31 - rows[:, ::-1].argmax(1)
@@ -38,9 +38,9 @@ def test_digits_differ_in_place_size_and_colour(digits):
     assert canvases.shape == (1437, 32, 32, 3)
     assert 18 < np.percentile(heights, 2) < np.percentile(heights, 98) <= 32
     assert tops.std() > 1.5
-    colours = canvases.max(axis=(1, 2))
-    assert (colours.max(1) > 150).all()  # bright enough to see
-    assert (colours.std(0) > 30).all()
+    colors = canvases.max(axis=(1, 2))
+    assert (colors.max(1) > 150).all()  # bright enough to see
+    assert (colors.std(0) > 30).all()
 
 
 def test_digits_are_the_same_each_time(digits):
@@ -58,7 +58,7 @@ def test_raw_pixels_of_digits_are_neither_trivial_nor_useless(digits):
     assert 0.70 < model.score(rows[1], digits[1].labels) < 0.82
 
 
-def test_digits_come_in_grey_too():
+def test_digits_come_in_gray_too():
     assert open_source(DIGITS, 1, "test").read(0).shape == (32, 32, 1)
 
 
@@ -73,7 +73,7 @@ def test_counting_needs_no_torch(tmp_path):
 
 
 def write_mnist(root, train: int, test: int) -> np.ndarray:
-    """Random pictures in MNIST's own file format."""
+    """Random images in MNIST's own file format."""
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (train + test, 28, 28), dtype=np.uint8)
@@ -94,7 +94,7 @@ def test_torchvision_sets_are_read_from_their_files(tmp_path):
     assert train.classes[:2] == ["0 - zero", "1 - one"]
     assert np.array_equal(test.read(2)[:, :, 0], pixels[14])
     assert test.size(0) == (28, 28)
-    assert test.name(2) == "MNIST test picture 2"
+    assert test.name(2) == "MNIST test image 2"
 
 
 def test_every_torchvision_set_exists_with_its_parts():

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources import webdataset
-from ssl_vit.data.sources.base import PictureError
+from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.registry import count, open_source
 from ssl_vit.data.sources.webdataset import TarShards, remote_shards
 
@@ -52,7 +52,7 @@ def foreign(tmp_path):
         {
             "__meta__.json": b"{}", "0.png": encoded(0), "0.cls": b"2\n", "0.txt": b"a cat",
             "x/1.json": json.dumps({"label": 1}).encode(), "x/1.PNG": encoded(1), "x/1.seg.png": encoded(99),
-            "2.txt": b"no picture", "3.png": encoded(2), "3.jpg": encoded(3), "3.json": b"[1]",
+            "2.txt": b"no image", "3.png": encoded(2), "3.jpg": encoded(3), "3.json": b"[1]",
         },
     )  # fmt: skip
     tar(tmp_path / "shards" / "b.tar", {"0.webp": encoded(4), "0.cls": b"-1", "1.png": encoded(5), "1.cls": b"0"})
@@ -64,18 +64,18 @@ def values(source) -> list[int]:
 
 
 def streamed(shards: TarShards) -> list[tuple[int, int]]:
-    """(value, label) of every picture, in order."""
+    """(value, label) of every image, in order."""
     samples = [sample for shard in range(len(shards.names)) for sample in shards.read(shard)]
     return [(int(np.asarray(Image.open(io.BytesIO(s.encoded)))[0, 0, 0]), s.label) for s in samples]
 
 
 def test_foreign_shards_are_read_by_number_and_as_a_stream_alike(foreign):
     source = opened(foreign)
-    assert values(source) == [0, 1, 3, 4, 5]  # of two pictures of a sample jpg counts before png
+    assert values(source) == [0, 1, 3, 4, 5]  # of two images of a sample jpg counts before png
     assert source.labels.tolist() == [2, 1, -1, -1, 0]
     assert source.classes == ["0", "1", "2"]
-    assert source.name(1) == f"{foreign / 'a.tar'} picture 1"
-    assert source.name(3) == f"{foreign / 'b.tar'} picture 0"
+    assert source.name(1) == f"{foreign / 'a.tar'} image 1"
+    assert source.name(3) == f"{foreign / 'b.tar'} image 0"
     assert count(config(foreign)) == 5
     pairs = streamed(TarShards([str(foreign / "a.tar"), str(foreign / "b.tar")], source.counts))
     assert pairs == list(zip(values(source), source.labels.tolist(), strict=True))
@@ -99,7 +99,7 @@ def test_shards_are_parted_by_name(tmp_path):
     assert values(opened(f"{tmp_path}/set-{{train,val}}-0.tar", "test", test_path=str(tmp_path))) == [13]
 
 
-def test_nothing_but_pictures_and_labels_is_looked_at(tmp_path):
+def test_nothing_but_images_and_labels_is_looked_at(tmp_path):
     """WebDataset's own decoders would unpickle 0.pyd."""
     flag = tmp_path / "flag"
 
@@ -120,13 +120,13 @@ def test_a_torn_shard_is_one_line(tmp_path, left):
     file.write_bytes(file.read_bytes()[:left])
     with pytest.raises(ValueError, match=r"^data.path=.*a\.tar cannot be read to its end: [\w ]+: copy it again$"):
         opened(tmp_path)
-    with pytest.raises(PictureError, match=r"^/.*a\.tar cannot be read to its end: [\w ]+: copy it again$"):
+    with pytest.raises(UnreadableImageError, match=r"^/.*a\.tar cannot be read to its end: [\w ]+: copy it again$"):
         streamed(TarShards([str(file)], None))
 
 
-def test_a_shard_without_pictures_is_one_line(tmp_path):
+def test_a_shard_without_images_is_one_line(tmp_path):
     tar(tmp_path / "a.tar", {"0.txt": b"x"})
-    with pytest.raises(ValueError, match=r"holds no pictures: 1 tar shards without one$"):
+    with pytest.raises(ValueError, match=r"holds no images: 1 tar shards without one$"):
         opened(tmp_path)
     with pytest.raises(ValueError, match=r"^data.path= is empty: give a tar shard, or a folder of them$"):
         opened("")
@@ -138,9 +138,9 @@ def test_a_shard_without_pictures_is_one_line(tmp_path):
 def test_a_label_that_is_no_integer_is_one_line(tmp_path):
     file = tar(tmp_path / "a.tar", {"0.png": encoded(0), "0.cls": b"cat"})
     line = r"0\.cls of .*a\.tar holds 'cat': a label must be an integer$"
-    with pytest.raises(PictureError, match=line):
+    with pytest.raises(UnreadableImageError, match=line):
         opened(tmp_path)
-    with pytest.raises(PictureError, match=line):
+    with pytest.raises(UnreadableImageError, match=line):
         streamed(TarShards([str(file)], None))
 
 
@@ -151,10 +151,10 @@ def indexed(tmp_path):
     from ssl_vit.data.shard_writer import make_shards
 
     for i in range(12):
-        path = tmp_path / "pictures" / f"{i}.png"
+        path = tmp_path / "images" / f"{i}.png"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encoded(i))
-    make_shards(ShardsConfig(data=DataConfig(path=str(tmp_path / "pictures")), out=str(tmp_path / "s"), shard_mb=0.006))
+    make_shards(ShardsConfig(data=DataConfig(path=str(tmp_path / "images")), out=str(tmp_path / "s"), shard_mb=0.006))
     return tmp_path / "s"
 
 
@@ -219,18 +219,18 @@ def test_shards_behind_a_url_are_counted_by_their_index_and_read(served, indexed
     assert remote_shards(config(url, epoch_size=5)).counts is None
     (indexed / "index.json").unlink()
     with pytest.raises(
-        ValueError, match=r"has no index.json beside it that counts its pictures .*: give data.epoch_size$"
+        ValueError, match=r"has no index.json beside it that counts its images .*: give data.epoch_size$"
     ):
         count(config(url))
 
 
 def test_a_url_that_does_not_answer_is_one_line(served):
     shards = remote_shards(config(f"{served}/nothing.tar", epoch_size=5))
-    with pytest.raises(PictureError, match=r"/nothing\.tar cannot be read to its end: .*: copy it again$"):
+    with pytest.raises(UnreadableImageError, match=r"/nothing\.tar cannot be read to its end: .*: copy it again$"):
         streamed(shards)
 
 
-def test_pictures_to_judge_on_lie_on_this_machine():
+def test_images_to_judge_on_lie_on_this_machine():
     with pytest.raises(ValueError, match=r"^data.test_path=http://x/a.tar must be shards on this machine"):
         opened("http://x/a.tar", "test", test_path="http://x/a.tar")
 

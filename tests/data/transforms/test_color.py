@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional as F
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.data.rng import uniforms
 from ssl_vit.data.transforms import color as module
-from ssl_vit.data.transforms.color import ORDERS, Photometry, normalize
+from ssl_vit.data.transforms.color import ORDERS, ColorAugmentation, normalize
 from ssl_vit.data.transforms.color_ops import (
     adjust_brightness,
     adjust_contrast,
@@ -20,11 +20,11 @@ from ssl_vit.data.transforms.color_ops import (
     adjust_saturation,
     gaussian_blur,
     solarize,
-    to_grey,
+    to_gray,
 )
 
 COUNT = 10_000
-ALL = Photometry(blur_p=0.5, solarize_p=0.5)
+ALL = ColorAugmentation(blur_p=0.5, solarize_p=0.5)
 
 
 def photographs(side: int = 40) -> torch.Tensor:
@@ -33,15 +33,15 @@ def photographs(side: int = 40) -> torch.Tensor:
     return torch.cat([whole[:, :, top : top + side, 200 : 200 + side] for top in (0, 150, 300)])
 
 
-PICTURES = {
+NUM_IMAGES = {
     "random": torch.randint(0, 256, (6, 3, 24, 31), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)),
     "photographs": photographs(),
     "digits": torch.from_numpy((load_digits().images[:6, None] * (255 / 16)).astype(np.uint8)).expand(-1, 3, -1, -1),
-    "one colour": torch.tensor([0, 255, 128, 127, 1, 254], dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 9, 9),
+    "one color": torch.tensor([0, 255, 128, 127, 1, 254], dtype=torch.uint8).view(6, 1, 1, 1).expand(6, 3, 9, 9),
     "primaries": torch.eye(3, dtype=torch.uint8).mul(255).view(1, 3, 3, 1).expand(6, 3, 3, 9).repeat(1, 1, 3, 1),
     "one channel": photographs()[:, :1],
 }
-pictures = pytest.mark.parametrize("images", PICTURES.values(), ids=PICTURES.keys())
+originals = pytest.mark.parametrize("images", NUM_IMAGES.values(), ids=NUM_IMAGES.keys())
 
 
 def one_by_one(operation, images: torch.Tensor, *factors: list[float]) -> torch.Tensor:
@@ -50,7 +50,7 @@ def one_by_one(operation, images: torch.Tensor, *factors: list[float]) -> torch.
 
 
 def same(found: torch.Tensor, expected: torch.Tensor, atol: float = 0.01) -> None:
-    """The contract is one grey value of 255; floats in 0 .. 255 round a hundred times finer."""
+    """The contract is one gray value of 255; floats in 0 .. 255 round a hundred times finer."""
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
@@ -65,9 +65,9 @@ def test_normalize_is_torchvisions(channels):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)  # values to 2.7: two units in the last place
 
 
-def test_photometry_can_normalise_its_result():
-    images = PICTURES["photographs"]
-    u = uniforms(0, 0, np.arange(len(images)), ALL.draws)
+def test_photometry_can_normalize_its_result():
+    images = NUM_IMAGES["photographs"]
+    u = uniforms(0, 0, np.arange(len(images)), ALL.num_random)
     found = ALL(images, u, (IMAGENET_MEAN, IMAGENET_STD))
     torch.testing.assert_close(found, normalize(ALL(images, u), IMAGENET_MEAN, IMAGENET_STD), rtol=0, atol=1e-6)
 
@@ -77,7 +77,7 @@ def test_normalize_refuses_lists_of_different_length():
         normalize(torch.zeros(1, 3, 2, 2, dtype=torch.uint8), [0.5] * 3, [0.5] * 2)
 
 
-@pictures
+@originals
 @pytest.mark.parametrize(
     ("ours", "theirs", "factors"),
     [
@@ -98,21 +98,21 @@ def test_each_jitter_is_torchvisions_with_a_factor_per_image(images, ours, their
 
 @given(st.lists(st.floats(0, 255, width=32), min_size=3, max_size=3), st.floats(-0.5, 0.5))
 @settings(deadline=None, max_examples=300)
-def test_hue_is_torchvisions_on_any_colour(colour, shift):
-    pixel = torch.tensor(colour).view(1, 3, 1, 1)
+def test_hue_is_torchvisions_on_any_color(color, shift):
+    pixel = torch.tensor(color).view(1, 3, 1, 1)
     found = adjust_hue(pixel, torch.tensor([shift]))
     same(found, F.adjust_hue(pixel / 255, shift) * 255)
     same(found.amax(1), pixel.amax(1))
     same(found.amin(1), pixel.amin(1))
 
 
-@pictures
-def test_grey_is_torchvisions(images):
+@originals
+def test_gray_is_torchvisions(images):
     channels = images.shape[1]
-    same(to_grey(images.float()), one_by_one(partial(F.rgb_to_grayscale, num_output_channels=channels), images.float()))
+    same(to_gray(images.float()), one_by_one(partial(F.rgb_to_grayscale, num_output_channels=channels), images.float()))
 
 
-@pictures
+@originals
 @pytest.mark.parametrize("radius", [1, 6])
 def test_blur_is_torchvisions_with_a_sigma_per_image(images, radius):
     sigma = [0.1, 0.21, 0.5, 1.0, 1.6, 2.0]
@@ -128,9 +128,9 @@ def test_solarize_is_torchvisions_on_whole_numbers_and_within_one_between_them()
     same(solarize(between), F.solarize(between / 255, 128 / 255) * 255, atol=1)
 
 
-def reference(photometry: Photometry, images: torch.Tensor, u: np.ndarray) -> torch.Tensor:
+def reference(color: ColorAugmentation, images: torch.Tensor, u: np.ndarray) -> torch.Tensor:
     """Image by image through torchvision."""
-    strengths = photometry.strengths(u)
+    strengths = color.strengths(u)
     changed = []
     for b, image in enumerate(images / 255):
         jitters = [
@@ -141,7 +141,7 @@ def reference(photometry: Photometry, images: torch.Tensor, u: np.ndarray) -> to
         ]
         for number in strengths.order[b] if strengths.jitter[b] else []:
             image = jitters[number](image)
-        if strengths.grey[b]:
+        if strengths.gray[b]:
             image = F.rgb_to_grayscale(image, num_output_channels=len(image))
         if strengths.blur[b]:
             image = F.gaussian_blur(image, [13, 13], [strengths.sigma[b]] * 2)
@@ -149,22 +149,22 @@ def reference(photometry: Photometry, images: torch.Tensor, u: np.ndarray) -> to
     return torch.stack(changed) * 255
 
 
-@pictures
+@originals
 @pytest.mark.parametrize("cached", [1, 30_000, 2**30], ids=["one by one", "a few at a time", "all at once"])
 def test_photometry_is_the_chain_of_torchvisions(images, cached, monkeypatch):
     monkeypatch.setattr(module, "CACHED_BYTES", cached)
     monkeypatch.setattr(module, "SMALL_BYTES", cached - 1)
     images = images.repeat(12, 1, 1, 1)
-    u = uniforms(0, 0, np.arange(len(images)), ALL.draws)
+    u = uniforms(0, 0, np.arange(len(images)), ALL.num_random)
     found = ALL(images, u)
     assert found.dtype == torch.float32
     assert found.is_contiguous()
-    same(found, reference(ALL, images, u), atol=1)  # solarisation jumps by up to 1 where theirs does
+    same(found, reference(ALL, images, u), atol=1)  # solarization jumps by up to 1 where theirs does
 
 
 def test_an_image_is_changed_alike_whatever_else_is_in_the_batch():
-    images = PICTURES["photographs"].repeat(4, 1, 1, 1)
-    u = uniforms(0, 0, np.arange(24), ALL.draws)
+    images = NUM_IMAGES["photographs"].repeat(4, 1, 1, 1)
+    u = uniforms(0, 0, np.arange(24), ALL.num_random)
     together = ALL(images, u)
     alone = torch.cat([ALL(images[b : b + 1], u[b : b + 1]) for b in range(24)])
     same(together, alone, atol=1e-3)  # sums of other lengths round otherwise
@@ -173,29 +173,29 @@ def test_an_image_is_changed_alike_whatever_else_is_in_the_batch():
 
 
 def test_an_empty_batch_stays_empty():
-    assert ALL(torch.empty(0, 3, 16, 16, dtype=torch.uint8), np.empty((0, ALL.draws))).shape == (0, 3, 16, 16)
+    assert ALL(torch.empty(0, 3, 16, 16, dtype=torch.uint8), np.empty((0, ALL.num_random))).shape == (0, 3, 16, 16)
 
 
 def test_photometry_does_not_write_into_its_input():
-    images = PICTURES["photographs"].clone()
-    ALL(images, uniforms(0, 0, np.arange(6), ALL.draws))
-    assert torch.equal(images, PICTURES["photographs"])
+    images = NUM_IMAGES["photographs"].clone()
+    ALL(images, uniforms(0, 0, np.arange(6), ALL.num_random))
+    assert torch.equal(images, NUM_IMAGES["photographs"])
 
 
 def test_each_operation_has_its_probability():
-    photometry = Photometry(blur_p=0.1, solarize_p=0.2)
-    strengths = photometry.strengths(uniforms(0, 0, np.arange(COUNT), photometry.draws))
-    for name, p in {"jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarize": 0.2}.items():
-        share = getattr(strengths, name).mean()
-        assert abs(share - p) < 4 * np.sqrt(p * (1 - p) / COUNT), name  # four deviations of a binomial
-    for name, p in {"jitter": 0.0, "grey": 1.0, "blur": 1.0, "solarize": 0.0}.items():
-        extreme = Photometry(jitter_p=0.0, grey_p=1.0, blur_p=1.0, solarize_p=0.0)
-        assert (getattr(extreme.strengths(uniforms(0, 0, np.arange(COUNT), photometry.draws)), name) == p).all(), name
+    color = ColorAugmentation(blur_p=0.1, solarize_p=0.2)
+    strengths = color.strengths(uniforms(0, 0, np.arange(COUNT), color.num_random))
+    for name, p in {"jitter": 0.8, "gray": 0.2, "blur": 0.1, "solarize": 0.2}.items():
+        fraction = getattr(strengths, name).mean()
+        assert abs(fraction - p) < 4 * np.sqrt(p * (1 - p) / COUNT), name  # four deviations of a binomial
+    for name, p in {"jitter": 0.0, "gray": 1.0, "blur": 1.0, "solarize": 0.0}.items():
+        extreme = ColorAugmentation(jitter_p=0.0, gray_p=1.0, blur_p=1.0, solarize_p=0.0)
+        assert (getattr(extreme.strengths(uniforms(0, 0, np.arange(COUNT), color.num_random)), name) == p).all(), name
 
 
 def test_factors_are_uniform_in_torchvisions_ranges():
-    photometry = Photometry(brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1, blur_p=1.0, solarize_p=0.0)
-    strengths = photometry.strengths(uniforms(0, 0, np.arange(COUNT), photometry.draws))
+    color = ColorAugmentation(brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1, blur_p=1.0, solarize_p=0.0)
+    strengths = color.strengths(uniforms(0, 0, np.arange(COUNT), color.num_random))
     jitter = ColorJitter(brightness=0.4, contrast=1.5, saturation=0.2, hue=0.1)
     ranges = {name: getattr(jitter, name) for name in ("brightness", "contrast", "saturation", "hue")}
     for name, (low, high) in (ranges | {"sigma": (0.1, 2.0)}).items():
@@ -207,7 +207,7 @@ def test_factors_are_uniform_in_torchvisions_ranges():
 
 
 def test_every_order_of_the_jitter_is_as_likely():
-    order = ALL.strengths(uniforms(0, 0, np.arange(COUNT), ALL.draws)).order
+    order = ALL.strengths(uniforms(0, 0, np.arange(COUNT), ALL.num_random)).order
     assert (np.sort(order, axis=1) == np.arange(4)).all()
     _, counts = np.unique(order, axis=0, return_counts=True)
     assert len(counts) == len(ORDERS) == 24
@@ -216,7 +216,7 @@ def test_every_order_of_the_jitter_is_as_likely():
 
 
 def test_draws_of_one_operation_say_nothing_about_another():
-    strengths = ALL.strengths(uniforms(0, 0, np.arange(COUNT), ALL.draws))
+    strengths = ALL.strengths(uniforms(0, 0, np.arange(COUNT), ALL.num_random))
     columns = [np.asarray(values if values.ndim == 1 else values[:, 0], dtype=float) for values in strengths]
     correlations = np.corrcoef(columns) - np.eye(len(columns))
     assert abs(correlations).max() < 4.5 / np.sqrt(COUNT)
@@ -224,21 +224,23 @@ def test_draws_of_one_operation_say_nothing_about_another():
 
 def test_other_channels_can_be_brightened_and_blurred_only():
     images = torch.randint(0, 256, (4, 5, 16, 16), dtype=torch.uint8)
-    plain = Photometry(contrast=0.0, saturation=0.0, hue=0.0, grey_p=0.0, jitter_p=1.0, blur_p=1.0, solarize_p=0.0)
-    u = uniforms(0, 0, np.arange(4), plain.draws)
+    plain = ColorAugmentation(
+        contrast=0.0, saturation=0.0, hue=0.0, gray_p=0.0, jitter_p=1.0, blur_p=1.0, solarize_p=0.0
+    )
+    u = uniforms(0, 0, np.arange(4), plain.num_random)
     strengths = plain.strengths(u)
     brighter = images * torch.from_numpy(strengths.brightness).float().view(-1, 1, 1, 1)
     sigma = torch.from_numpy(strengths.sigma).float()
     same(plain(images, u), gaussian_blur(brighter.clamp(0, 255), sigma, 6))
     with pytest.raises(ValueError, match=r"method\.jitter_p=0\.8 .* encoder\.channels=5 .* set both to 0"):
         ALL(images, u)
-    with pytest.raises(ValueError, match=r"method\.grey_p=0\.2 .* encoder\.channels=5"):
-        Photometry(jitter_p=0.0, blur_p=0.0, solarize_p=0.0)(images, u)
+    with pytest.raises(ValueError, match=r"method\.gray_p=0\.2 .* encoder\.channels=5"):
+        ColorAugmentation(jitter_p=0.0, blur_p=0.0, solarize_p=0.0)(images, u)
 
 
 def test_views_smaller_than_the_blur_are_refused():
     images = torch.zeros(2, 3, 6, 20, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"6 x 20 pixels are too small for a blur of 2\.0 pixels"):
-        ALL(images, uniforms(0, 0, np.arange(2), ALL.draws))
-    sharp = Photometry(blur_p=0.0, solarize_p=0.0)
-    assert sharp(images, uniforms(0, 0, np.arange(2), sharp.draws)).shape == images.shape
+        ALL(images, uniforms(0, 0, np.arange(2), ALL.num_random))
+    sharp = ColorAugmentation(blur_p=0.0, solarize_p=0.0)
+    assert sharp(images, uniforms(0, 0, np.arange(2), sharp.num_random)).shape == images.shape
