@@ -26,8 +26,7 @@ from ssl_vit.evaluate.features import (
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
 from ssl_vit.evaluate.metrics import top_k
-from ssl_vit.methods.base import Method
-from ssl_vit.objective import Objective
+from ssl_vit.methods.base import Method, Objective
 from ssl_vit.run.files import write_atomic
 
 log = logging.getLogger("ssl_vit")

@@ -14,10 +14,6 @@ class MAEConfig:
     """Share of patches hidden."""
     norm_pix: bool = True
     """Normalize each target patch by its own mean and deviation."""
-    decoder: str = "self"
-    """What a decoder block attends to: self (all tokens), or cross (hidden patches read the visible tokens)."""
-    predicted: float | None = None
-    """Share of the hidden patches that decoder=cross predicts; null: a third. decoder=self predicts them all."""
     decoder_embed_dim: int = 512
     """Channels of a decoder token."""
     decoder_depth: int = 8
@@ -31,11 +27,6 @@ class MAEConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.mask_ratio < 1, "method.mask_ratio", self.mask_ratio, "in (0, 1)")
-        one_of("method.decoder", self.decoder, ("self", "cross"))
-        fraction = self.predicted
-        require(fraction is None or 0 < fraction <= 1, "method.predicted", fraction, "in (0, 1], or null")
-        rule = "null with method.decoder=self, which predicts every hidden patch; choose method.decoder=cross"
-        require(fraction is None or self.decoder == "cross", "method.predicted", fraction, rule)
         require(self.decoder_embed_dim > 0, "method.decoder_embed_dim", self.decoder_embed_dim, "a positive integer")
         require(self.decoder_embed_dim % 4 == 0, "method.decoder_embed_dim", self.decoder_embed_dim, "a multiple of 4")
         require(self.decoder_depth > 0, "method.decoder_depth", self.decoder_depth, "a positive integer")
@@ -43,13 +34,6 @@ class MAEConfig:
         rule = f"a divisor of method.decoder_embed_dim={self.decoder_embed_dim}"
         require(legal, "method.decoder_num_heads", self.decoder_num_heads, rule)
         interval("method.crop_scale", self.crop_scale, 0.01, 1.0)
-
-    @property
-    def predicted_fraction(self) -> float:
-        """Of the hidden patches. A third is a quarter of all at the mask ratio of 75 % (arXiv:2401.14391)."""
-        if self.decoder == "self":
-            return 1.0
-        return 1 / 3 if self.predicted is None else self.predicted
 
 
 @dataclass(kw_only=True)

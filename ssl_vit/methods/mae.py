@@ -4,9 +4,6 @@ The encoder sees visible patches only; a light decoder sees all, with a mask tok
 not care for order, so the decoder keeps the visible patches first and the hidden last, each with its own position:
 nothing is shuffled back.
 
-A cheaper decoder (Fu et al., 2025, arXiv:2401.14391, 'CrossMAE') lets each hidden patch read the visible tokens by
-cross-attention and sees no other hidden patch, so that it may predict a part of them.
-
 Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N = h * w patches, n visible, M hidden,
 D encoder width, E decoder width, S = 1 + n tokens, F = P * P * C pixel values of a patch; L depths of the encoder whose
 tokens are read, K decoder blocks.
@@ -23,9 +20,9 @@ from ssl_vit.config.pretrain_schema import MAEConfig, MAERun
 from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Method
 from ssl_vit.methods.masking import index_to_mask, num_keep, random_masking
-from ssl_vit.models.blocks import Block, CrossBlock, init_linear, run_blocks
+from ssl_vit.models.blocks import Block, init_linear, run_blocks
 from ssl_vit.models.pos_embed import resample, sincos_2d
-from ssl_vit.models.vit import VisionTransformer, patchify, unpatchify
+from ssl_vit.models.vit import patchify, unpatchify
 
 
 def target_pixels(
@@ -86,55 +83,6 @@ class Decoder(nn.Module):
         return self.pred(self.norm(x[:, -hidden_index.shape[1] :]))
 
 
-def tokens_by_depth(encoder: VisionTransformer, patches: Float[Tensor, "B n D"]) -> Float[Tensor, "L B S D"]:
-    """What the first encoder block is given, then what each block makes of it; the last after the final norm."""
-    given = encoder.without_registers(encoder.with_class_token(patches))
-    *early, last = encoder.hidden_states(patches, range(encoder.depth))
-    return torch.stack([given, *early, encoder.norm(last)])
-
-
-class CrossDecoder(nn.Module):
-    """Each hidden patch reads its pixels off the visible tokens, by itself (arXiv:2401.14391).
-
-    A query is the mask token at a hidden patch's position. A block lets it attend to the class token and the visible
-    patches, which bring their positions from the encoder. What a block attends to is its own learned sum of the
-    encoder's depths (the paper's inter-block attention), normed; weights are drawn with deviation 1 / sqrt(L).
-
-    Args:
-        encoder_depths: L.
-    """
-
-    pos_embed: Tensor
-
-    def __init__(
-        self, encoder_width: int, encoder_depths: int, grid: tuple[int, int], pixels: int, cfg: MAEConfig
-    ) -> None:
-        super().__init__()
-        E = cfg.decoder_embed_dim
-        self.grid = grid
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, E))
-        self.register_buffer("pos_embed", sincos_2d(*grid, E))
-        self.depth_weights = nn.Parameter(torch.zeros(cfg.decoder_depth, encoder_depths))
-        self.blocks = nn.ModuleList(
-            CrossBlock(E, cfg.decoder_num_heads, encoder_width) for _ in range(cfg.decoder_depth)
-        )
-        self.norm = nn.LayerNorm(E, eps=1e-6)
-        self.pred = nn.Linear(E, pixels)
-        init_linear(self, "xavier")
-        nn.init.normal_(self.mask_token, std=0.02)
-        nn.init.normal_(self.depth_weights, std=encoder_depths**-0.5)
-
-    def forward(
-        self, depths: Float[Tensor, "L B S D"], hidden_index: Int[Tensor, "B M"], grid: tuple[int, int]
-    ) -> Float[Tensor, "B M F"]:
-        """Pixel predictions for the given patches, in the order of hidden_index."""
-        x = self.mask_token + resample(self.pos_embed, self.grid, grid)[0][hidden_index]
-        sums = (self.depth_weights @ depths.flatten(1)).unflatten(1, depths.shape[1:])  # [K, B, S, D]
-        for block, attended in zip(self.blocks, sums, strict=True):
-            x = block(x, attended)
-        return self.pred(self.norm(x))
-
-
 class MAE(Method):
     """Masked autoencoder; see Method for the arguments and MAEConfig for the options."""
 
@@ -146,10 +94,7 @@ class MAE(Method):
         config = self.encoder_config
         pixels = config.patch_size**2 * config.channels
         width, grid = self.encoder.embed_dim, self.encoder.grid
-        if self.config.decoder == "cross":
-            self.decoder = CrossDecoder(width, 1 + self.encoder.depth, grid, pixels, self.config)
-        else:
-            self.decoder = Decoder(width, grid, pixels, self.config)
+        self.decoder = Decoder(width, grid, pixels, self.config)
 
     def transform(self) -> RandomCrop:
         return RandomCrop(self.encoder_config.height_width, scale=self.config.crop_scale, flip=self.config.flip)
@@ -158,22 +103,19 @@ class MAE(Method):
         self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None
     ) -> dict[str, Float[Tensor, ""]]:
         """{"reconstruction": loss}. `noise` ranks the patches (lowest stay visible); by default it is drawn."""
-        prediction, hidden_index = self.reconstruct(images, noise, self.config.predicted_fraction)
+        prediction, hidden_index = self.reconstruct(images, noise)
         pixels = target_pixels(images, self.encoder.patch_size, hidden_index)
         return {"reconstruction": reconstruction_loss(prediction, pixels, self.config.norm_pix)}
 
     def reconstruct(
-        self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None, fraction: float = 1.0
+        self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None
     ) -> tuple[Float[Tensor, "B M F"], Int[Tensor, "B M"]]:
-        """Predictions for a share of the hidden patches, those of lowest noise, and which they are."""
+        """Predictions for the hidden patches, and which they are."""
         encoder, (h, w) = self.encoder, self.encoder.grid_of(images)
         if noise is None:
             noise = torch.rand(len(images), h * w, device=images.device, generator=self.generator(images.device))
         visible_index, hidden_index = random_masking(noise, num_keep(h * w, self.config.mask_ratio))
-        hidden_index = hidden_index[:, : max(1, round(hidden_index.shape[1] * fraction))]
         patches = encoder.add_pos_embed(encoder.patchify(images, visible_index), h, w, visible_index)
-        if isinstance(self.decoder, CrossDecoder):
-            return self.decoder(tokens_by_depth(encoder, patches), hidden_index, (h, w)), hidden_index
         return self.decoder(encoder.encode(patches), visible_index, hidden_index, (h, w)), hidden_index
 
     @torch.no_grad()

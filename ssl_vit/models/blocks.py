@@ -73,22 +73,6 @@ class Attention(nn.Module):
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention of tokens to others, of another width; one matrix for their keys and values."""
-
-    def __init__(self, width: int, heads: int, attended_width: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q = nn.Linear(width, width)
-        self.kv = nn.Linear(attended_width, 2 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Float[Tensor, "B S D"], attended: Float[Tensor, "B R A"]) -> Float[Tensor, "B S D"]:
-        q = self.q(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(attended).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(attend(q, k, v).transpose(1, 2).flatten(2))
-
-
 class Mlp(nn.Module):
     """Two linear maps with an exact GELU between them."""
 
@@ -153,22 +137,6 @@ class Block(nn.Module):
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))), layout)
 
 
-class CrossBlock(nn.Module):
-    """Pre-norm block of cross-attention and an MLP: its tokens see others, never one another."""
-
-    def __init__(self, width: int, heads: int, attended_width: int, mlp_ratio: float = 4.0) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.norm_attended = nn.LayerNorm(attended_width, eps=1e-6)
-        self.attn = CrossAttention(width, heads, attended_width)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = Mlp(width, int(width * mlp_ratio))
-
-    def forward(self, x: Float[Tensor, "B S D"], attended: Float[Tensor, "B R A"]) -> Float[Tensor, "B S D"]:
-        x = x + self.attn(self.norm1(x), self.norm_attended(attended))
-        return x + self.mlp(self.norm2(x))
-
-
 def run_blocks(
     blocks: Iterable[nn.Module],
     sequences: Sequence[Float[Tensor, "_ _ D"]],
@@ -195,7 +163,7 @@ def run_blocks(
 def compile_blocks(network: nn.Module) -> None:
     """torch.compile every transformer block in a network: encoder, decoder, teacher."""
     for module in network.modules():
-        if isinstance(module, Block | CrossBlock):
+        if isinstance(module, Block):
             module.compile()
 
 

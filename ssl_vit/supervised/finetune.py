@@ -24,8 +24,8 @@ from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.data.transforms.mixing import draw_boxes, draw_mix, erase, mix_images, mix_targets
 from ssl_vit.data.transforms.randaugment import Augmented, Jittered
+from ssl_vit.methods.base import Objective
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.objective import Objective
 from ssl_vit.optim.ema import ema_update, frozen_copy
 from ssl_vit.optim.param_groups import layer_groups
 from ssl_vit.parallel.distributed import mean_over_ranks

@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.objective import Objective
+from ssl_vit.methods.base import Objective
 from ssl_vit.tokenizers.base import save_tokenizer
 
 TRAININGS = {"dvae": "ssl_vit.tokenizers.dvae:DVAETraining", "vqkd": "ssl_vit.tokenizers.vqkd:VQKDTraining"}

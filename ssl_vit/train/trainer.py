@@ -21,9 +21,9 @@ from ssl_vit.callbacks.throughput import Throughput
 from ssl_vit.callbacks.unreadable_images import UnreadableImages
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.methods.base import Objective
 from ssl_vit.methods.guard import DivergenceError, Guard
 from ssl_vit.models.blocks import compile_blocks
-from ssl_vit.objective import Objective
 from ssl_vit.run.directory import is_first_process
 from ssl_vit.run.files import CHECKPOINTS, QUARANTINE, SKIPPED_STEPS, newest_checkpoint, write_atomic
 from ssl_vit.run.signals import Stopped, requeue

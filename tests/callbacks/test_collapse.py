@@ -18,7 +18,7 @@ SMALL = {"local_crops": 2, "local_size": 8, "prototypes": K, "head_hidden": 32, 
 
 
 @pytest.mark.parametrize(
-    ("information", "mean_entropy", "student_entropy", "informed", "share", "diagnosis"),
+    ("information", "mean_entropy", "student_entropy", "informed", "fraction", "diagnosis"),
     [
         (0.5, 0.8, 0.5, False, 0.9, HEALTHY),
         (0.02, 0.99, 0.999, False, 0.2, ASLEEP),

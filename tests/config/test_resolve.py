@@ -437,7 +437,7 @@ def test_what_is_no_list_of_the_type_is_shown_as_typed():
     assert message(read, KNNConfig, ["shots=1.5"]) == "shots=1.5 must be a list of integers"
 
 
-def test_a_lower_layer_lies_between_defaults_and_words():
+def test_a_lower_layer_lies_between_defaults_and_args():
     lower = {"data": {"source": "digits", "batch_size": 8, "mean": (0.5, 0.5, 0.5)}}
     resolved = read(KNNConfig, ["data.batch_size=4"], lower)
     data, origin = resolved.config.data, resolved.origin

@@ -60,7 +60,7 @@ def indices(found) -> list[int]:
 
 
 @pytest.mark.parametrize("counts", [(7, 0, 12, 5), (24,), (1,) * 24])
-@pytest.mark.parametrize(("processes", "lanes"), [(1, 1), (1, 3), (2, 2), (4, 1), (2, 5)])
+@pytest.mark.parametrize(("processes", "worker_streams"), [(1, 1), (1, 3), (2, 2), (4, 1), (2, 5)])
 def test_every_image_is_read_once_an_epoch_however_it_is_split(counts, processes, worker_streams):
     each = 24 // processes // 3
     seen = []
@@ -103,7 +103,7 @@ def test_views_do_not_depend_on_how_the_shards_are_split():
 
 
 @pytest.mark.parametrize("counted", [True, False])
-@pytest.mark.parametrize("lanes", [1, 2, 3])
+@pytest.mark.parametrize("worker_streams", [1, 2, 3])
 def test_an_epoch_goes_on_from_any_batch(worker_streams, counted):
     whole = batches(stream(Memory(7, 12, 5, counted=counted), 8, worker_streams=worker_streams))
     for first in range(9):

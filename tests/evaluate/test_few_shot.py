@@ -19,7 +19,7 @@ def test_shots_are_as_many_of_each_class_drawn_anew_by_each_seed():
     assert len({tuple(rows) for rows in random_numbers}) == 5
 
 
-@pytest.mark.parametrize(("share", "counts"), [(0.1, [4, 1, 9]), (0.01, [1, 1, 1]), (1.0, [40, 7, 90])])
+@pytest.mark.parametrize(("fraction", "counts"), [(0.1, [4, 1, 9]), (0.01, [1, 1, 1]), (1.0, [40, 7, 90])])
 def test_a_fraction_is_of_each_class_and_one_at_least(fraction, counts):
     labels = np.repeat([0, 1, 2], [40, 7, 90])
     assert np.bincount(labels[draw(labels, of_fraction(fraction), 0)]).tolist() == counts

@@ -18,7 +18,7 @@ def small_timm(name: str = "vit_tiny_patch16_224", **options) -> TimmTransformer
     return TimmTransformer(name, timm.create_model(name, num_classes=0, **options).eval())
 
 
-@pytest.mark.parametrize("num_registers", [0, 4])
+@pytest.mark.parametrize("registers", [0, 4])
 @pytest.mark.parametrize("pool", ["cls", "mean", "both"])
 def test_a_transformer_gives_what_ours_gives_with_its_weights(registers, pool):
     options = {"reg_tokens": registers, "no_embed_class": bool(registers)}

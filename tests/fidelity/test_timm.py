@@ -25,7 +25,7 @@ def timm_model(size: str, registers: int = 0, **options) -> TimmTransformer:
 
 
 @pytest.mark.parametrize("size", ["tiny", "small", "base"])
-@pytest.mark.parametrize("num_registers", [0, 4])
+@pytest.mark.parametrize("registers", [0, 4])
 def test_same_names_and_outputs(size, registers):
     reference = timm_model(size, registers)
     encoder = VisionTransformer(size=size, num_registers=registers).eval()

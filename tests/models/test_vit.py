@@ -22,7 +22,7 @@ def test_forward_is_patchify_then_locate_then_encode():
 
 
 @pytest.mark.parametrize("positions", ["learned", "sincos"])
-@pytest.mark.parametrize("num_registers", [0, 3])
+@pytest.mark.parametrize("registers", [0, 3])
 def test_chosen_patches_are_those_of_the_whole_image(positions, registers):
     encoder, images = make(positions=positions, num_registers=registers), torch.randn(2, 3, 16, 16)
     index = torch.tensor([[5, 0, 15], [2, 2, 7]])

@@ -42,7 +42,7 @@ def test_the_class_token_goes_through_the_encoders_norm():
     torch.testing.assert_close(model(pixels := images()), model.head(model.encoder(pixels)[:, 0]))
 
 
-@pytest.mark.parametrize("num_registers", [0, 2])
+@pytest.mark.parametrize("registers", [0, 2])
 def test_the_distillation_token_is_one_more_token(registers):
     model = loud(Classifier(VisionTransformer(**SMALL, num_registers=registers), NAMES, pool="cls", distilled=True))
     encoder, pixels = model.encoder, images()
