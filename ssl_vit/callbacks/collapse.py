@@ -11,7 +11,6 @@ from typing import Any
 import pytorch_lightning as pl
 
 from ssl_vit.optim.progress import fraction_done
-from ssl_vit.train.jsonl import JsonLines
 
 log = logging.getLogger("ssl_vit")
 
@@ -108,5 +107,5 @@ class CollapseMonitor(pl.Callback):
         advice = ADVICE.get(self.diagnosis)
         log.info(f"health        {self.diagnosis}" + (f": {advice}" if advice else ""))
         for logger in trainer.loggers:
-            if isinstance(logger, JsonLines):
+            if hasattr(logger, "log_text"):
                 logger.log_text({"health": self.diagnosis}, trainer.global_step)

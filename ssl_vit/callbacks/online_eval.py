@@ -26,7 +26,6 @@ from ssl_vit.evaluate.features import (
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
 from ssl_vit.evaluate.metrics import top_k
-from ssl_vit.methods.base import Method, Objective
 from ssl_vit.run.files import write_atomic
 
 log = logging.getLogger("ssl_vit")
@@ -59,16 +58,16 @@ class ImageLogger(pl.Callback):
         self.config, self.run_dir = config, run_dir
         self.logged_at = -1
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Objective) -> None:  # pyright: ignore
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # pyright: ignore
         if self.config.every_epochs and (trainer.current_epoch + 1) % self.config.every_epochs == 0:
             self.look(trainer, pl_module)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Objective) -> None:  # pyright: ignore
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # pyright: ignore
         if self.config.every_epochs and self.logged_at != trainer.global_step:
             self.look(trainer, pl_module)
 
     @torch.no_grad()
-    def look(self, trainer: pl.Trainer, pl_module: Objective) -> None:
+    def look(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure and draw, on the first process; the others wait at the next step of the strategy."""
         data: ImageDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.logged_at = trainer.global_step
@@ -88,7 +87,7 @@ class ImageLogger(pl.Callback):
         """Figures to log as monitor/*; none here."""
         return {}
 
-    def draw(self, trainer: pl.Trainer, objective: Objective, data: ImageDataModule) -> None:
+    def draw(self, trainer: pl.Trainer, objective: Any, data: ImageDataModule) -> None:
         """The objective's own images of a few test images, where it draws any."""
         batch = next(iter(data.eval_dataloader("test", self.config.images)))
         pixels = batch["images"][: self.config.images].to(objective.device)
@@ -113,7 +112,7 @@ class OnlineProbe(ImageLogger):
         super().__init__(config, run_dir)
         self.readout = readout
 
-    def measure(self, objective: Method, data: ImageDataModule) -> dict[str, float]:
+    def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:
         """With readout.layer=best the block is the one whose k-NN is best on held-out training images."""
         config, readout, backbone = self.config, self.readout, EncoderBackbone(objective.export_encoder())
         judged, figures, resources = data.has_labels, dict[str, float](), Resources(str(objective.device))

@@ -10,20 +10,18 @@ from typing import Any, NoReturn, TypeVar
 
 from omegaconf import OmegaConf
 
-from ssl_vit.config.checks import require
 from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.recipes import FINETUNE, TOKENIZER, recipes
 from ssl_vit.config.resolve import ConfigError, Resolved, read, read_finetune, read_run
-from ssl_vit.config.schema import TrainerConfig, TrainingRun
+from ssl_vit.config.schema import TrainingRun
 from ssl_vit.config.tokenizer_schema import TokenizerRun
 from ssl_vit.run.files import CONFIG, metadata_of, newest_run, run_prefix
+from ssl_vit.run.launch import require_started
 from ssl_vit.run.signals import Stopped
 
 Run = TypeVar("Run", bound=TrainingRun)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
-STARTED = "LOCAL_WORLD_SIZE"
-"""What torchrun sets to the number of processes that it starts on a machine."""
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -82,17 +80,6 @@ def read_run_args(args: list[str], read_args: Callable[[list[str]], Resolved[Run
         resolved.config.run_dir = str(run)
     require_started(resolved.config.trainer)
     return resolved
-
-
-def require_started(trainer: TrainerConfig) -> None:
-    """ValueError unless the processes that torchrun started are those of the settings: else each would train alone."""
-    here, everywhere = int(os.environ.get(STARTED, 0)), int(os.environ.get("WORLD_SIZE", 0))
-    if here:
-        rule = f"auto, or {here}, the processes that torchrun started on this machine"
-        require(trainer.devices in ("auto", here), "trainer.devices", trainer.devices, rule)
-        machines = everywhere // here
-        rule = f"{machines}, the machines that torchrun started processes on"
-        require(trainer.num_nodes == machines, "trainer.num_nodes", trainer.num_nodes, rule)
 
 
 def resumed_run(resolved: Resolved[Run]) -> Path | None:

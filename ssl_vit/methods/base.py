@@ -21,6 +21,7 @@ from ssl_vit.data.loader import batch_images, full_length
 from ssl_vit.data.rng import seeded_generator
 from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.methods.guard import DivergenceError, Guard
+from ssl_vit.models.blocks import Block
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import TRAINED, initialize, require_fit, save_encoder
 from ssl_vit.optim.param_groups import clip_all, decay_groups, scaled_lr, total_norm
@@ -105,7 +106,7 @@ class Objective(pl.LightningModule, ABC):
             return
         if self.trainer.is_global_zero:
             self._plain = [plain_copy(self)]
-        shard(self, mesh)
+        shard(self, mesh, Block)
         self._sharded = True
 
     def whole(self) -> Any:

@@ -12,8 +12,6 @@ import pytorch_lightning as pl
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
 
-from ssl_vit.models.blocks import Block
-
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -37,15 +35,18 @@ def mesh_of(trainer: pl.Trainer | None) -> "DeviceMesh | None":
     return mesh["data_parallel"]
 
 
-def shard(network: nn.Module, mesh: "DeviceMesh") -> None:
+def shard(network: nn.Module, mesh: "DeviceMesh", block_class: type[nn.Module]) -> None:
     """Spread every weight of a network whose step is `training_step` over the processes of a mesh.
+
+    Args:
+        block_class: modules of it are put together and let go one after the other.
 
     Raises:
         ValueError: blocks hold tables of relative positions, which are read before the block that holds them runs.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # slow to import
 
-    blocks = [module for module in network.modules() if isinstance(module, Block)]
+    blocks = [module for module in network.modules() if isinstance(module, block_class)]
     if any(hasattr(block.attn, "relative_position_bias_table") for block in blocks):
         raise ValueError(
             "trainer.strategy=fsdp cannot train encoder.pos_embed=relative_per_block: take strategy=ddp, or "

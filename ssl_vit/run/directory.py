@@ -20,6 +20,7 @@ from ssl_vit.run.files import (
     run_prefix,
     write_atomic,
 )
+from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.lock import hold
 
 
@@ -89,13 +90,3 @@ def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
     if not resume or (resume == "auto" and not any((run_dir / CHECKPOINTS).glob("*.ckpt"))):
         return None
     return newest_checkpoint(run_dir)
-
-
-def is_first_process() -> bool:
-    """Whether this process of the run writes and speaks; known before the processes have met.
-
-    torchrun gives each its RANK, SLURM its SLURM_PROCID, and Lightning's launcher its LOCAL_RANK on its machine.
-    """
-    given = [os.environ[name] for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID") if name in os.environ]
-    machine = os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0"))
-    return int(given[0] if given else 0) == int(machine) == 0

@@ -120,7 +120,7 @@ def tuned_config(
     size, patch = config.image_size if image_size is None else image_size, config.patch_size
     whole = all(side % patch == 0 for side in (size if isinstance(size, list | tuple) else [size]))
     require(whole, "image_size", size, f"a multiple of {patch}, the encoder's patch")
-    return replace(config, image_size=size, drop_path=drop_path, positions=positions)
+    return replace(config, image_size=size, drop_path=drop_path, pos_embed=positions)
 
 
 def tunable(start: VisionTransformer, *changes: Any, **more: Any) -> VisionTransformer:

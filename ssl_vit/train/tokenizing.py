@@ -24,8 +24,9 @@ from ssl_vit.config.tokenizer_schema import KMeansRun, TokenizerRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources.registry import count
 from ssl_vit.data.transforms.crops import RandomCrop
-from ssl_vit.run.directory import is_first_process, open_run
+from ssl_vit.run.directory import open_run
 from ssl_vit.run.files import QUARANTINE, RUNS
+from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.lock import hold
 from ssl_vit.run.signals import Stopped
 from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, load_tokenizer, save_tokenizer

@@ -24,8 +24,8 @@ from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.methods.base import Objective
 from ssl_vit.methods.guard import DivergenceError, Guard
 from ssl_vit.models.blocks import compile_blocks
-from ssl_vit.run.directory import is_first_process
 from ssl_vit.run.files import CHECKPOINTS, QUARANTINE, SKIPPED_STEPS, newest_checkpoint, write_atomic
+from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import Console
