@@ -1,1 +1,1 @@
-"""TODO"""
+"""The Vision Transformer that every method trains, and its weights in files."""

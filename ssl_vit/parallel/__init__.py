@@ -1,1 +1,1 @@
-"""TODO"""
+"""Several processes: what they tell one another, and weights spread over them."""

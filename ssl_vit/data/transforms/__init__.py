@@ -1,1 +1,1 @@
-"""TODO"""
+"""What an image becomes: crops on the workers, colors on the device."""
