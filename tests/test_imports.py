@@ -41,13 +41,13 @@ def test_load_encoder_needs_torch_and_safetensors_alone(tmp_path):
 
 
 def test_configuration_loads_no_torch():
-    code = "from ssl_vit.cli.main import read_run_args; read_run_args(['method=mae'])"
+    code = "from ssl_vit.cli.settings import resolve_run\nfrom ssl_vit.config.schema import RunConfig\nresolve_run(RunConfig, ['method=mae'])"
     assert not loaded_after(code) & (HEAVY | {"torch", "numpy"})
 
 
 def test_a_dry_run_loads_torch_but_not_lightning():
-    code = "from ssl_vit.cli.main import read_run_args; from ssl_vit.train.plan import make_plan\n"
-    code += "make_plan(read_run_args(['method=mae']).config).lines()"
+    code = "from ssl_vit.cli.settings import resolve_run\nfrom ssl_vit.config.schema import RunConfig\nfrom ssl_vit.train.plan import make_plan\n"
+    code += "make_plan(resolve_run(RunConfig, ['method=mae']).config).lines()"
     loaded = loaded_after(code)
     assert "torch" in loaded
     assert not loaded & (HEAVY | {"sympy"})  # sympy comes with torch._dynamo, four seconds

@@ -52,12 +52,11 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
     if isinstance(config, KMeansRun):
         run_dir, _ = open_run(config, kind, "tokenizer")
         print(f"run           {run_dir}")
-        print(
-            f"k-means       {config.tokenizer.patches:,} patches of {config.tokenizer.patch_size} pixels to {config.tokenizer.vocab_size:,} tokens"
-        )
+        cfg = config.tokenizer
+        print(f"k-means       {cfg.patches:,} patches of {cfg.patch_size} pixels to {cfg.vocab_size:,} tokens")
         data = images_of_run(config)
         data.read_errors.list_in(run_dir / QUARANTINE)
-        tokenizer = fit_kmeans(config.tokenizer, endless(data), config.seed)
+        tokenizer = fit_kmeans(cfg, endless(data), config.seed)
     else:
         training = training_named(kind).from_run(config)  # what does not fit shows before anything is written
         run_dir, checkpoint = open_run(config, kind, "tokenizer")
