@@ -78,7 +78,7 @@ NonNegativeInt = Annotated[int, at_least(0)]
 NonNegativeFloat = Annotated[float, at_least(0)]
 Fraction = Annotated[float, inside("[0, 1]")]
 CropScale = Annotated[tuple[float, float], interval(0.01, 1.0)]
-ImageSize = Annotated[int | list[int], SIDES]
+ImageSize = Annotated[int | list[int] | tuple[int, ...], SIDES]
 Layer = Annotated[int | Literal["last", "best"], either(["last", "best"], Bound("a number from 1", POSITIVE.holds))]
 
 

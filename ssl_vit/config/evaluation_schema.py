@@ -7,6 +7,7 @@ from ssl_vit.config import bounds
 from ssl_vit.config.bounds import Bounded, NonNegativeInt, PositiveFloat, PositiveInt
 from ssl_vit.config.schema import DataConfig, LinearProtocol, Pool
 
+POSITIVE_INTS = bounds.Bound("positive integers", lambda counts: all(n > 0 for n in counts), says_type=True)
 TIMM = "timm:"
 """Prefix of an encoder that timm builds, such as timm:vit_small_patch16_224."""
 
@@ -55,7 +56,7 @@ class EvaluationConfig(Bounded):
     data: DataConfig = field(default_factory=DataConfig)
     train_limit: NonNegativeInt = 10000
     """Most labeled training images used; 0: all."""
-    shots: Annotated[list[int], bounds.each(bounds.POSITIVE, "positive integers")] = field(default_factory=list)
+    shots: Annotated[list[int], POSITIVE_INTS] = field(default_factory=list)
     """Training images of each class, such as 1,5,10: mean and std over five subsets; the linear head is logreg."""
     fraction: Annotated[list[float], bounds.each(bounds.inside("(0, 1]"), "fractions")] = field(default_factory=list)
     """Fractions of the training images, such as 0.01,0.1: likewise."""
@@ -131,9 +132,9 @@ class KNNConfig(EvaluationConfig):
 
     task: ClassVar[str] = "knn"
 
-    neighbors: Annotated[
-        list[int], bounds.Bound("positive integers", lambda ks: len(ks) > 0 and min(ks) > 0, says_type=True)
-    ] = field(default_factory=lambda: [10, 20, 100, 200])
+    neighbors: Annotated[list[int], POSITIVE_INTS, bounds.Bound("one or more", bool)] = field(
+        default_factory=lambda: [10, 20, 100, 200]
+    )
     """k: one, or several of which held-out training images choose; at most the training images."""
     temperature: PositiveFloat = 0.07
     """Softness of the votes: exp(cosine similarity / temperature)."""

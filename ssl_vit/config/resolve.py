@@ -81,7 +81,7 @@ def resolve(
     """
     args = _once(_pairs(arguments))
     found, name, named_by = _trained(config_class, args)
-    base = _defaults(found)
+    base: Any = _defaults(found)
     settings = settings_of(base)
     layers = [_layer("command line", "", args.items(), settings)]
     if isinstance(base, TrainingRun):
