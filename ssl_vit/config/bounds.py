@@ -126,7 +126,7 @@ def check(key: str, value: Any, hint: Any) -> None:
 
 
 def kind(hint: Any, bounds: bool = True) -> str:
-    """A type in words: a positive integer, a list of 2 numbers, cls|mean|both, a string or null.
+    """A type in words: a positive integer, a list of 2 numbers, cls | mean | both, a string or null.
 
     Args:
         bounds: whether to say them too; those of a type that has several forms are always said.
@@ -138,7 +138,7 @@ def kind(hint: Any, bounds: bool = True) -> str:
         rules = [bound.rule for bound in members[1:]]
         return ", ".join(rules if members[1].says_type else [kind(members[0]), *rules])
     if origin is Literal:
-        return "|".join(members)
+        return " | ".join(members)
     if origin in UNIONS:
         return " or ".join(kind(member, bounds) for member in members)
     if origin in (list, tuple):
