@@ -8,13 +8,15 @@ import pytest
 import torch
 
 import ssl_vit
-from ssl_vit.cli.main import read_finetune_args, read_run_args
+from ssl_vit.cli.settings import resolve_run
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
-from ssl_vit.config.finetune_schema import PredictConfig
-from ssl_vit.config.resolve import read, read_tokenizer
-from ssl_vit.config.tokenizer_schema import TOKENIZERS
+from ssl_vit.config.finetune_schema import FinetuneRun, PredictConfig
+from ssl_vit.config.pretrain_schema import METHODS
+from ssl_vit.config.resolve import resolve
+from ssl_vit.config.schema import RunConfig
+from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
 from ssl_vit.config.tool_schema import ShardsConfig
-from ssl_vit.methods import HOMES, method_named
+from ssl_vit.methods import method_named
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -38,23 +40,23 @@ def test_every_command_is_legal(command, monkeypatch, tmp_path):
     assert (ROOT / tool).exists()
     if tool.endswith("pretrain.py"):
         settings = [arg for arg in args[args.index(tool) + 1 :] if arg != "--dry-run"]
-        assert read_run_args(settings).method in HOMES
+        assert resolve_run(RunConfig, settings).name in METHODS
     if tool.endswith("benchmark.py"):
         assert args[args.index(tool) + 1] == "suite=doctor"
-        assert read_run_args(args[args.index(tool) + 2 :]).method in HOMES
+        assert resolve_run(RunConfig, args[args.index(tool) + 2 :]).name in METHODS
     if tool.endswith(("linear_probe.py", "knn.py")):
         config_class = KNNConfig if tool.endswith("knn.py") else LinearProbeConfig
-        assert read(config_class, args[args.index(tool) + 1 :]).config
+        assert resolve(config_class, args[args.index(tool) + 1 :]).config
     if tool.endswith("finetune.py"):
         monkeypatch.chdir(_with_an_encoder(tmp_path))
         settings = [arg for arg in args[args.index(tool) + 1 :] if not arg.startswith("encoder=")]
-        assert read_finetune_args(settings).method == "finetune"
+        assert resolve_run(FinetuneRun, settings).config.recipe
     if tool.endswith("predict.py"):
-        assert read(PredictConfig, args[args.index(tool) + 1 :]).config.images
+        assert resolve(PredictConfig, args[args.index(tool) + 1 :]).config.images
     if tool.endswith("make_shards.py"):
-        assert read(ShardsConfig, args[args.index(tool) + 1 :]).config.out
+        assert resolve(ShardsConfig, args[args.index(tool) + 1 :]).config.out
     if tool.endswith("train_tokenizer.py"):
-        assert read_tokenizer(args[args.index(tool) + 1 :]).method in TOKENIZERS
+        assert resolve(TokenizerRun, args[args.index(tool) + 1 :]).name in TOKENIZERS
 
 
 def _with_an_encoder(folder: Path) -> Path:
@@ -77,8 +79,5 @@ def test_the_encoder_block_runs(tmp_path):
 
 
 def test_every_method_of_the_configuration_has_a_class():
-    from ssl_vit.config.pretrain_schema import METHODS
-
-    assert HOMES.keys() == METHODS.keys()
-    for name, config in METHODS.items():
-        assert method_named(name).Config is config
+    for name, row in METHODS.items():
+        assert method_named(name).Config is row.config

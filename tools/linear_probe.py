@@ -1,21 +1,11 @@
-"""Judge an encoder by a linear probe: python tools/linear_probe.py [encoder=RUN_OR_FILE] [key=value ...] [--help]."""
+"""Evaluate an encoder by a linear classifier on its frozen features.
 
-from ssl_vit.cli.main import guarded, read_probe_args
-from ssl_vit.config.evaluation_schema import LinearProbeConfig
-from ssl_vit.config.help import help_text
+See `python tools/linear_probe.py --help`.
+"""
 
-USAGE = "python tools/linear_probe.py [encoder=RUN_OR_FILE] [key=value ...]"
+import sys
 
-
-def main(args: list[str]) -> None:
-    if "--help" in args:
-        print(help_text(LinearProbeConfig, USAGE))
-        return
-    config = read_probe_args(args, LinearProbeConfig).config
-    from ssl_vit.supervised.report import evaluate, show
-
-    show(evaluate(config))
-
+from ssl_vit.cli.main import main
 
 if __name__ == "__main__":
-    guarded(main)
+    main(["linear_probe", *sys.argv[1:]])

@@ -1,28 +1,11 @@
-"""Pack images into tar shards: python tools/make_shards.py data.path=FOLDER out=SHARDS [key=value ...] [--help]."""
+"""Pack images of any source into tar shards.
 
-import json
-import logging
+See `python tools/make_shards.py --help`.
+"""
 
-from ssl_vit.cli.main import guarded
-from ssl_vit.config.help import help_text
-from ssl_vit.config.resolve import read
-from ssl_vit.config.tool_schema import ShardsConfig
+import sys
 
-USAGE = "python tools/make_shards.py [data.source=folder] data.path=FOLDER out=SHARDS [key=value ...]"
-
-
-def main(args: list[str]) -> None:
-    if "--help" in args:
-        print(help_text(ShardsConfig, USAGE))
-        return
-    config = read(ShardsConfig, args).config
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    from ssl_vit.data.shard_writer import make_shards
-
-    result = make_shards(config)
-    print(f"next: python tools/pretrain.py method=mae data.source=webdataset data.path={config.out}")
-    print(json.dumps(result))
-
+from ssl_vit.cli.main import main
 
 if __name__ == "__main__":
-    guarded(main)
+    main(["make_shards", *sys.argv[1:]])

@@ -1,1 +1,1 @@
-"""Typed configuration: `schema.py` says what exists, `load.py` reads it. Neither imports torch."""
+"""Typed configuration: the schemas say what exists, resolve.py reads it. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""What a setting may be, said in one line: the key as typed, its value, the rule. Only the standard library."""
+"""Errors in one line: the key as typed, its value, what is legal, the nearest legal one. Only the standard library."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,40 +10,28 @@ class ConfigError(ValueError):
     """A setting that is not legal. One line: the key as typed, what is legal, the nearest legal key."""
 
 
-def nearest(arg: str, args: Iterable[str]) -> str:
-    """` (did you mean X?)` for the legal arg closest to a mistyped one, or nothing when none is close."""
-    close = difflib.get_close_matches(arg, list(args), n=1, cutoff=0.5)
+def nearest(name: str, legal: Iterable[str]) -> str:
+    """` (did you mean X?)` for the legal name closest to a mistyped one, or nothing when none is close."""
+    close = difflib.get_close_matches(name, list(legal), n=1, cutoff=0.5)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def shown(value: Any) -> str:
+    """A value as one types it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(shown(item) for item in value)}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def require(legal: bool, key: str, value: Any, rule: str) -> None:
     """Raise ValueError `key=value must be <rule>` unless legal."""
     if not legal:
-        raise ValueError(f"{key}={value} must be {rule}")
+        raise ValueError(f"{key}={shown(value)} must be {rule}")
 
 
-def one_of(key: str, value: str, choices: Iterable[str]) -> None:
+def one_of(key: str, value: Any, choices: Iterable[str]) -> None:
     """Raise ValueError unless value is one of choices; names the nearest."""
-    require(value in choices, key, value, f"one of {', '.join(choices)}{nearest(value, choices)}")
-
-
-def interval(key: str, value: tuple[float, float], low: float, high: float) -> None:
-    """Raise ValueError unless value is an ordered pair inside [low, high]."""
-    require(low <= value[0] <= value[1] <= high, key, list(value), f"[low, high] with {low} <= low <= high <= {high}")
-
-
-def sides_of(key: str, value: Any) -> list[int]:
-    """One or two sides of an image. ValueError unless value is a side in pixels, or [height, width]."""
-    sides = list(value) if isinstance(value, list | tuple) else [value]
-    legal = len(sides) in (1, 2) and all(type(side) is int and side > 0 for side in sides)
-    require(legal, key, value, "a side in pixels, or [height, width]")
-    return sides
-
-
-def require_layer(key: str, value: Any) -> None:
-    """Raise ValueError unless value says which block is read: last, best, or a number from 1."""
-    legal = value in ("last", "best") or (type(value) is int and value > 0)
-    require(legal, key, value, "last, best, or a number from 1")
+    require(value in choices, key, value, f"one of {', '.join(choices)}{nearest(str(value), choices)}")
 
 
 def override(default: Any, given: Any, key: str) -> Any:

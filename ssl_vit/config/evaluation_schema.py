@@ -1,11 +1,13 @@
-"""Settings of the evaluations: the linear probe with its protocols, and k-NN; see schema.py."""
+"""Settings of the evaluations: the linear probe with its protocols, and k-NN; schema.py has the rest."""
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
-from ssl_vit.config.checks import one_of, require, require_layer
-from ssl_vit.config.schema import LINEAR_PROTOCOLS, POOLS, DataConfig
+from ssl_vit.config import bounds
+from ssl_vit.config.bounds import Bounded, NonNegativeInt, PositiveFloat, PositiveInt
+from ssl_vit.config.schema import DataConfig, LinearProtocol, Pool
 
+POSITIVE_INTS = bounds.Bound("positive integers", lambda counts: all(n > 0 for n in counts), says_type=True)
 TIMM = "timm:"
 """Prefix of an encoder that timm builds, such as timm:vit_small_patch16_224."""
 
@@ -37,7 +39,7 @@ PROTOCOLS = {
 
 
 @dataclass(kw_only=True)
-class EvaluationConfig:
+class EvaluationConfig(Bounded):
     """What every evaluation of frozen features has."""
 
     task: ClassVar[str]
@@ -45,42 +47,34 @@ class EvaluationConfig:
 
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint, or timm:NAME; by default the newest run."""
-    pool: str | None = None
+    pool: Pool | None = None
     """Features of an image: cls (class token), mean (of patches), both; null: the protocol's own, or the run's."""
-    layer: Any = None
+    layer: bounds.Layer | None = None
     """Block that is read: last, its number from 1, or best (on held-out training images); null likewise."""
-    blocks: int | None = None
+    blocks: PositiveInt | None = None
     """Blocks up to that one whose features are put side by side; null likewise."""
     data: DataConfig = field(default_factory=DataConfig)
-    train_limit: int = 10000
+    train_limit: NonNegativeInt = 10000
     """Most labeled training images used; 0: all."""
-    shots: list[int] = field(default_factory=list)
-    """Training images of each class, such as 1,5,10: mean and deviation of five draws; the linear head is logreg."""
-    fraction: list[float] = field(default_factory=list)
-    """Shares of the training images, such as 0.01,0.1: likewise."""
+    shots: Annotated[list[int], POSITIVE_INTS] = field(default_factory=list)
+    """Training images of each class, such as 1,5,10: mean and std over five subsets; the linear head is logreg."""
+    fraction: Annotated[list[float], bounds.each(bounds.inside("(0, 1]"), "fractions")] = field(default_factory=list)
+    """Fractions of the training images, such as 0.01,0.1: likewise."""
     controls: bool = True
     """Also score a random encoder of the same shape, and raw pixels."""
-    seed: int = 0
-    """Draws the training images, the held-out part and the random control."""
+    seed: NonNegativeInt = 0
+    """Of the choice of training images, the held-out split and the random control."""
 
     def __post_init__(self) -> None:
-        if self.pool is not None:
-            one_of("pool", self.pool, POOLS)
-        if self.layer is not None:
-            require_layer("layer", self.layer)
-        require(self.blocks is None or self.blocks > 0, "blocks", self.blocks, "a positive integer")
+        super().__post_init__()
         rule = "1 with layer=best, which tries single blocks"
-        require(self.blocks in (None, 1) or self.layer != "best", "blocks", self.blocks, rule)
-        require(self.train_limit >= 0, "train_limit", self.train_limit, "0 or more")
-        require(all(count > 0 for count in self.shots), "shots", self.shots, "positive integers")
-        require(all(0 < fraction <= 1 for fraction in self.fraction), "fraction", self.fraction, "shares in (0, 1]")
+        self.require(self.blocks in (None, 1) or self.layer != "best", "blocks", rule)
         rule = "last or a number with shots= or fraction=, which leave no images to choose it on"
-        require(not self.few or self.layer != "best", "layer", self.layer, rule)
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        self.require(not self.few or self.layer != "best", "layer", rule)
 
     @property
     def few(self) -> bool:
-        """Whether parts of the training images are judged instead of all of them."""
+        """Whether subsets of the training images are used instead of all of them."""
         return bool(self.shots or self.fraction)
 
     @property
@@ -91,37 +85,30 @@ class EvaluationConfig:
 
 @dataclass(kw_only=True)
 class LinearProbeConfig(EvaluationConfig):
-    """Judge an encoder by a linear classifier on its frozen features."""
+    """Evaluate an encoder by a linear classifier on its frozen features."""
 
     task: ClassVar[str] = "linear_probe"
 
-    protocol: str = "grid"
-    """grid, logreg, mae, dino, beit or attentive (docs/evaluation.md); by default as the encoder's run had it."""
-    epochs: int | None = None
+    protocol: LinearProtocol = "grid"
+    """docs/evaluation.md explains them; by default as the encoder's run had it."""
+    epochs: PositiveInt | None = None
     """Passes over the training images; null: the protocol's own."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images a step, as many as there are at most; null: the protocol's own."""
-    base_lr: float | None = None
+    base_lr: PositiveFloat | None = None
     """Learning rate per 256 images; null: the protocol's own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("protocol", self.protocol, LINEAR_PROTOCOLS)
-        protocol = PROTOCOLS[self.protocol]
+        protocol, of = PROTOCOLS[self.protocol], f"with protocol={self.protocol}"
         for name in ("epochs", "batch_size", "base_lr"):
-            value = getattr(self, name)
-            require(value is None or value > 0, name, value, "positive, or null")
-            own = getattr(protocol, name) is not None
-            require(value is None or own, name, value, f"null with protocol={self.protocol}, which has none")
-        if self.few:
-            return
-        for name in ("pool", "layer", "blocks"):
-            value = getattr(self, name)
-            legal = value is None or name in protocol.readout
-            require(legal, name, value, f"null with protocol={self.protocol}, which says itself what it reads")
-        legal = self.layer != "best" or self.protocol == "logreg"
-        rule = f"last or a number with protocol={self.protocol}; protocol=logreg and k-NN can choose"
-        require(legal, "layer", self.layer, rule)
+            known = getattr(self, name) is None or getattr(protocol, name) is not None
+            self.require(known, name, f"null {of}, which has none")
+        for name in () if self.few else ("pool", "layer", "blocks"):
+            free = getattr(self, name) is None or name in protocol.readout
+            self.require(free, name, f"null {of}, which says itself what it reads")
+        legal = self.few or self.layer != "best" or self.protocol == "logreg"
+        self.require(legal, "layer", f"last or a number {of}; protocol=logreg and k-NN can choose")
 
     @property
     def as_trained(self) -> bool:
@@ -141,17 +128,13 @@ class LinearProbeConfig(EvaluationConfig):
 
 @dataclass(kw_only=True)
 class KNNConfig(EvaluationConfig):
-    """Judge an encoder by weighted k-nearest neighbors of its frozen features."""
+    """Evaluate an encoder by weighted k-nearest neighbors of its frozen features."""
 
     task: ClassVar[str] = "knn"
 
-    neighbors: list[int] = field(default_factory=lambda: [10, 20, 100, 200])
+    neighbors: Annotated[list[int], POSITIVE_INTS, bounds.Bound("one or more", bool)] = field(
+        default_factory=lambda: [10, 20, 100, 200]
+    )
     """k: one, or several of which held-out training images choose; at most the training images."""
-    temperature: float = 0.07
+    temperature: PositiveFloat = 0.07
     """Softness of the votes: exp(cosine similarity / temperature)."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        legal = bool(self.neighbors) and all(count > 0 for count in self.neighbors)
-        require(legal, "neighbors", self.neighbors, "positive integers")
-        require(self.temperature > 0, "temperature", self.temperature, "positive")

@@ -6,74 +6,69 @@ import os
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
-from ssl_vit.config.finetune_schema import FinetuneRun
+from ssl_vit.config.bounds import kind
+from ssl_vit.config.checks import shown
 from ssl_vit.config.pretrain_schema import METHODS
-from ssl_vit.config.recipes import FINETUNE, TOKENIZER, method_class, recipes
-from ssl_vit.config.resolve import Resolved, Setting, kind, read_tokenizer, settings_of, shown
-from ssl_vit.config.schema import RunConfig
+from ssl_vit.config.recipes import family, method_class, recipes
+from ssl_vit.config.resolve import Resolved, Setting, resolve, settings_of
+from ssl_vit.config.schema import RunConfig, TrainingRun
+from ssl_vit.config.tokenizer_schema import TokenizerRun
 
 # What most runs set; the rest is on the method's own page.
 COMMON = (
-    "data.source",
-    "data.path",
-    "data.batch_size",
-    "data.workers",
-    "encoder.size",
-    "encoder.patch_size",
-    "encoder.image_size",
-    "optim.base_lr",
-    "trainer.max_epochs",
-    "trainer.max_minutes",
-    "trainer.devices",
-    "trainer.precision",
-    "run_dir",
-    "seed",
-    "resume",
-    "init_from",
+    *("data.source", "data.path", "data.batch_size", "data.workers"),
+    *("encoder.size", "encoder.patch_size", "encoder.image_size", "optim.base_lr"),
+    *("trainer.max_epochs", "trainer.max_minutes", "trainer.devices", "trainer.precision"),
+    *("run_dir", "seed", "resume", "init_from"),
 )
 
 
-def run_help(arguments: Iterable[str], usage: str) -> str:
-    """The page of the method that `method=` names among the arguments, else the overview. Raises ConfigError."""
-    method = next((arg.partition("=")[2] for arg in arguments if arg.startswith("method=")), "")
-    if not method:
-        return overview(usage)
-    names = ", ".join(recipes(method)) or "path/to.yaml"
-    note = f"Recipes: {names}. A recipe changes some of the defaults below; --dry-run shows what a run resolves to."
-    return help_text(method_class(method), f"{usage}\n\n{_wrap(note)}")
+def help_page(config_class: type, usage: str, arguments: Iterable[str] = ()) -> str:
+    """What `--help` answers: a command's settings, after the recipes of a training.
 
-
-def tokenizer_help(arguments: Iterable[str], usage: str) -> str:
-    """The settings of the tokenizer that recipe= or method= names among the arguments, after the recipes there are."""
-    args = [arg for arg in arguments if arg.startswith(("recipe=", "method="))]
-    config = read_tokenizer(args).config
-    lines = [_wrap(_headline(path), f"  recipe={name}") for name, path in recipes(TOKENIZER).items()]
-    return help_text(type(config), "\n".join([usage, "", "recipes", *lines]))
-
-
-def finetune_help(usage: str) -> str:
-    """Every setting of a fine-tuning, after the recipes there are."""
-    lines = [_wrap(_headline(path), f"  recipe={name}") for name, path in recipes(FINETUNE).items()]
-    return help_text(FinetuneRun, "\n".join([usage, "", "recipes", *lines]))
+    Of RunConfig those of the method that `method=` names among the arguments, else the overview; of TokenizerRun those
+    of the tokenizer that `tokenizer=` or `recipe=` names. Raises ConfigError.
+    """
+    if not issubclass(config_class, TrainingRun):
+        return help_text(config_class, usage)
+    named = [arg for arg in arguments if arg.startswith((f"{config_class.own_section}=", "recipe="))]
+    name = next((arg.partition("=")[2] for arg in named if not arg.startswith("recipe=")), "")
+    found: type = config_class
+    if config_class is RunConfig:
+        if not name:
+            return overview(usage)
+        found = method_class(name)
+    elif config_class is TokenizerRun:
+        found = type(resolve(config_class, named).config)
+    note = _wrap("A recipe changes some of the defaults below; --dry-run shows what a run resolves to.")
+    lines = [usage, "", "recipes", *_recipe_lines(family(config_class.own_section, name), "  "), note]
+    return help_text(found, "\n".join(lines))
 
 
 def overview(usage: str) -> str:
     """The methods, their recipes and the settings that most runs change."""
     methods = []
-    for method, config_class in METHODS.items():
-        methods.append(_wrap(_summary(config_class), f"  method={method}"))
-        methods += [_wrap(_headline(path), f"    recipe={name}") for name, path in recipes(method).items()]
+    for method, row in METHODS.items():
+        methods += [_wrap(_summary(row.config), f"  method={method}"), *_recipe_lines(method, "    ")]
     methods.append(_wrap("Your own, with recipe=path/to.yaml.", "  method=package.module:Class"))
     settings = settings_of(RunConfig())
     common = [_wrap(_meaning(key, settings[key]), f"  {key}=") for key in COMMON]
     more = _wrap("method=NAME --help shows all settings of a method, with their defaults.")
     return "\n".join([usage, "", "methods", *methods, "", "common settings", *common, "", more])
+
+
+def _recipe_lines(folder: str, indent: str) -> list[str]:
+    """Each recipe with the comment in its first line."""
+    lines = []
+    for name, path in recipes(folder).items():
+        first = path.read_text(encoding="utf-8").partition("\n")[0]
+        lines.append(_wrap(first.lstrip("# ") if first.startswith("#") else "", f"{indent}recipe={name}"))
+    return lines
 
 
 def help_text(config_class: type, usage: str) -> str:
@@ -88,9 +83,10 @@ def help_text(config_class: type, usage: str) -> str:
 
 def resolved_table(resolved: Resolved) -> str:
     """Every value and where it came from: `*` marks what is not a default; on a terminal it is bold as well."""
-    rows = [("method", resolved.origin.get("method", "command line"), resolved.method)] if resolved.method else []
-    for key, setting in settings_of(resolved.config).items():
-        rows.append((key, resolved.origin[key], shown(setting.default)))
+    settings, name = settings_of(resolved.config), resolved.name
+    rows = [(key, resolved.origin[key], shown(setting.default)) for key, setting in settings.items()]
+    if isinstance(resolved.config, TrainingRun) and name:
+        rows.insert(0, (resolved.config.own_section, resolved.origin[resolved.config.own_section], name))
     key_width, origin_width = (max(len(row[column]) for row in rows) for column in (0, 1))
     bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     lines = []
@@ -103,36 +99,22 @@ def resolved_table(resolved: Resolved) -> str:
 
 def field_doc(owner: type, name: str) -> str:
     """The string under a dataclass's field, or under the field that it inherits or overrides; empty without one."""
-    docs = (_module_docs(base.__module__).get(base.__qualname__, {}).get(name) for base in owner.__mro__)
+    docs = (_docs_of(base).get(name) for base in owner.__mro__)
     return next((doc for doc in docs if doc), "")
 
 
 @cache
-def _module_docs(module: str) -> dict[str, dict[str, str]]:
-    """Qualified class name -> field -> the string under it, from the module's source; empty where it has none."""
+def _docs_of(owner: type) -> dict[str, str]:
+    """Field -> the string under it, from the class's source; empty where it has none."""
     try:
-        source = inspect.getsource(sys.modules[module])
+        [node] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     except (OSError, TypeError):
         return {}
-    return dict(_class_docs(ast.parse(source)))
-
-
-def _class_docs(node: ast.AST, prefix: str = "") -> Iterator[tuple[str, dict[str, str]]]:
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef):
-            yield prefix + child.name, _docs_in(child.body)
-            yield from _class_docs(child, f"{prefix}{child.name}.")
-        elif isinstance(child, ast.FunctionDef):
-            yield from _class_docs(child, f"{prefix}{child.name}.<locals>.")
-
-
-def _docs_in(body: list[ast.stmt]) -> dict[str, str]:
     docs = {}
-    for statement, below in pairwise(body):
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
-            text = below.value if isinstance(below, ast.Expr) else None
-            if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                docs[statement.target.id] = " ".join(text.value.split())
+    for above, below in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
+        text = below.value if isinstance(below, ast.Expr) else None
+        if isinstance(above, ast.AnnAssign) and isinstance(text, ast.Constant) and isinstance(text.value, str):
+            docs[ast.unparse(above.target)] = " ".join(text.value.split())
     return docs
 
 
@@ -147,23 +129,10 @@ def _summary(config_class: type) -> str:
     return "" if text.startswith(f"{config_class.__name__}(") else text
 
 
-def _headline(recipe: Path) -> str:
-    """The comment in a recipe's first line."""
-    first = recipe.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ") if first.startswith("#") else ""
-
-
 def _wrap(text: str, label: str = "") -> str:
     """Text wrapped to the terminal; beside its label, in a column of its own."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     column = 38 if label else 0
     first = label.ljust(column - 1) + " " if label else ""
-    wrapped = textwrap.wrap(
-        text,
-        width,
-        initial_indent=first,
-        subsequent_indent=" " * column,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    return "\n".join(wrapped) or label
+    wrapper = textwrap.TextWrapper(width, first, " " * column, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(wrapper.wrap(text)) or label

@@ -1,23 +1,42 @@
-"""Where the settings of a method, its recipes and those of the tokenizers are found."""
+"""Where recipes lie and what is in them, and the class that a name on the command line stands for."""
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from ssl_vit.config.checks import ConfigError, nearest
+import yaml
+
+from ssl_vit.config.checks import ConfigError, nearest, one_of, shown
 from ssl_vit.config.pretrain_schema import METHODS
-from ssl_vit.config.schema import RunConfig
+from ssl_vit.config.schema import RunConfig, TrainingRun
+from ssl_vit.config.tokenizer_schema import TOKENIZERS
 
 LEGAL_METHODS = f"one of {', '.join(METHODS)}, or package.module:Class"
-TOKENIZER = "tokenizer"
-"""Folder of the tokenizers' recipes, each of which names its method."""
-FINETUNE = "finetune"
-"""Folder of the fine-tunings' recipes, and the name that their runs begin with."""
+TOKENIZER, FINETUNE = "tokenizer", "finetune"
+"""Sections, and folders of recipes, of the trainings that are not pretrainings; the latter's runs begin with it too."""
+# Say where one run writes and goes on: only a run's config.yaml has them, and as a recipe it does not hand them on.
+OF_ONE_RUN = ("recipe", "run_dir", "resume")
 
 
-def method_class(method: str) -> type[RunConfig]:
+def family(section: str, name: str) -> str:
+    """The folder of a training's recipes, and what its runs' names begin with: a method, TOKENIZER or FINETUNE."""
+    return name if section == RunConfig.own_section else section
+
+
+def tokenizer_class(name: str, recipe: Path | None = None) -> type[TrainingRun]:
+    """The TokenizerRun of a tokenizer by name; recipe is where the name is from. Raises ConfigError."""
+    try:
+        one_of("tokenizer", name, TOKENIZERS)
+    except ValueError as error:
+        raise ConfigError(f"{error}: give it, or let {recipe} have tokenizer.name" if recipe else f"{error}") from None
+    return TOKENIZERS[name].config
+
+
+def method_class(method: str) -> type[TrainingRun]:
     """The RunConfig of a method by name, or of a class given as `package.module:Class`. Raises ConfigError."""
     if method in METHODS:
-        return METHODS[method]
+        return METHODS[method].config
     module_name, colon, class_name = method.partition(":")
     if not colon:
         raise ConfigError(f"method={method} is not a method: {LEGAL_METHODS}{nearest(method, METHODS)}")
@@ -33,6 +52,12 @@ def method_class(method: str) -> type[RunConfig]:
     if not (isinstance(config_class, type) and issubclass(config_class, RunConfig)):
         raise ConfigError(f"method={method}: {class_name}.Config must be a subclass of ssl_vit.config.schema.RunConfig")
     return config_class
+
+
+def load_class(home: str) -> Any:
+    """The class that `module:Class` names."""
+    module, _, name = home.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 def recipes(folder: str) -> dict[str, Path]:
@@ -58,3 +83,60 @@ def recipe_path(folder: str, recipe: str) -> Path:
         rule = f"{owner} has {', '.join(legal) or 'none'}, or give a path that ends in .yaml"
         raise ConfigError(f"recipe={recipe} is not a recipe: {rule}{nearest(recipe, legal)}")
     return legal[recipe]
+
+
+def pop_name(tree: dict[str, Any], section: str) -> str:
+    """Take `<section>.name`, which says what is trained and is no setting, out of a recipe; empty where it has none."""
+    own = tree.get(section)
+    if not isinstance(own, dict) or "name" not in own:
+        return ""
+    if len(own) == 1:
+        del tree[section]
+    return own.pop("name")
+
+
+def recipe_tree(path: Path, section: str, name: str) -> dict[str, Any]:
+    """What a recipe sets for a run whose own section is that. A run's config.yaml will do. Raises ConfigError."""
+    tree = read_yaml(path)
+    given = {key: pop_name(tree, key) for key in (RunConfig.own_section, TOKENIZER, FINETUNE)}
+    for key, other in given.items():
+        if (other and (key, other) != (section, name)) or (key != section and isinstance(tree.get(key), Mapping)):
+            raise ConfigError(f"{path} is a recipe for {_training(key, other)}, not for {_training(section, name)}")
+    of_a_run = tree.keys() >= set(OF_ONE_RUN)
+    for key in OF_ONE_RUN:
+        if key in tree and not of_a_run:
+            raise ConfigError(f"{path}: {key}={shown(tree[key])} belongs on the command line, not in a recipe")
+        tree.pop(key, None)
+    return tree
+
+
+def _training(section: str, name: str) -> str:
+    return f"{section}={name}" if name else section
+
+
+class _Loader(yaml.BaseLoader):
+    """Leaves each scalar the text that it is, whose meaning its setting decides, and refuses a key given twice."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"found duplicate key {key.value}", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, its scalars as text; raises ConfigError with the line of what cannot be read."""
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark, lines = getattr(error, "problem_mark", None), str(error).splitlines()
+        raise ConfigError(
+            f"{path}{f', line {mark.line + 1}' if mark else ''}: {getattr(error, 'problem', lines[0])}"
+        ) from None
+    if not isinstance(tree or {}, dict):
+        raise ConfigError(f"{path}: settings are written key: value, this is a {type(tree).__name__}")
+    return tree or {}

@@ -1,17 +1,19 @@
-"""Every setting there is: name, type, default, meaning and unit, on one page.
+"""What every training shares: name, type, default, meaning and unit of each setting, on one page.
 
-A run is one RunConfig, written on the command line as `part.field=value`. Defaults are the papers'; each method has
+A run is one RunConfig, written on the command line as `section.field=value`. Defaults are the papers'; each method has
 its own RunConfig, because the papers disagree (MAE: fixed sine-cosine positions, betas .9 .95; others otherwise).
-The string under a field is its documentation: `--help` prints it. Values are checked on construction, so a dataclass
-that exists is legal.
+The string under a field is its documentation: `--help` prints it, after the type and its bounds. Values are checked on
+construction, so a dataclass that exists is legal.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from ssl_vit.config.checks import one_of, require, require_layer, sides_of
+from ssl_vit.config import bounds
+from ssl_vit.config.bounds import Bounded, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from ssl_vit.config.checks import require
 
-# name: (width, depth, heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
+# name: (embed_dim, depth, num_heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
 SIZES = {
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
@@ -21,8 +23,9 @@ SIZES = {
 }
 PIPE = "pipe:"
 """Begins a URL of WebDataset that is a shell command."""
-POOLS = ("cls", "mean", "both")
-LINEAR_PROTOCOLS = ("grid", "logreg", "mae", "dino", "beit", "attentive")
+Pool = Literal["cls", "mean", "both"]
+LinearProtocol = Literal["grid", "logreg", "mae", "dino", "beit", "attentive"]
+POOLS, LINEAR_PROTOCOLS = get_args(Pool), get_args(LinearProtocol)
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -33,23 +36,20 @@ def is_remote(path: str) -> bool:
 
 
 @dataclass(kw_only=True)
-class PatchGrid:
+class PatchGrid(Bounded):
     """An image cut into square patches."""
 
-    patch_size: int = 16
+    patch_size: PositiveInt = 16
     """Side of a square patch, in pixels."""
-    image_size: Any = 224
+    image_size: bounds.ImageSize = 224
     """Training image in pixels: a side, or [height, width]; other sizes resample the positions."""
-    channels: int = 3
+    channels: PositiveInt = 3
     """Channels of an image."""
 
-    def check(self, section: str) -> None:
-        """ValueError, in the name of a section, unless a grid of whole patches covers the image."""
-        require(self.patch_size > 0, f"{section}.patch_size", self.patch_size, "a positive integer")
-        for side in sides_of(f"{section}.image_size", self.image_size):
-            rule = f"a multiple of {section}.patch_size={self.patch_size}"
-            require(side % self.patch_size == 0, f"{section}.image_size", self.image_size, rule)
-        require(self.channels > 0, f"{section}.channels", self.channels, "a positive integer")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole = all(side % self.patch_size == 0 for side in self.height_width)
+        self.require(whole, "image_size", f"a multiple of {self.key('patch_size')}={self.patch_size}")
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -65,49 +65,45 @@ class PatchGrid:
 
 
 @dataclass(kw_only=True)
-class EncoderConfig(PatchGrid):
+class EncoderConfig(PatchGrid, section="encoder"):
     """The Vision Transformer that every method trains."""
 
-    size: str = "base"
-    """Width, depth and heads by name: tiny, small, base, large, huge."""
-    embed_dim: int | None = None
+    size: Literal["tiny", "small", "base", "large", "huge"] = "base"
+    """embed_dim, depth and num_heads by name."""
+    embed_dim: PositiveInt | None = None
     """Channels of a token; overrides the size's."""
-    depth: int | None = None
+    depth: PositiveInt | None = None
     """Number of blocks; overrides the size's."""
-    num_heads: int | None = None
-    """Attention heads; must divide the width; overrides the size's."""
-    mlp_ratio: float = 4.0
-    """Hidden width of a block's MLP, in widths."""
-    pos_embed: str = "learned"
+    num_heads: PositiveInt | None = None
+    """Attention heads; must divide embed_dim; overrides the size's."""
+    mlp_ratio: PositiveFloat = 4.0
+    """Hidden channels of a block's MLP, per channel of a token."""
+    pos_embed: Literal["learned", "sincos", "relative", "relative_per_block"] = "learned"
     """learned, sincos (fixed 2-D sine-cosine), relative (BEiT's bias of the attention scores, shared by blocks), or
     relative_per_block (one for each, as in BEiT's fine-tuning)."""
-    num_registers: int = 0
+    num_registers: NonNegativeInt = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
     init_values: float | None = None
-    """Initial gain of each residual branch (arXiv:2103.17239 eq. 2); null leaves it out."""
-    drop_path: float = 0.0
+    """Initial gain of each residual branch (arXiv:2103.17239 eq. 2); null: no gain."""
+    drop_path: Annotated[float, bounds.inside("[0, 1)")] = 0.0
     """Stochastic-depth rate of the last block; earlier blocks ramp up linearly from 0."""
-    init: str = "trunc_normal"
+    init: Literal["trunc_normal", "xavier", "beit"] = "trunc_normal"
     """Initial weights: trunc_normal (std .02, DINO), xavier (MAE), or beit (std .0108, shrinking with depth)."""
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
 
     def __post_init__(self) -> None:
-        one_of("encoder.size", self.size, SIZES)
-        for name in ("embed_dim", "depth", "num_heads"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"encoder.{name}", value, "a positive integer or null")
-        width, _, heads = self.shape
-        require(width % heads == 0, "encoder.embed_dim", width, f"a multiple of encoder.num_heads={heads}")
-        require(width % 4 == 0, "encoder.embed_dim", width, "a multiple of 4")
-        require(self.mlp_ratio > 0, "encoder.mlp_ratio", self.mlp_ratio, "positive")
-        self.check("encoder")
-        one_of("encoder.pos_embed", self.pos_embed, ("learned", "sincos", "relative", "relative_per_block"))
-        require(self.num_registers >= 0, "encoder.num_registers", self.num_registers, "0 or more")
+        super().__post_init__()
+        embed_dim, _, num_heads = self.shape
+        require(
+            embed_dim % num_heads == 0,
+            "encoder.embed_dim",
+            embed_dim,
+            f"a multiple of {self.key('num_heads')}={num_heads}",
+        )
+        require(embed_dim % 4 == 0, "encoder.embed_dim", embed_dim, "a multiple of 4")
         rule = f"0 with encoder.pos_embed={self.pos_embed}: a register has no place"
-        require(self.num_registers == 0 or not self.relative, "encoder.num_registers", self.num_registers, rule)
-        require(0 <= self.drop_path < 1, "encoder.drop_path", self.drop_path, "in [0, 1)")
-        one_of("encoder.init", self.init, ("trunc_normal", "xavier", "beit"))
+        self.require(self.num_registers == 0 or not self.relative, "num_registers", rule)
 
     @property
     def relative(self) -> bool:
@@ -116,93 +112,73 @@ class EncoderConfig(PatchGrid):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(width, depth, heads) after overrides."""
-        width, depth, heads = SIZES[self.size]
-        return self.embed_dim or width, self.depth or depth, self.num_heads or heads
+        """(embed_dim, depth, num_heads) after overrides."""
+        embed_dim, depth, num_heads = SIZES[self.size]
+        return self.embed_dim or embed_dim, self.depth or depth, self.num_heads or num_heads
 
 
 @dataclass(kw_only=True)
-class OptimConfig:
+class OptimConfig(Bounded, section="optim"):
     """AdamW and its schedules, by optimizer step."""
 
-    base_lr: float = 1.5e-4
+    base_lr: PositiveFloat = 1.5e-4
     """Peak learning rate per 256 images: lr = base_lr * global batch / 256 (arXiv:1706.02677)."""
-    min_lr: float = 0.0
+    min_lr: NonNegativeFloat = 0.0
     """Learning rate at the end of the cosine."""
-    warmup_epochs: float = 40
+    warmup_epochs: NonNegativeFloat = 40
     """Epochs of linear warm-up from 0. A run that max_steps or max_minutes cuts short is warmed up in proportion."""
-    weight_decay: float = 0.05
+    weight_decay: NonNegativeFloat = 0.05
     """Decoupled weight decay; which parameters have it is the method's rule."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], bounds.each(bounds.inside("[0, 1)"), "two numbers")] = (0.9, 0.999)
     """Decay rates of Adam's first and second moment."""
-    clip_grad: float = 0.0
+    clip_grad: NonNegativeFloat = 0.0
     """Largest gradient norm, of all parameters together (DINO: of each parameter by itself); 0 does not clip."""
-
-    def __post_init__(self) -> None:
-        require(self.base_lr > 0, "optim.base_lr", self.base_lr, "positive")
-        require(self.min_lr >= 0, "optim.min_lr", self.min_lr, "0 or more")
-        require(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "0 or more")
-        require(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "0 or more")
-        legal = all(0 <= beta < 1 for beta in self.betas)
-        require(legal, "optim.betas", list(self.betas), "two numbers in [0, 1)")
-        require(self.clip_grad >= 0, "optim.clip_grad", self.clip_grad, "0 or more")
 
 
 @dataclass(kw_only=True)
-class DataConfig:
+class DataConfig(Bounded, section="data"):
     """Where images come from and how they reach the device."""
 
-    source: str = "folder"
-    """digits (embedded), folder, parquet, torchvision, hf (Hugging Face datasets), or webdataset (tar shards)."""
+    source: Literal["digits", "folder", "parquet", "torchvision", "hf", "webdataset"] = "folder"
+    """digits is embedded, hf is Hugging Face datasets, webdataset is tar shards."""
     path: str = ""
     """Folder or file of the images; for torchvision CLASS:ROOT, such as CIFAR10:downloads; for hf a name or a saved
     folder; for webdataset a folder of tar files, or their URLs with braces. digits needs none."""
     test_path: str = ""
-    """Images to evaluate on; by default a `test`, `val` or `validation` part under path, else a held-out part."""
-    batch_size: int = 64
+    """Images to evaluate on; by default a `test`, `val` or `validation` split under path, else a held-out split."""
+    batch_size: PositiveInt = 64
     """Images per process and step."""
-    workers: Any = "auto"
+    workers: Annotated[int | Literal["auto"], bounds.either(["auto"], bounds.at_least(0))] = "auto"
     """Processes that read images; auto: 0 for small images in memory, else one less than this process's cores."""
-    mean: list[float] = field(default_factory=lambda: list(IMAGENET_MEAN))
-    """Mean of each channel, of pixels in [0, 1]; taken off on the device."""
-    std: list[float] = field(default_factory=lambda: list(IMAGENET_STD))
-    """Deviation of each channel, of pixels in [0, 1]; divided by on the device."""
-    eval_crop: float = 0.875
+    mean: list[float] = field(default_factory=IMAGENET_MEAN.copy)
+    """Mean of each channel, of pixels in [0, 1]; subtracted on the device."""
+    std: Annotated[list[float], bounds.each(bounds.POSITIVE)] = field(default_factory=IMAGENET_STD.copy)
+    """Std of each channel, of pixels in [0, 1]; divided by on the device."""
+    eval_crop: Annotated[float, bounds.inside("(0, 1]")] = 0.875
     """Evaluation resizes the short side to image_size / eval_crop and crops the middle; 224 / 256 = 0.875."""
-    white_16bit: int = 65535
+    white_16bit: Annotated[int, bounds.inside("[1, 65535]")] = 65535
     """Value of a 16-bit image that becomes white; 4095 for 12-bit scans."""
-    cache_gb: float = 2.0
+    cache_gb: NonNegativeFloat = 2.0
     """Decoded images are kept in memory where all of them fit in this many GB; 0 never. Streams are not kept."""
     streaming: bool = False
     """Read a data set of Hugging Face from where it lies while training, instead of loading all of it first."""
-    epoch_size: int | None = None
+    epoch_size: PositiveInt | None = None
     """Images of an epoch of a stream (webdataset; hf with data.streaming); null: as many as it has, where known."""
-    shuffle_buffer: int = 1000
-    """Encoded images of a stream that each worker holds, to draw the next one from; 1: in the order of the shards."""
-    on_error: str = "replace"
+    shuffle_buffer: PositiveInt = 1000
+    """Encoded images of a stream that each worker holds, to take the next one from; 1: in the order of the shards."""
+    on_error: Literal["replace", "skip", "raise"] = "replace"
     """An image that cannot be read: replace (by the next one of its label, in a stream of its batch), skip (training
     goes on with a smaller batch, evaluation replaces), or raise (the run stops)."""
-    max_unreadable: float = 0.01
-    """The run stops where more than this share of all images, training and test, cannot be read; 1% means 0.01."""
+    max_unreadable: Fraction = 0.01
+    """The run stops where more than this fraction of all images, training and test, cannot be read; 1% means 0.01."""
 
     def __post_init__(self) -> None:
-        one_of("data.source", self.source, ("digits", "folder", "parquet", "torchvision", "hf", "webdataset"))
-        require(self.batch_size > 0, "data.batch_size", self.batch_size, "a positive integer")
-        legal = self.workers == "auto" or (type(self.workers) is int and self.workers >= 0)
-        require(legal, "data.workers", self.workers, "auto, or 0 or more")
-        require(len(self.mean) == len(self.std), "data.std", self.std, f"as long as data.mean={self.mean}")
-        require(all(value > 0 for value in self.std), "data.std", self.std, "positive")
-        require(0 < self.eval_crop <= 1, "data.eval_crop", self.eval_crop, "in (0, 1]")
-        require(0 < self.white_16bit <= 65535, "data.white_16bit", self.white_16bit, "in [1, 65535]")
-        require(self.cache_gb >= 0, "data.cache_gb", self.cache_gb, "0 or more")
-        one_of("data.on_error", self.on_error, ("replace", "skip", "raise"))
-        require(0 <= self.max_unreadable <= 1, "data.max_unreadable", self.max_unreadable, "in [0, 1]")
+        super().__post_init__()
+        self.require(len(self.mean) == len(self.std), "std", f"as long as data.mean={self.mean}")
         rule = f"false with data.source={self.source}: it is for hf"
-        require(not self.streaming or self.source == "hf", "data.streaming", "true", rule)
-        require(self.epoch_size is None or self.epoch_size > 0, "data.epoch_size", self.epoch_size, "positive, or null")
+        self.require(not self.streaming or self.source == "hf", "streaming", rule)
         rule = "null but for a stream: data.source=webdataset, or hf with data.streaming=true"
-        require(self.epoch_size is None or self.streams, "data.epoch_size", self.epoch_size, rule)
-        require(self.shuffle_buffer > 0, "data.shuffle_buffer", self.shuffle_buffer, "a positive integer")
+        self.require(self.epoch_size is None or self.streams, "epoch_size", rule)
 
     @property
     def streams(self) -> bool:
@@ -211,133 +187,117 @@ class DataConfig:
 
     @property
     def remote(self) -> bool:
-        """Whether the images of data.path can be read in no other way: it has none by number, to look at."""
+        """Whether the images of data.path come as a stream alone: none can be read by its number, to evaluate on."""
         return self.streaming or (self.source == "webdataset" and is_remote(self.path))
 
 
 @dataclass(kw_only=True)
-class TrainerConfig:
+class TrainerConfig(Bounded, section="trainer"):
     """How long, on what, how precise. The run ends at the first limit it reaches; schedules end with it."""
 
-    max_epochs: int = 800
+    max_epochs: PositiveInt = 800
     """Passes over the images."""
-    max_steps: int | None = None
+    max_steps: PositiveInt | None = None
     """Optimizer steps; null: no limit."""
-    max_minutes: float | None = None
+    max_minutes: PositiveFloat | None = None
     """Minutes of training; null: no limit."""
-    checkpoint_every_steps: int | None = None
+    checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; null: every ten minutes. The end always has one."""
-    max_skipped_steps: int = 10
-    """Steps in a row that may be left out because loss or gradient is not finite; after them the run goes back to its
+    max_skipped_steps: PositiveInt = 10
+    """Steps in a row that may be skipped because loss or gradient is not finite; after them the run goes back to its
     last checkpoint, and the second time stops."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: PositiveInt = 2
     """How many checkpoints are kept, the newest: where one is damaged, the one before it is resumed."""
-    devices: Any = "auto"
+    devices: Annotated[int | Literal["auto"], bounds.either(["auto"], bounds.POSITIVE_INT)] = "auto"
     """Number of GPUs or processes on a node; auto: what torchrun started, else every GPU, or one CPU process."""
-    num_nodes: int = 1
+    num_nodes: PositiveInt = 1
     """Machines."""
-    strategy: str = "auto"
-    """auto (ddp for several processes), ddp (each has all weights, gradients are averaged), fsdp (each has a share of
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
+    """auto (ddp for several processes), ddp (each has all weights, gradients are averaged), fsdp (each has a part of
     the weights, teachers' too, and of the optimizer's state), or deepspeed (as Lightning sets it up)."""
-    precision: str = "auto"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "auto"
     """Lightning precision; auto: bf16-mixed where the GPU or the CPU (AMX) multiplies matrices in it, else 32-true."""
-    accumulate: int = 1
+    accumulate: PositiveInt = 1
     """Batches per optimizer step."""
     compile: bool = False
     """torch.compile the transformer blocks: encoder, decoder, teacher."""
-    log_every_steps: int = 10
+    log_every_steps: PositiveInt = 10
     """Optimizer steps between logged values."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_epochs",
-            "keep_checkpoints",
-            "max_skipped_steps",
-            "num_nodes",
-            "accumulate",
-            "log_every_steps",
-        ):
-            value = getattr(self, name)
-            require(value > 0, f"trainer.{name}", value, "a positive integer")
-        for name in ("max_steps", "max_minutes", "checkpoint_every_steps"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"trainer.{name}", value, "positive, or null")
-        legal = self.devices == "auto" or (type(self.devices) is int and self.devices > 0)
-        require(legal, "trainer.devices", self.devices, "auto, or a positive integer")
-        one_of("trainer.strategy", self.strategy, ("auto", "ddp", "fsdp", "deepspeed"))
-        precisions = ("auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true")
-        one_of("trainer.precision", self.precision, precisions)
+        super().__post_init__()
         if self.strategy == "fsdp":
-            legal = self.precision not in ("16-mixed", "64-true")
             rule = "auto, 32-true, bf16-mixed or bf16-true with trainer.strategy=fsdp"
-            require(legal, "trainer.precision", self.precision, rule)
-            require(not self.compile, "trainer.compile", self.compile, "false with trainer.strategy=fsdp")
+            self.require(self.precision not in ("16-mixed", "64-true"), "precision", rule)
+            self.require(not self.compile, "compile", "false with trainer.strategy=fsdp")
 
 
 @dataclass(kw_only=True)
-class MonitorConfig:
-    """What is looked at while training."""
+class MonitorConfig(Bounded, section="monitor"):
+    """What is evaluated and shown while training."""
 
-    every_epochs: int = 10
-    """Epochs between two looks: images, feature health, and with labels a linear probe and k-NN; 0: never."""
-    images: int = 8
+    every_epochs: NonNegativeInt = 10
+    """Epochs between two evaluations: images, collapse, and with labels a linear probe and k-NN; 0: never."""
+    images: PositiveInt = 8
     """Test images shown in TensorBoard."""
-    train_limit: int = 2000
-    """Most training images that a look may take."""
-    test_limit: int = 1000
-    """Most test images that a look may take."""
-
-    def __post_init__(self) -> None:
-        require(self.every_epochs >= 0, "monitor.every_epochs", self.every_epochs, "0 or more")
-        for name in ("images", "train_limit", "test_limit"):
-            require(getattr(self, name) > 0, f"monitor.{name}", getattr(self, name), "a positive integer")
+    train_limit: PositiveInt = 2000
+    """Most training images that such an evaluation takes."""
+    test_limit: PositiveInt = 1000
+    """Most test images that it takes."""
 
 
 @dataclass(kw_only=True)
-class ReadoutConfig:
-    """Which features stand for an image, in the looks while training and by default in every evaluation after."""
+class ReadoutConfig(Bounded, section="readout"):
+    """Which features stand for an image, while training and by default in every evaluation after it."""
 
-    pool: str = "mean"
+    pool: Pool = "mean"
     """cls (class token), mean (of patches), both (side by side)."""
-    layer: Any = "last"
+    layer: bounds.Layer = "last"
     """Block that is read: last, its number from 1, or best (chosen on held-out training images by the evaluation)."""
-    blocks: int = 1
+    blocks: PositiveInt = 1
     """Blocks up to that one whose features are put side by side."""
-    protocol: str = "grid"
+    protocol: LinearProtocol = "grid"
     """Linear probe where the command names none: grid, or logreg for small sets; docs/evaluation.md has them all."""
 
     def __post_init__(self) -> None:
-        one_of("readout.pool", self.pool, POOLS)
-        one_of("readout.protocol", self.protocol, LINEAR_PROTOCOLS)
-        require_layer("readout.layer", self.layer)
-        require(self.blocks > 0, "readout.blocks", self.blocks, "a positive integer")
+        super().__post_init__()
         rule = "1 with readout.layer=best, which tries single blocks"
-        require(self.blocks == 1 or self.layer != "best", "readout.blocks", self.blocks, rule)
+        self.require(self.blocks == 1 or self.layer != "best", "blocks", rule)
 
 
 @dataclass(kw_only=True)
-class TrainingRun:
+class TrainingRun(Bounded):
     """What every training command has."""
+
+    own_section: ClassVar[str] = "method"
+    """Section of the settings that only what is trained has; its `name` in a run's config.yaml says what that is."""
 
     recipe: str = "digits"
     """Name of a recipe that the project brings along, or the path of a YAML file."""
     run_dir: str = ""
     """Where the run writes; made up from method, recipe and time when empty."""
-    seed: int = 0
-    """Every random draw is a function of it."""
+    seed: NonNegativeInt = 0
+    """All random numbers are a function of it."""
     resume: str = ""
     """Continue a run: auto (the newest of this method and recipe, or the one in run_dir), a run or a checkpoint."""
-    method: Any = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
     def __post_init__(self) -> None:
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        super().__post_init__()
         rule = "0 where data.path is a remote stream: there is nothing to look at, or give data.test_path"
-        visible = bool(self.data.test_path) or not self.data.remote
-        require(self.monitor.every_epochs == 0 or visible, "monitor.every_epochs", self.monitor.every_epochs, rule)
+        self.require(
+            self.monitor.every_epochs == 0 or bool(self.data.test_path) or not self.data.remote,
+            "monitor.every_epochs",
+            rule,
+        )
+
+    @property
+    def own_config(self) -> Any:
+        """The settings that only what is trained has."""
+        return getattr(self, self.own_section)
 
     @property
     def patches(self) -> PatchGrid:
@@ -351,6 +311,7 @@ class RunConfig(TrainingRun):
 
     init_from: str = ""
     """Start from an encoder's weights: anything load_encoder reads."""
+    method: Any = None
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)
 
@@ -358,15 +319,20 @@ class RunConfig(TrainingRun):
         super().__post_init__()
         if self.resume and self.init_from:
             raise ValueError("resume= continues a run, init_from= starts a new one from its weights: give one of them")
-        channels = self.encoder.channels
-        require(
-            len(self.data.mean) == channels,
-            "data.mean",
-            self.data.mean,
-            f"one number a channel (encoder.channels={channels}); data.std likewise",
-        )
+        rule = f"one number a channel (encoder.channels={self.encoder.channels}); data.std likewise"
+        self.require(len(self.data.mean) == self.encoder.channels, "data.mean", rule)
 
     @property
     def patches(self) -> PatchGrid:
         """The training image and its patches."""
         return self.encoder
+
+
+class Kind(NamedTuple):
+    """A row of the table of methods, or of tokenizers: what the configuration knows of it without torch."""
+
+    config: type[TrainingRun]
+    home: str
+    """Its class, as module:Class, whose Config is `config`; of a tokenizer the class of what is trained."""
+    training: str = ""
+    """Of a tokenizer: the Objective that trains it by gradient, as module:Class; empty where none does."""

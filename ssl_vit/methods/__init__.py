@@ -1,15 +1,14 @@
-"""Pretraining methods, found by name: a key of HOMES, or package.module:Class for one that lives elsewhere."""
+"""Pretraining methods, found by name: a key of METHODS, or package.module:Class for one that lives elsewhere."""
 
-import importlib
 from typing import TYPE_CHECKING
+
+from ssl_vit.config.pretrain_schema import METHODS
+from ssl_vit.config.recipes import load_class
 
 if TYPE_CHECKING:
     from ssl_vit.methods.base import Method
 
-HOMES = {"mae": "ssl_vit.methods.mae:MAE", "dino": "ssl_vit.methods.dino:DINO", "beit": "ssl_vit.methods.beit:BEiT"}
-
 
 def method_named(name: str) -> "type[Method]":
     """The class of `method=name`; the configuration has checked that it exists."""
-    module, _, cls = HOMES.get(name, name).partition(":")
-    return getattr(importlib.import_module(module), cls)
+    return load_class(METHODS[name].home if name in METHODS else name)

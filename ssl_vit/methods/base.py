@@ -50,7 +50,7 @@ class Objective(pl.LightningModule, ABC):
         super().__init__()
         paper = self.Config()
         self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
-        self.config = override(paper.method, options, "method")
+        self.config = override(paper.own_config, options, paper.own_section)
         self.seed, self.global_batch, self._position = seed, 0, (0, 0)
         self.extra_metrics: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
         self.guard = Guard()
@@ -61,7 +61,7 @@ class Objective(pl.LightningModule, ABC):
     @classmethod
     def from_run(cls, run: Any) -> Any:
         """As a run's settings say."""
-        return cls(optim=run.optim, seed=run.seed, **vars(run.method))
+        return cls(optim=run.optim, seed=run.seed, **vars(run.own_config))
 
     @abstractmethod
     def transform(self) -> Transform:

@@ -50,7 +50,7 @@ def shard(network: nn.Module, mesh: "DeviceMesh", block_class: type[nn.Module]) 
     if any(hasattr(block.attn, "relative_position_bias_table") for block in blocks):
         raise ValueError(
             "trainer.strategy=fsdp cannot train encoder.pos_embed=relative_per_block: take strategy=ddp, or "
-            "method.rel_pos_per_block=false where an encoder with relative positions is fine-tuned"
+            "finetune.rel_pos_per_block=false where an encoder with relative positions is fine-tuned"
         )
     for block in blocks:
         fully_shard(block, mesh=mesh)

@@ -34,13 +34,13 @@ class Stopped(BaseException):
         """Exit status, as a shell reports a signal: 130 for Ctrl-C, 143 for SIGTERM."""
         return 128 + self.number
 
-    def command(self, argv: Sequence[str]) -> str:
-        """The command that goes on where the one of these args was stopped."""
-        args = list(argv)
+    def command(self, stopped: Sequence[str]) -> str:
+        """The command that resumes the run of the one that was stopped; both from their first word on."""
+        args = list(stopped)
         if self.run_dir is not None:
             names = ("resume", "run_dir", "init_from")
             args = [arg for arg in args if arg.partition("=")[0] not in names] + [f"resume={self.run_dir}"]
-        return shlex.join(["python", *args])
+        return shlex.join(args)
 
 
 class Signals:

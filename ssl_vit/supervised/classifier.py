@@ -48,7 +48,7 @@ class Classifier(nn.Module):
         head_std: float = 2e-5,
     ) -> None:
         super().__init__()
-        one_of("method.pool", pool, ("mean", "cls"))
+        one_of("finetune.pool", pool, ("mean", "cls"))
         positions = encoder.config.pos_embed
         if distilled and encoder.config.relative:
             raise ValueError(
@@ -141,8 +141,8 @@ def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
     if config.init == "scratch":
         fresh = VisionTransformer(start.config)
         fresh.metadata, start = start.metadata, fresh
-    method = config.method
-    return start, tuned_config(start.config, config.image_size, method.drop_path, method.rel_pos_per_block)
+    cfg = config.finetune
+    return start, tuned_config(start.config, config.image_size, cfg.drop_path, cfg.rel_pos_per_block)
 
 
 def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:

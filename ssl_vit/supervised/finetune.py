@@ -123,7 +123,7 @@ class FineTune(Objective):
         for name in ("randaugment", "jitter"):
             if getattr(cfg, name) and channels not in (1, 3):
                 raise ValueError(
-                    f"method.{name}={getattr(cfg, name):g} must be 0 for images of {channels} channels: colors are "
+                    f"finetune.{name}={getattr(cfg, name):g} must be 0 for images of {channels} channels: colors are "
                     "defined for 1 or 3"
                 )
         tuned = tunable(encoder, image_size, cfg.drop_path, cfg.rel_pos_per_block)
@@ -131,7 +131,7 @@ class FineTune(Objective):
         self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
         self.averaged = frozen_copy(self.model) if cfg.ema else None
         if cfg.class_weights and counts is None:
-            raise ValueError("method.class_weights=true needs counts=, the training images of each class")
+            raise ValueError("finetune.class_weights=true needs counts=, the training images of each class")
         weights = balancing_weights(counts) if cfg.class_weights and counts is not None else None
         self.register_buffer("class_weights", weights, persistent=False)
 

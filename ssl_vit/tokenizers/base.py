@@ -6,7 +6,6 @@ channels and grid where a tokenizer has them; decode, where `decodes` says so, i
 Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w tokens.
 """
 
-import importlib
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict
@@ -18,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from ssl_vit.config.recipes import load_class
 from ssl_vit.config.schema import PatchGrid
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerConfig
 from ssl_vit.models.weights import require_fit
@@ -25,11 +25,6 @@ from ssl_vit.run.files import write_atomic, write_json
 from ssl_vit.tokenizers.dalle import load_dalle
 
 WEIGHTS, ABOUT = "tokenizer.safetensors", "tokenizer.json"
-HOMES = {
-    "kmeans": "ssl_vit.tokenizers.kmeans:KMeans",
-    "dvae": "ssl_vit.tokenizers.dvae:DVAE",
-    "vqkd": "ssl_vit.tokenizers.vqkd:VQKD",
-}
 
 
 class Tokenizer(nn.Module, ABC):
@@ -106,13 +101,12 @@ def load_tokenizer(source: str | Path) -> nn.Module:
             state = {name: file.get_tensor(name) for name in file.keys()} if metadata else {}  # noqa: SIM118
     if not metadata:
         return load_dalle(path)
-    if metadata.get("kind") not in HOMES:
+    if metadata.get("kind") not in TOKENIZERS:
         raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(metadata)}")
     kind = metadata["kind"]
-    module, _, name = HOMES[kind].partition(":")
     settings = metadata["config"] | {"crop_scale": tuple(metadata["config"]["crop_scale"])}  # JSON has no tuples
-    config = type(TOKENIZERS[kind]().method)(**settings)
-    tokenizer = getattr(importlib.import_module(module), name)(config)
+    config = type(TOKENIZERS[kind].config().own_config)(**settings)
+    tokenizer = load_class(TOKENIZERS[kind].home)(config)
     require_fit(tokenizer.state_dict(), state, path)
     tokenizer.load_state_dict(state)
     return tokenizer.requires_grad_(False).eval()

@@ -1,13 +1,12 @@
 """Tokenizers that are learned by gradient: their objectives, by name."""
 
-import importlib
 from pathlib import Path
 from typing import Any
 
+from ssl_vit.config.recipes import load_class
+from ssl_vit.config.tokenizer_schema import TOKENIZERS
 from ssl_vit.methods.base import Objective
 from ssl_vit.tokenizers.base import save_tokenizer
-
-TRAININGS = {"dvae": "ssl_vit.tokenizers.dvae:DVAETraining", "vqkd": "ssl_vit.tokenizers.vqkd:VQKDTraining"}
 
 
 class TokenizerTraining(Objective):
@@ -23,5 +22,4 @@ class TokenizerTraining(Objective):
 
 def training_named(kind: str) -> type[TokenizerTraining]:
     """The objective of a kind of tokenizer."""
-    module, _, name = TRAININGS[kind].partition(":")
-    return getattr(importlib.import_module(module), name)
+    return load_class(TOKENIZERS[kind].training)

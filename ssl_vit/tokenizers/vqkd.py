@@ -115,13 +115,13 @@ class VQKDTraining(TokenizerTraining):
         cfg = self.config
         if not cfg.teacher:
             raise ValueError(
-                "method.teacher= is missing: the encoder whose features the tokens tell; make one with "
-                "`python tools/pretrain.py method=dino` and give method.teacher=RUN"
+                "tokenizer.teacher= is missing: the encoder whose features the tokens tell; make one with "
+                "`python tools/pretrain.py method=dino` and give tokenizer.teacher=RUN"
             )
         self.teacher = load_encoder(cfg.teacher).requires_grad_(False)
         if self.teacher.config.channels != cfg.channels:
             raise ValueError(
-                f"method.teacher={cfg.teacher} reads {self.teacher.config.channels} channels, method.channels="
+                f"tokenizer.teacher={cfg.teacher} reads {self.teacher.config.channels} channels, tokenizer.channels="
                 f"{cfg.channels}"
             )
         self.tokenizer = VQKD(cfg)

@@ -49,7 +49,7 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
     data = labeled_data(config, architecture)
     objective = objective_of(config, encoder, architecture, data)  # what does not fit shows before anything is written
     data.transform = objective.transform()
-    run_dir, checkpoint = open_run(config, FINETUNE, FINETUNE)
+    run_dir, checkpoint = open_run(config, "", FINETUNE)
     trained = fit(config, objective, data, run_dir, checkpoint, Grader(config.monitor, run_dir), architecture)
     if trained is None:
         return None
@@ -109,7 +109,7 @@ def objective_of(
         counts=counts,
         teacher=teacher,
         distill=config.distill,
-        **vars(config.method),
+        **vars(config.finetune),
     )
 
 
@@ -155,7 +155,7 @@ def judge(config: FinetuneRun, objective: FineTune, data: ImageDataModule, run_d
         for name in ("top1", "top5", "calibration_error"):
             if found[name] is not None:
                 writer.add_scalar(f"test/{name}", found[name], step)
-    weights = f"moving average {config.method.ema:g}" if config.method.ema else "last weights"
+    weights = f"moving average {config.finetune.ema:g}" if config.finetune.ema else "last weights"
     length = f"{objective.current_epoch} epochs, {step} steps on {len(data.labels('train'))} labeled images"
     return {
         "task": FINETUNE,
@@ -179,7 +179,7 @@ def run_metadata(config: FinetuneRun, objective: FineTune) -> dict[str, Any]:
         "mean": config.data.mean,
         "std": config.data.std,
         "data": asdict(config.data),
-        "readout": {"pool": config.method.pool, "layer": "last", "blocks": 1},
+        "readout": {"pool": config.finetune.pool, "layer": "last", "blocks": 1},
         "step": objective.global_step,
         "seed": config.seed,
         "ssl_vit": __version__,

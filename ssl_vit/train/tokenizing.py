@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 from ssl_vit import __version__
 from ssl_vit.callbacks.online_eval import ImageLogger, image_grid, save_image
 from ssl_vit.config.pretrain_schema import TokenizedRun
-from ssl_vit.config.resolve import read_tokenizer
+from ssl_vit.config.resolve import resolve
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.config.tokenizer_schema import KMeansRun, TokenizerRun
 from ssl_vit.data.datamodule import ImageDataModule
@@ -51,12 +51,12 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
     pl.seed_everything(config.seed, verbose=False)
     if isinstance(config, KMeansRun):
         run_dir, _ = open_run(config, kind, "tokenizer")
-        method = config.method
         print(f"run           {run_dir}")
-        print(f"k-means       {method.patches:,} patches of {method.patch_size} pixels to {method.vocab_size:,} tokens")
+        cfg = config.tokenizer
+        print(f"k-means       {cfg.patches:,} patches of {cfg.patch_size} pixels to {cfg.vocab_size:,} tokens")
         data = images_of_run(config)
         data.read_errors.list_in(run_dir / QUARANTINE)
-        tokenizer = fit_kmeans(method, endless(data), config.seed)
+        tokenizer = fit_kmeans(cfg, endless(data), config.seed)
     else:
         training = training_named(kind).from_run(config)  # what does not fit shows before anything is written
         run_dir, checkpoint = open_run(config, kind, "tokenizer")
@@ -74,11 +74,9 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
 
 def images_of_run(config: TokenizerRun) -> ImageDataModule:
     """Random crops of the run's images."""
-    method = config.method
-    view = RandomCrop(method.height_width, method.crop_scale, flip=method.flip)
-    return ImageDataModule(
-        view, config.data, image_size=method.height_width, channels=method.channels, seed=config.seed
-    )
+    cfg = config.tokenizer
+    view = RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
+    return ImageDataModule(view, config.data, image_size=cfg.height_width, channels=cfg.channels, seed=config.seed)
 
 
 def endless(data: ImageDataModule) -> Iterator[Float[Tensor, "B C H W"]]:
@@ -182,18 +180,18 @@ def _held_or_made(run_dir: Path) -> bool:
 
 def settings_for(run: TokenizedRun) -> tuple[TokenizerRun, str]:
     """Settings and kind of the tokenizer for a pretraining: its recipe's, on the pretraining's images and grid."""
-    resolved = read_tokenizer([f"recipe={run.tokenizer_recipe}"])
+    resolved = resolve(TokenizerRun, [f"recipe={run.tokenizer_recipe}"])
     config, (h, w) = resolved.config, run.encoder.grid
-    P, channels = config.method.patch_size, run.encoder.channels
-    method = replace(config.method, image_size=[h * P, w * P], channels=channels)
+    P, channels = config.tokenizer.patch_size, run.encoder.channels
+    tokenizer = replace(config.tokenizer, image_size=[h * P, w * P], channels=channels)
     data: DataConfig = replace(run.data, mean=[0.0] * channels, std=[1.0] * channels)
     trainer = replace(config.trainer, devices=1, precision=run.trainer.precision)
-    return replace(config, method=method, data=data, trainer=trainer, seed=run.seed), resolved.method
+    return replace(config, tokenizer=tokenizer, data=data, trainer=trainer, seed=run.seed), resolved.name
 
 
 def _what_it_learns(config: TokenizerRun) -> dict[str, Any]:
     """All that decides what a tokenizer becomes; images by place and number, which does not see one that changes."""
     settings = asdict(config)
-    kept = {name: settings[name] for name in ("method", "optim", "trainer", "seed")}
+    kept = {name: settings[name] for name in ("tokenizer", "optim", "trainer", "seed")}
     path = str(Path(config.data.path).resolve()) if config.data.path else ""
     return kept | {"source": config.data.source, "path": path, "images": count(config.data)}

@@ -8,7 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ssl_vit.config.pretrain_schema import BEiTRun
-from ssl_vit.config.resolve import ConfigError, read_run
+from ssl_vit.config.resolve import ConfigError, resolve
+from ssl_vit.config.schema import RunConfig
 from ssl_vit.config.tokenizer_schema import KMeansConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.methods.beit import BEiT
@@ -280,12 +281,12 @@ def test_a_missing_tokenizer_names_the_command_that_makes_one(tmp_path):
 )
 def test_settings_that_make_no_sense_are_one_line(tokens, message):
     with pytest.raises(ConfigError, match=message):
-        read_run(["method=beit", *tokens.split()])
+        resolve(RunConfig, ["method=beit", *tokens.split()])
 
 
 def test_mae_refuses_relative_positions():
     with pytest.raises(ConfigError, match=r"encoder\.positions=relative must be learned or sincos"):
-        read_run(["method=mae", "encoder.pos_embed=relative"])
+        resolve(RunConfig, ["method=mae", "encoder.pos_embed=relative"])
 
 
 def test_shuffled_words_are_those_of_the_same_image():

@@ -8,7 +8,8 @@ import torch
 import torch.multiprocessing as mp
 from torch.utils.data import DataLoader
 
-from ssl_vit.config.resolve import ConfigError, read_run
+from ssl_vit.config.resolve import ConfigError, resolve
+from ssl_vit.config.schema import RunConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.transforms.crops import MultiCrop
 from ssl_vit.methods.dino import DINO, cross_entropy_of_pairs, sinkhorn_targets
@@ -240,7 +241,7 @@ def test_other_images_than_the_crops_are_refused(images, given):
 )
 def test_settings_that_make_no_sense_are_one_line(words, message):
     with pytest.raises(ConfigError, match=message):
-        read_run(["method=dino", "encoder.patch_size=4", *words.split()])
+        resolve(RunConfig, ["method=dino", "encoder.patch_size=4", *words.split()])
 
 
 def _rank(rank: int, port: int, folder: str) -> None:

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 import torch.multiprocessing as mp
 
-from ssl_vit.cli.main import read_run_args
+from ssl_vit.cli.settings import resolve_run
+from ssl_vit.config.schema import RunConfig
 from ssl_vit.methods.guard import DivergenceError, Guard, SkippedStep
 from ssl_vit.methods.mae import MAE
 from ssl_vit.train.pretraining import pretrain
@@ -147,8 +148,8 @@ def sick_run(relapses: int) -> Path:
         "trainer.checkpoint_every_steps": 2, "trainer.max_skipped_steps": 3, "trainer.log_every_steps": 1,
         "monitor.every_epochs": 0,
     }  # fmt: skip
-    resolved = read_run_args([f"{key}={value}" for key, value in words.items()])
-    return pretrain(resolved.config, resolved.method)
+    resolved = resolve_run(RunConfig, [f"{key}={value}" for key, value in words.items()])
+    return pretrain(resolved.config, resolved.name)
 
 
 @pytest.fixture

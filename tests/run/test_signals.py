@@ -11,8 +11,8 @@ from ssl_vit.run.signals import Signals, Stopped, requeue
 
 def test_the_command_to_go_on_is_the_one_given_with_resume():
     stop = Stopped(signal.SIGINT, 7)
-    argv = ["tools/pretrain.py", "method=mae", "resume=auto", "run_dir=a b", "init_from=x", "seed=1"]
-    assert stop.command(argv[:1]) == "python tools/pretrain.py"  # of a tokenizer on the way
+    argv = ["python", "tools/pretrain.py", "method=mae", "resume=auto", "run_dir=a b", "init_from=x", "seed=1"]
+    assert stop.command(argv[:2]) == "python tools/pretrain.py"  # of a tokenizer on the way
     stop.run_dir = Path("a b")
     assert stop.command(argv) == "python tools/pretrain.py method=mae seed=1 'resume=a b'"
     assert (str(stop), stop.status) == ("stopped by SIGINT after step 7", 130)

@@ -250,9 +250,9 @@ def test_two_heads_learn_from_labels_and_from_the_teacher_and_answer_together():
 
 
 def test_mistakes_are_one_line():
-    with pytest.raises(ValueError, match=r"method.randaugment=9 must be 0 for images of 5 channels: colors are"):
+    with pytest.raises(ValueError, match=r"finetune.randaugment=9 must be 0 for images of 5 channels: colors are"):
         make(plain=False, encoder={"channels": 5})
-    with pytest.raises(ValueError, match=r"method.jitter=0.4 must be 0 for images of 5 channels"):
+    with pytest.raises(ValueError, match=r"finetune.jitter=0.4 must be 0 for images of 5 channels"):
         make(encoder={"channels": 5}, jitter=0.4)
     with pytest.raises(ValueError, match="class_weights=true needs counts="):
         make(class_weights=True)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ssl_vit.cli.main import read_probe_args
+from ssl_vit.cli.settings import resolve_evaluation
 from ssl_vit.config.evaluation_schema import PROTOCOLS, KNNConfig, LinearProbeConfig
 from ssl_vit.config.resolve import ConfigError
 from ssl_vit.config.schema import LINEAR_PROTOCOLS
@@ -36,11 +36,11 @@ def run_dir(tmp_path, monkeypatch, encoder, labeled):
 
 
 def linear(run_dir: Path, *words: str):
-    return evaluate(read_probe_args([f"encoder={run_dir}", *words], LinearProbeConfig).config)
+    return evaluate(resolve_evaluation(LinearProbeConfig, [f"encoder={run_dir}", *words]).config)
 
 
 def knn(run_dir: Path, *words: str):
-    return evaluate(read_probe_args([f"encoder={run_dir}", *words], KNNConfig).config)
+    return evaluate(resolve_evaluation(KNNConfig, [f"encoder={run_dir}", *words]).config)
 
 
 def test_every_protocol_has_settings_and_a_judge():
@@ -53,7 +53,7 @@ def test_a_run_says_which_protocol_judges_it_unless_the_command_does(tmp_path, e
     save_encoder(encoder, tmp_path / "silent", data=data)
 
     def resolved(run: str, config_class: type, *words: str):
-        return read_probe_args([f"encoder={tmp_path / run}", *words], config_class).config
+        return resolve_evaluation(config_class, [f"encoder={tmp_path / run}", *words]).config
 
     as_trained = resolved("run", LinearProbeConfig)
     assert (as_trained.protocol, as_trained.pool, as_trained.layer) == ("logreg", "cls", "best")
@@ -160,11 +160,11 @@ def test_a_model_of_timm_is_judged_by_name(labeled, tmp_path, monkeypatch):
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
     words = ["encoder=timm:resnet10t", "data.source=folder", f"data.path={labeled}", "data.workers=0"]
-    result = evaluate(read_probe_args([*words, "protocol=logreg"], LinearProbeConfig).config)
+    result = evaluate(resolve_evaluation(LinearProbeConfig, [*words, "protocol=logreg"]).config)
     assert (result["encoder"], result["layer"], result["head"]["pool"]) == ("timm:resnet10t", 1, "whole")
     assert (tmp_path / "runs" / "timm-resnet10t" / "linear_probe.json").exists()
     with pytest.raises(ConfigError, match="encoder=timm:resnet10t does not say what it was trained on: give data"):
-        read_probe_args(["encoder=timm:resnet10t"], KNNConfig)
+        resolve_evaluation(KNNConfig, ["encoder=timm:resnet10t"])
 
 
 def make_images(folder: Path, names: list[str]) -> str:
@@ -230,7 +230,7 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
 )
 def test_a_wrong_setting_is_one_line(run_dir, words, message):
     with pytest.raises(ConfigError, match=message):
-        read_probe_args([f"encoder={run_dir}", *words], LinearProbeConfig)
+        resolve_evaluation(LinearProbeConfig, [f"encoder={run_dir}", *words])
 
 
 @pytest.mark.parametrize(
@@ -243,4 +243,4 @@ def test_a_wrong_setting_is_one_line(run_dir, words, message):
 )
 def test_a_wrong_setting_of_knn_is_one_line(run_dir, word, message):
     with pytest.raises(ConfigError, match=message):
-        read_probe_args([f"encoder={run_dir}", word], KNNConfig)
+        resolve_evaluation(KNNConfig, [f"encoder={run_dir}", word])

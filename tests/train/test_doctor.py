@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ssl_vit.cli.main import read_run_args
+from ssl_vit.cli.settings import resolve_run
+from ssl_vit.config.schema import RunConfig
 from ssl_vit.methods.mae import MAE
 from ssl_vit.train import doctor
 from ssl_vit.train.doctor import MEANING, Findings
@@ -34,8 +35,8 @@ FAST_DEVICE = replace(BUSY_DEVICE, step=0.02)  # which needs six workers
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_run_on_digits_is_examined(capsys, workers):
-    resolved = read_run_args([*DIGITS, f"data.workers={workers}"])
-    doctor.run(resolved.config, resolved.method)
+    resolved = resolve_run(RunConfig, [*DIGITS, f"data.workers={workers}"])
+    doctor.run(resolved.config, resolved.name)
     *people, line = capsys.readouterr().out.splitlines()
     said = json.loads(line)
     assert list(said["milliseconds"]) == list(MEANING)
@@ -47,7 +48,7 @@ def test_a_run_on_digits_is_examined(capsys, workers):
 
 
 def test_steps_are_those_of_the_trainer():
-    config = read_run_args([*DIGITS, "trainer.accumulate=2"]).config
+    config = resolve_run(RunConfig, [*DIGITS, "trainer.accumulate=2"]).config
     method = MAE.from_run(config)
     before = method.encoder.norm.weight.clone()
     assert doctor.step_seconds(config, method, {"images": torch.randn(2, 3, 32, 32)}) > 0
@@ -57,7 +58,7 @@ def test_steps_are_those_of_the_trainer():
 
 def test_no_tokenizer_is_trained():
     with pytest.raises(ValueError, match="suite=doctor trains no tokenizer: give tokenizer=; python tools/train_tok"):
-        doctor.examine(read_run_args(["method=beit"]).config, "beit")
+        doctor.examine(resolve_run(RunConfig, ["method=beit"]).config, "beit")
 
 
 def test_workers_read_while_the_device_works_and_without_any_one_waits_for_the_other():

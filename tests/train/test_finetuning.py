@@ -14,11 +14,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ssl_vit
-from ssl_vit.cli.main import read_finetune_args, read_probe_args
+from ssl_vit.cli.settings import resolve_evaluation, resolve_run
 from ssl_vit.config.evaluation_schema import KNNConfig
 from ssl_vit.config.finetune_schema import FinetuneRun, PredictConfig
 from ssl_vit.config.recipes import FINETUNE, recipes
-from ssl_vit.config.resolve import ConfigError, read
+from ssl_vit.config.resolve import ConfigError, resolve
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder, save_encoder
 from ssl_vit.run.files import newest_run
@@ -48,7 +48,7 @@ def pretrained(folder: str = "runs/mae-digits-1", data: dict | None = None, reci
 
 def tune(*args: str) -> tuple[Path, dict]:
     settings = dict(arg.split("=", 1) for arg in (*SHORT, *args))
-    return finetune(read_finetune_args([f"{key}={value}" for key, value in settings.items()]).config)
+    return finetune(resolve_run(FinetuneRun, [f"{key}={value}" for key, value in settings.items()]).config)
 
 
 def folder_of(root: str, classes: list[str], count: int = 4, bands: str = "RGB") -> Path:
@@ -64,7 +64,7 @@ def folder_of(root: str, classes: list[str], count: int = 4, bands: str = "RGB")
 
 def test_a_run_leaves_a_model_its_encoder_and_its_verdict():
     source = pretrained()
-    run_dir, result = tune("monitor.every_epochs=1", "trainer.log_every_steps=2", "method.ema=0.9")
+    run_dir, result = tune("monitor.every_epochs=1", "trainer.log_every_steps=2", "finetune.ema=0.9")
     assert run_dir.name.startswith("finetune-digits-")
     assert json.loads((run_dir / "finetune.json").read_text()) == result
     assert result["task"] == "finetune"
@@ -84,7 +84,7 @@ def test_a_run_leaves_a_model_its_encoder_and_its_verdict():
     assert {"test/top1", "monitor/top1", "train/classification"} <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["confusion"]
     assert newest_run() == source  # an evaluation without encoder= is of what was pretrained
-    assert read_probe_args([f"encoder={run_dir}"], KNNConfig).config.pool == "mean"
+    assert resolve_evaluation(KNNConfig, [f"encoder={run_dir}"]).config.pool == "mean"
 
 
 def test_what_is_reported_is_what_the_saved_model_scores():
@@ -102,15 +102,15 @@ def test_what_is_reported_is_what_the_saved_model_scores():
 
 def test_a_stopped_run_goes_on_with_its_own_settings():
     pretrained()
-    tune("run_dir=runs/finetune-digits-a", "method.layer_decay=0.5", "trainer.checkpoint_every_steps=2")
+    tune("run_dir=runs/finetune-digits-a", "finetune.layer_decay=0.5", "trainer.checkpoint_every_steps=2")
     (Path("runs/finetune-digits-a") / "model.safetensors").unlink()
     run_dir, _ = finetune(
-        read_finetune_args(["resume=auto", "trainer.max_steps=6", "encoder=runs/mae-digits-1"]).config
+        resolve_run(FinetuneRun, ["resume=auto", "trainer.max_steps=6", "encoder=runs/mae-digits-1"]).config
     )
     assert run_dir == Path("runs/finetune-digits-a")
     assert (run_dir / "checkpoints/step-0000006.ckpt").exists()
-    by_path = read_finetune_args([f"resume={run_dir}"])
-    assert by_path.config.method.layer_decay == 0.5
+    by_path = resolve_run(FinetuneRun, [f"resume={run_dir}"])
+    assert by_path.config.finetune.layer_decay == 0.5
     assert by_path.config.encoder == "runs/mae-digits-1"
 
 
@@ -133,9 +133,9 @@ def test_scratch_is_the_same_network_from_other_weights():
 def test_another_size_a_teacher_and_every_augmentation():
     pretrained()
     teacher, _ = tune("run_dir=runs/teacher")
-    args = [f"distill.teacher={teacher}", "distill.kind=soft", "image_size=40", "method.randaugment=9"]
-    args += ["method.cutmix=1.0", "method.erasing_p=0.5", "method.jitter=0.3", "method.class_weights=true"]
-    run_dir, result = tune(*args, "method.pool=cls", "run_dir=runs/student")
+    args = [f"distill.teacher={teacher}", "distill.kind=soft", "image_size=40", "finetune.randaugment=9"]
+    args += ["finetune.cutmix=1.0", "finetune.erasing_p=0.5", "finetune.jitter=0.3", "finetune.class_weights=true"]
+    run_dir, result = tune(*args, "finetune.pool=cls", "run_dir=runs/student")
     model = ssl_vit.load_classifier(run_dir)
     assert model.distilled
     assert model(torch.randn(2, 3, 40, 40)).shape == (2, 10)
@@ -165,7 +165,7 @@ def test_a_folder_of_your_own_and_its_predictions():
     assert result["data"] == "folder:images"
     assert set(result["per_class"]) == {"ant", "bee", "cow"}
     Path("images/bee/broken.png").write_bytes(b"no image")
-    out, rows = predict(read(PredictConfig, ["images=images", "top=2", "batch_size=5"]).config)
+    out, rows = predict(resolve(PredictConfig, ["images=images", "top=2", "batch_size=5"]).config)
     assert [row["file"] for row in rows] == sorted(str(path) for path in Path("images").rglob("*.png"))
     unreadable = [row for row in rows if row["error"]]
     assert [Path(row["file"]).name for row in unreadable] == ["broken.png"]
@@ -177,7 +177,7 @@ def test_a_folder_of_your_own_and_its_predictions():
         if not row["error"]:
             assert row["prediction"] in ("ant", "bee", "cow")
             assert float(row["probability"]) >= float(row["probability_2"])
-    out, rows = predict(read(PredictConfig, ["images=images/cow/1.png", f"model={run_dir}", "out=one.json"]).config)
+    out, rows = predict(resolve(PredictConfig, ["images=images/cow/1.png", f"model={run_dir}", "out=one.json"]).config)
     assert json.loads(out.read_text()) == rows
     assert sum(rows[0]["top"].values()) == pytest.approx(1, abs=1e-5)
     assert len(rows) == 1
@@ -235,20 +235,20 @@ def test_an_encoder_of_other_channels_is_one_line():
     folder_of("images", ["ant", "bee"])
     message = r"encoder=runs/mae-digits-1 sees 5 channels, but the images of data.path=images have 3 \(R, G, B\)"
     with pytest.raises(ValueError, match=message):
-        tune("data.path=images", "method.randaugment=0")
+        tune("data.path=images", "finetune.randaugment=0")
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("method.pool=max", "method.pool=max must be one of mean, cls"),
-        ("method.layer_decay=0", r"method.layer_decay=0.0 must be in \(0, 1\]"),
-        ("method.ema=1", r"method.ema=1.0 must be in \[0, 1\)"),
-        ("method.mix_p=2", r"method.mix_p=2.0 must be in \[0, 1\]"),
-        ("method.mixup=-1", "method.mixup=-1.0 must be 0 or more"),
-        ("method.randaugment=11", r"method.randaugment=11.0 must be in \[0, 10\]"),
-        ("method.randaugment_ops=0", "method.randaugment_ops=0 must be a positive integer"),
-        ("method.head_std=0", "method.head_std=0.0 must be positive"),
+        ("finetune.pool=max", "finetune.pool=max must be one of mean, cls"),
+        ("finetune.layer_decay=0", r"finetune.layer_decay=0.0 must be in \(0, 1\]"),
+        ("finetune.ema=1", r"finetune.ema=1.0 must be in \[0, 1\)"),
+        ("finetune.mix_p=2", r"finetune.mix_p=2.0 must be in \[0, 1\]"),
+        ("finetune.mixup=-1", "finetune.mixup=-1.0 must be 0 or more"),
+        ("finetune.randaugment=11", r"finetune.randaugment=11.0 must be in \[0, 10\]"),
+        ("finetune.randaugment_ops=0", "finetune.randaugment_ops=0 must be a positive integer"),
+        ("finetune.head_std=0", "finetune.head_std=0.0 must be positive"),
         ("distill.kind=warm", "distill.kind=warm must be one of hard, soft"),
         ("distill.alpha=2", r"distill.alpha=2.0 must be in \[0, 1\]"),
         ("distill.temperature=0", "distill.temperature=0.0 must be positive"),
@@ -260,7 +260,7 @@ def test_an_encoder_of_other_channels_is_one_line():
 def test_settings_that_make_no_sense_are_one_line(args, message):
     pretrained()
     with pytest.raises(ConfigError, match=message):
-        read_finetune_args(args.split())
+        resolve_run(FinetuneRun, args.split())
 
 
 def test_a_size_that_is_no_multiple_of_the_patch_is_one_line():
@@ -279,7 +279,7 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_one_line():
 )
 def test_settings_of_a_prediction_that_make_no_sense_are_one_line(args, message):
     with pytest.raises(ConfigError, match=message):
-        read(PredictConfig, args.split())
+        resolve(PredictConfig, args.split())
 
 
 def test_predicting_nothing_is_one_line():
@@ -301,14 +301,14 @@ def test_predicting_nothing_is_one_line():
 @pytest.mark.parametrize("name", recipes(FINETUNE))
 def test_every_recipe_is_legal_and_says_how_it_is_run(name):
     pretrained(recipe=name)
-    resolved = read_finetune_args(["encoder=runs/mae-digits-1"])
+    resolved = resolve_run(FinetuneRun, ["encoder=runs/mae-digits-1"])
     assert (resolved.config.recipe, resolved.origin["recipe"]) == (name, "encoder")
     text = recipes(FINETUNE)[name].read_text()
     assert all(f"# {arg}" in text for arg in ("command", "hardware", "duration", "expected"))
 
 
 def test_the_defaults_are_maes_for_a_base_model():
-    run, method = FinetuneRun(), FinetuneRun().method
+    run, own = FinetuneRun(), FinetuneRun().finetune
     assert (run.optim.base_lr, run.optim.betas, run.optim.weight_decay, run.optim.min_lr) == (
         5e-4,
         (0.9, 0.999),
@@ -316,15 +316,15 @@ def test_the_defaults_are_maes_for_a_base_model():
         1e-6,
     )
     assert (run.optim.warmup_epochs, run.optim.clip_grad, run.trainer.max_epochs) == (5, 0, 100)
-    assert (method.layer_decay, method.drop_path, method.label_smoothing, method.mixup, method.cutmix) == (
+    assert (own.layer_decay, own.drop_path, own.label_smoothing, own.mixup, own.cutmix) == (
         0.65,
         0.1,
         0.1,
         0.8,
         1.0,
     )
-    assert (method.randaugment, method.randaugment_std, method.randaugment_ops, method.erasing_p) == (9, 0.5, 2, 0.25)
-    assert (method.pool, method.ema, method.head_std, method.crop_scale) == ("mean", 0, 2e-5, (0.08, 1.0))
+    assert (own.randaugment, own.randaugment_std, own.randaugment_ops, own.erasing_p) == (9, 0.5, 2, 0.25)
+    assert (own.pool, own.ema, own.head_std, own.crop_scale) == ("mean", 0, 2e-5, (0.08, 1.0))
 
 
 def test_an_encoder_without_a_recipe_of_its_own_asks_for_one():
@@ -332,20 +332,20 @@ def test_an_encoder_without_a_recipe_of_its_own_asks_for_one():
     with pytest.raises(
         ConfigError, match=r"recipe= is missing for encoder=.*: its recipe=steel has no counterpart; give"
     ):
-        read_finetune_args([])
-    assert read_finetune_args(["recipe=digits"]).config.recipe == "digits"
+        resolve_run(FinetuneRun, [])
+    assert resolve_run(FinetuneRun, ["recipe=digits"]).config.recipe == "digits"
 
 
 def test_data_is_the_encoders_until_another_place_is_given():
     pretrained(data={"source": "parquet", "path": "old", "test_path": "older", "white_16bit": 4095})
-    own = read_finetune_args([]).config.data
+    own = resolve_run(FinetuneRun, []).config.data
     assert (own.source, own.path, own.test_path) == ("parquet", "old", "older")
-    moved = read_finetune_args(["data.path=new"]).config.data
+    moved = resolve_run(FinetuneRun, ["data.path=new"]).config.data
     assert (moved.source, moved.path, moved.test_path, moved.white_16bit) == ("parquet", "new", "", 4095)
-    other = read_finetune_args(["data.source=digits"]).config.data
+    other = resolve_run(FinetuneRun, ["data.source=digits"]).config.data
     assert (other.source, other.path, other.test_path) == ("digits", "", "")
     pretrained()
-    assert read_finetune_args(["data.path=new"]).config.data.source == "folder"
+    assert resolve_run(FinetuneRun, ["data.path=new"]).config.data.source == "folder"
 
 
 def test_from_the_command_line():

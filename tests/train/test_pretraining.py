@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ssl_vit.cli.main import read_probe_args, read_run_args
+from ssl_vit.cli.settings import resolve_evaluation, resolve_run
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
-from ssl_vit.config.resolve import from_yaml
+from ssl_vit.config.resolve import resolve
+from ssl_vit.config.schema import RunConfig
 from ssl_vit.data.loader import AugmentedDataset
 from ssl_vit.methods.mae import MAE
 from ssl_vit.models.weights import load_encoder
@@ -54,8 +55,8 @@ DINO = [
 
 def run(*args: str, small: list[str] = SMALL) -> Path:
     settings = dict(arg.split("=", 1) for arg in (*small, *args))
-    resolved = read_run_args([f"{key}={value}" for key, value in settings.items()])
-    return pretrain(resolved.config, resolved.method)
+    resolved = resolve_run(RunConfig, [f"{key}={value}" for key, value in settings.items()])
+    return pretrain(resolved.config, resolved.name)
 
 
 def make_images(folder: Path, names: list[str], side: int = 40) -> Path:
@@ -73,8 +74,8 @@ def test_a_run_leaves_what_the_readme_promises(capsys):
     run_dir = run("run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "trainer.max_epochs=2")
     found = {path.name for path in run_dir.iterdir()}
     assert {"config.yaml", "checkpoints", "metrics.jsonl", "encoder.safetensors", "encoder.json", "images"} <= found
-    method, config = from_yaml((run_dir / "config.yaml").read_text())
-    assert (method, config.encoder.embed_dim, config.trainer.max_steps) == ("mae", 16, 12)
+    config = resolve(RunConfig, ["method=mae", f"recipe={run_dir / 'config.yaml'}"]).config
+    assert (config.encoder.embed_dim, config.trainer.max_steps) == (16, 12)
     assert (run_dir / "checkpoints" / "step-0000012.ckpt").exists()
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     logged = set().union(*rows)
@@ -93,13 +94,13 @@ def test_a_run_leaves_what_the_readme_promises(capsys):
         "saved made/encoder.safetensors",
     ):
         assert args in shown
-    result = evaluate(read_probe_args(["encoder=made", "protocol=logreg"], LinearProbeConfig).config)
+    result = evaluate(resolve_evaluation(LinearProbeConfig, ["encoder=made", "protocol=logreg"]).config)
     assert json.loads((run_dir / "linear_probe.json").read_text()) == result
     assert result["task"] == "linear_probe"
     assert {"top1", "top5", "encoder", "data", "protocol", "seconds"} <= set(result)
     assert set(result["controls"]) == {"random encoder", "raw pixels"}
     assert result["test_images"] == 360
-    assert evaluate(read_probe_args(["encoder=made"], KNNConfig).config)["task"] == "knn"
+    assert evaluate(resolve_evaluation(KNNConfig, ["encoder=made"]).config)["task"] == "knn"
 
 
 def test_a_dino_run_leaves_a_verdict_attention_and_its_own_way_to_be_read(capsys):
@@ -113,8 +114,8 @@ def test_a_dino_run_leaves_a_verdict_attention_and_its_own_way_to_be_read(capsys
     assert events.Tags()["images"] == ["image | head 1 | head 2"]
     shown = capsys.readouterr().out
     assert any(arg in shown for arg in ("healthy", "not started", "collapse"))
-    assert read_probe_args(["encoder=made"], KNNConfig).config.pool == "both"
-    assert read_probe_args(["encoder=made", "pool=cls"], KNNConfig).config.pool == "cls"
+    assert resolve_evaluation(KNNConfig, ["encoder=made"]).config.pool == "both"
+    assert resolve_evaluation(KNNConfig, ["encoder=made", "pool=cls"]).config.pool == "cls"
 
 
 def test_the_newest_run_is_judged_by_default():
@@ -123,12 +124,12 @@ def test_the_newest_run_is_judged_by_default():
     assert newest.parent == Path("runs")
     assert newest.name.startswith("mae-digits-")
     os.utime(newest / "encoder.safetensors", (2e9, 2e9))
-    assert read_probe_args([], KNNConfig).config.encoder == str(newest)
+    assert resolve_evaluation(KNNConfig, []).config.encoder == str(newest)
 
 
 def test_without_a_run_the_probe_says_how_to_make_one():
     with pytest.raises(FileNotFoundError, match=r"make one with `python tools/pretrain.py method=mae`"):
-        read_probe_args([], KNNConfig)
+        resolve_evaluation(KNNConfig, [])
 
 
 def test_a_plain_folder_without_labels_or_test_part(capsys):
@@ -139,7 +140,7 @@ def test_a_plain_folder_without_labels_or_test_part(capsys):
     assert "monitor/rankme" in logged
     assert "monitor/linear_top1" not in logged
     with pytest.raises(ValueError, match=r"data.path=images has no labels: give data.path="):
-        evaluate(read_probe_args([f"encoder={run_dir}"], LinearProbeConfig).config)
+        evaluate(resolve_evaluation(LinearProbeConfig, [f"encoder={run_dir}"]).config)
 
 
 def test_a_folder_with_one_class_and_one_with_lonely_classes():
@@ -205,19 +206,19 @@ def test_a_run_goes_on_without_broken_images(on_error):
     assert counts[-1] == len(unreadable)
     listed = (lost / "quarantine.txt").read_text().splitlines()
     assert sorted(listed) == sorted(f"mixed/{name}\tno known image format" for name in unreadable)
-    resolved = read_run_args(["method=mae", "run_dir=lost", "resume=auto", "trainer.max_epochs=2"])
-    pretrain(resolved.config, resolved.method)
+    resolved = resolve_run(RunConfig, ["method=mae", "run_dir=lost", "resume=auto", "trainer.max_epochs=2"])
+    pretrain(resolved.config, resolved.name)
     assert (lost / "quarantine.txt").read_text().splitlines() == listed
-    result = evaluate(read_probe_args(["encoder=lost"], KNNConfig).config)
+    result = evaluate(resolve_evaluation(KNNConfig, ["encoder=lost"]).config)
     assert result["test_images"] == 8
 
 
 def test_resume_goes_on_where_the_run_stopped():
     run("run_dir=whole", "trainer.max_epochs=2", "monitor.every_epochs=0")
     run("run_dir=parts", "trainer.max_epochs=2", "monitor.every_epochs=0", "trainer.max_steps=22")
-    resolved = read_run_args(["method=mae", "run_dir=parts", "resume=auto", "trainer.max_steps=null"])
+    resolved = resolve_run(RunConfig, ["method=mae", "run_dir=parts", "resume=auto", "trainer.max_steps=null"])
     assert resolved.config.encoder.embed_dim == 16  # the run's own settings
-    pretrain(resolved.config, resolved.method)
+    pretrain(resolved.config, resolved.name)
     assert json.loads(Path("parts/encoder.json").read_text())["step"] == 44
 
 
@@ -241,8 +242,8 @@ def test_a_run_that_a_limit_has_stopped_goes_on_with_the_next_batch(stop, limits
     """Lightning counts an epoch as done that trainer.max_steps has cut short: what was left of it was never run."""
     run("run_dir=cut", "monitor.every_epochs=0", f"trainer.max_steps={stop}")
     assert epoch_and_batches(Path(f"cut/checkpoints/step-{stop:07}.ckpt"))["batches"] == stop
-    resolved = read_run_args(["method=mae", "run_dir=cut", "resume=auto", *limits.split()])
-    pretrain(resolved.config, resolved.method)
+    resolved = resolve_run(RunConfig, ["method=mae", "run_dir=cut", "resume=auto", *limits.split()])
+    pretrain(resolved.config, resolved.name)
     assert json.loads(Path("cut/encoder.json").read_text())["step"] == steps
     assert epoch_and_batches(Path(f"cut/checkpoints/step-{steps:07}.ckpt")) == place
 
@@ -296,17 +297,17 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(caplog):
     newest = Path("hurt/checkpoints/step-0000004.ckpt")
     newest.write_bytes(newest.read_bytes()[:-1])
     with pytest.raises(ValueError, match=r"resume=.*4\.ckpt is damaged \(.*\): give another, or resume=hurt"):
-        pretrain(read_run_args(["method=mae", f"resume={newest}"]).config, "mae")
-    pretrain(read_run_args(["method=mae", "run_dir=hurt", "resume=auto"]).config, "mae")
+        pretrain(resolve_run(RunConfig, ["method=mae", f"resume={newest}"]).config, "mae")
+    pretrain(resolve_run(RunConfig, ["method=mae", "run_dir=hurt", "resume=auto"]).config, "mae")
     assert "step-0000004.ckpt is damaged" in caplog.text
     assert files.damage(newest) == ""
 
 
 def test_resuming_with_another_shape_is_one_line():
     run("run_dir=shape", "trainer.max_steps=1", "monitor.every_epochs=0")
-    resolved = read_run_args(["method=mae", "run_dir=shape", "resume=auto", "encoder.embed_dim=32"])
+    resolved = resolve_run(RunConfig, ["method=mae", "run_dir=shape", "resume=auto", "encoder.embed_dim=32"])
     with pytest.raises(ValueError, match=r"the checkpoint to resume: .* is needed; give the encoder.\* and method.\*"):
-        pretrain(resolved.config, resolved.method)
+        pretrain(resolved.config, resolved.name)
 
 
 def test_resume_auto_starts_a_run_where_there_is_none(capsys):

@@ -6,17 +6,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_vit.cli.main import read_run_args
-from ssl_vit.config.resolve import ConfigError, read_tokenizer
+from ssl_vit.cli.settings import resolve_run
+from ssl_vit.config.resolve import ConfigError, resolve
+from ssl_vit.config.schema import RunConfig
+from ssl_vit.config.tokenizer_schema import TokenizerRun
 from ssl_vit.run.files import newest_checkpoint
 from ssl_vit.tokenizers.base import load_tokenizer
 from ssl_vit.train.pretraining import pretrain
 from ssl_vit.train.tokenizing import train_tokenizer
 
 SMALL = {
-    "kmeans": ["recipe=digits-kmeans", "method.vocab_size=16", "method.patches=2000"],
-    "dvae": ["recipe=digits", "method.width=16", "method.vocab_size=16", "trainer.max_epochs=2"],
-    "vqkd": ["recipe=digits-vqkd", "method.width=16", "method.depth=1", "method.vocab_size=16", "trainer.max_epochs=1"],
+    "kmeans": ["recipe=digits-kmeans", "tokenizer.vocab_size=16", "tokenizer.patches=2000"],
+    "dvae": ["recipe=digits", "tokenizer.width=16", "tokenizer.vocab_size=16", "trainer.max_epochs=2"],
+    "vqkd": [
+        "recipe=digits-vqkd",
+        "tokenizer.width=16",
+        "tokenizer.depth=1",
+        "tokenizer.vocab_size=16",
+        "trainer.max_epochs=1",
+    ],
 }
 BEIT = ["method=beit", "encoder.embed_dim=16", "encoder.depth=2", "encoder.num_heads=2", "trainer.max_epochs=1"]
 
@@ -28,13 +36,13 @@ def _elsewhere(tmp_path, monkeypatch):
 
 
 def train(kind: str, *tokens: str) -> tuple[Path, dict]:
-    resolved = read_run_args([*SMALL[kind], "data.workers=0", *tokens], read_tokenizer)
-    assert resolved.method == kind
-    return train_tokenizer(resolved.config, resolved.method)
+    resolved = resolve_run(TokenizerRun, [*SMALL[kind], "data.workers=0", *tokens])
+    assert resolved.name == kind
+    return train_tokenizer(resolved.config, resolved.name)
 
 
 def beit(*tokens: str) -> Path:
-    resolved = read_run_args([*BEIT, "data.workers=0", *tokens])
+    resolved = resolve_run(RunConfig, [*BEIT, "data.workers=0", *tokens])
     return pretrain(resolved.config, "beit")
 
 
@@ -55,15 +63,15 @@ def test_a_run_leaves_the_tokenizer_what_it_is_worth_and_images(kind):
 
 def test_from_an_encoder_to_its_words_to_an_encoder():
     teacher = beit("tokenizer_recipe=" + _recipe("kmeans"))
-    run_dir, result = train("vqkd", f"method.teacher={teacher}")
+    run_dir, result = train("vqkd", f"tokenizer.teacher={teacher}")
     assert result["psnr"] is None
     student = beit(f"tokenizer={run_dir}")
     assert (student / "encoder.safetensors").exists()
 
 
 def _recipe(kind: str) -> str:
-    settings = {token.split("=")[0].removeprefix("method."): token.split("=")[1] for token in SMALL[kind][1:]}
-    lines = [f"method: {{name: {kind}, patch_size: 4, image_size: 32, flip: false,"]
+    settings = {token.split("=")[0].removeprefix("tokenizer."): token.split("=")[1] for token in SMALL[kind][1:]}
+    lines = [f"tokenizer: {{name: {kind}, patch_size: 4, image_size: 32, flip: false,"]
     lines += [f"  {name}: {value}," for name, value in settings.items()]
     Path("tokens.yaml").write_text("\n".join([*lines, "}", "data: {source: digits, eval_crop: 1.0}"]))
     return "tokens.yaml"
@@ -131,10 +139,8 @@ def test_a_tokenizer_that_was_interrupted_is_made_again():
 
 def test_a_dvae_goes_on_where_it_was_stopped():
     run_dir, _ = train("dvae", "run_dir=runs/tokens", "trainer.max_steps=6", "trainer.checkpoint_every_steps=3")
-    resolved = read_run_args(
-        ["resume=runs/tokens", f"recipe={run_dir}/config.yaml", "trainer.max_steps=9"], read_tokenizer
-    )
-    again, _ = train_tokenizer(resolved.config, resolved.method)
+    resolved = resolve_run(TokenizerRun, ["resume=runs/tokens", f"recipe={run_dir}/config.yaml", "trainer.max_steps=9"])
+    again, _ = train_tokenizer(resolved.config, resolved.name)
     assert again == run_dir
     assert newest_checkpoint(run_dir).name == "step-0000009.ckpt"
 
@@ -143,14 +149,17 @@ def test_a_dvae_goes_on_where_it_was_stopped():
     ("tokens", "message"),
     [
         (["recipe=digitz"], r"recipe=digitz is not a recipe: there has .*digits.* \(did you mean digits\?\)"),
-        (["method=vae"], "method=vae must be one of kmeans, dvae, vqkd"),
-        (["method=kmeans"], r".*digits.yaml is a recipe for method=dvae, not for method=kmeans"),
-        (["method.vocab_size=1"], "method.vocab_size=1 must be 2 or more"),
-        (["recipe=digits-kmeans", "method.patches=100"], "method.patches=100 must be method.vocab_size=256 or more"),
-        (["data.mean=[0.5,0.5,0.5]"], r"data.mean=.* must be \[0.0, 0.0, 0.0\], one for each of method.channels=3"),
-        (["method.image_size=30"], "method.image_size=30 must be a multiple of method.patch_size=4"),
+        (["tokenizer=vae"], "tokenizer=vae must be one of kmeans, dvae, vqkd"),
+        (["tokenizer=kmeans"], r".*digits.yaml is a recipe for tokenizer=dvae, not for tokenizer=kmeans"),
+        (["tokenizer.vocab_size=1"], "tokenizer.vocab_size=1 must be 2 or more"),
+        (
+            ["recipe=digits-kmeans", "tokenizer.patches=100"],
+            "tokenizer.patches=100 must be tokenizer.vocab_size=256 or more",
+        ),
+        (["data.mean=[0.5,0.5,0.5]"], r"data.mean=.* must be \[0.0, 0.0, 0.0\], one for each of tokenizer.channels=3"),
+        (["tokenizer.image_size=30"], "tokenizer.image_size=30 must be a multiple of tokenizer.patch_size=4"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_line(tokens, message):
     with pytest.raises(ConfigError, match=message):
-        read_tokenizer(tokens)
+        resolve(TokenizerRun, tokens)

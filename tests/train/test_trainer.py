@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ssl_vit.cli.main import read_run_args
-from ssl_vit.config.resolve import read_run
+from ssl_vit.cli.settings import resolve_run
+from ssl_vit.config.resolve import resolve
+from ssl_vit.config.schema import RunConfig
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.run.directory import made_up_run_dir, open_run
 from ssl_vit.train.plan import make_plan
@@ -76,12 +77,12 @@ def lonely(monkeypatch):
 def test_tasks_of_a_slurm_job_write_into_one_directory(lonely):
     for name, value in {"SLURM_NTASKS": "16", "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "pretrain"}.items():
         lonely.setenv(name, value)
-    config = read_run(["method=mae", "trainer.num_nodes=2", "trainer.devices=8"]).config
+    config = resolve(RunConfig, ["method=mae", "trainer.num_nodes=2", "trainer.devices=8"]).config
     assert made_up_run_dir("mae", config) == Path("runs/mae-digits-slurm-4711")
 
 
 def test_machines_that_cannot_agree_on_a_directory_must_be_given_one(lonely):
-    config = read_run(["method=mae", "trainer.num_nodes=2"]).config
+    config = resolve(RunConfig, ["method=mae", "trainer.num_nodes=2"]).config
     with pytest.raises(ValueError, match=r"run_dir= is missing: trainer\.num_nodes=2 machines cannot agree"):
         made_up_run_dir("mae", config)
 
@@ -97,14 +98,14 @@ def test_processes_that_torchrun_started_are_those_of_the_settings(lonely, arg, 
     lonely.setenv("LOCAL_WORLD_SIZE", "2")
     lonely.setenv("WORLD_SIZE", "6")
     with pytest.raises(ValueError, match=f"{arg} must be {rule}"):
-        read_run_args(["method=mae", arg])
-    config = read_run_args(["method=mae", "trainer.num_nodes=3"]).config
+        resolve_run(RunConfig, ["method=mae", arg])
+    config = resolve_run(RunConfig, ["method=mae", "trainer.num_nodes=3"]).config
     assert make_plan(config).processes == 6
 
 
 def test_only_the_first_process_refuses_a_directory_in_use(lonely, tmp_path):
     """The others find the config.yaml that the first has just written."""
-    config = read_run(["method=mae", f"run_dir={tmp_path}", "resume=auto"]).config
+    config = resolve(RunConfig, ["method=mae", f"run_dir={tmp_path}", "resume=auto"]).config
     open_run(config, "mae", "mae")
     lonely.setenv("RANK", "1")
     assert open_run(config, "mae", "mae") == (tmp_path, None)
@@ -116,7 +117,7 @@ def test_only_the_first_process_refuses_a_directory_in_use(lonely, tmp_path):
 
 
 def test_a_missing_package_is_named_before_anything_is_written(lonely, tmp_path):
-    config = read_run(["method=mae", f"run_dir={tmp_path / 'made'}", "trainer.strategy=deepspeed"]).config
+    config = resolve(RunConfig, ["method=mae", f"run_dir={tmp_path / 'made'}", "trainer.strategy=deepspeed"]).config
     with pytest.raises(ImportError, match=r"trainer\.strategy=deepspeed needs the package deepspeed: `pip install"):
         open_run(config, "mae", "mae")
     assert not (tmp_path / "made").exists()

@@ -1,0 +1,140 @@
+"""Settings that depend on what lies on the disk: of a run that is resumed, of an encoder that is worked on."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, LinearProbeConfig
+from ssl_vit.config.finetune_schema import FinetuneRun
+from ssl_vit.config.help import resolved_table
+from ssl_vit.config.recipes import FINETUNE, family, read_yaml, recipes
+from ssl_vit.config.resolve import ConfigError, Resolved, resolve
+from ssl_vit.config.schema import PatchGrid, TrainingRun
+from ssl_vit.run.files import CONFIG, metadata_of, newest_run, run_prefix
+from ssl_vit.run.launch import require_started
+
+Run = TypeVar("Run", bound=TrainingRun)
+Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
+
+
+def resolve_run(config_class: type[Run], args: list[str]) -> Resolved[Run]:
+    """A training's settings; with resume= they are those of the run it continues, and run_dir is its directory.
+
+    Of a fine-tuning the data is by default what the encoder was trained on, the recipe the one of the same name.
+    `--dry-run` among the args changes nothing.
+
+    Raises:
+        ConfigError, FileNotFoundError: a setting is wrong; there is no such run to continue, or no such encoder.
+    """
+    args = [arg for arg in args if arg != "--dry-run"]
+    read: Any = _on_encoder if issubclass(config_class, FinetuneRun) else resolve
+    resolved = read(config_class, args)
+    run = resumed_run(resolved)
+    if run is not None:
+        if not any(arg.startswith("recipe=") for arg in args):
+            resolved = read(config_class, [*args, f"recipe={run / CONFIG}"])
+            resolved.config.recipe = read_yaml(run / CONFIG)["recipe"]  # what it was made by, and stays
+        resolved.config.run_dir = str(run)
+    require_started(resolved.config.trainer)
+    return resolved
+
+
+def resumed_run(resolved: Resolved[Run]) -> Path | None:
+    """The run that resume= means: itself, that of a checkpoint, or for `auto` run_dir or the newest of its kind.
+
+    None without resume=, and for `auto` where there is nothing to continue yet.
+    """
+    config = resolved.config
+    if not config.resume:
+        return None
+    if config.resume != "auto":
+        path = Path(config.resume)
+        if not path.exists():
+            raise FileNotFoundError(f"resume={config.resume}: there is no such run or checkpoint")
+        return path if path.is_dir() else path.parents[1]
+    if config.run_dir:
+        return Path(config.run_dir) if (Path(config.run_dir) / CONFIG).exists() else None
+    try:
+        return newest_run(run_prefix(family(config.own_section, resolved.name), config.recipe), CONFIG)
+    except FileNotFoundError:
+        return None
+
+
+def print_plan(resolved: Resolved[Run], patches: PatchGrid | None = None) -> None:
+    """What `--dry-run` answers: every setting with its origin, and what follows from them.
+
+    Args:
+        patches: of a run whose settings do not have them, because its encoder does.
+    """
+    from ssl_vit.train.plan import make_plan
+
+    print(resolved_table(resolved), *make_plan(resolved.config, patches).lines(), sep="\n")
+
+
+def _on_encoder(config_class: type[FinetuneRun], args: list[str]) -> Resolved[FinetuneRun]:
+    given = {arg.partition("=")[0] for arg in args}
+    resolved = resolve(config_class, args)
+    if "recipe" not in given and resolved.config.resume not in ("", "auto"):
+        return resolved  # the run to continue has it all
+    encoder = resolved.config.encoder or str(newest_run())
+    metadata = _metadata(encoder)
+    if "recipe" not in given:
+        args = [*args, f"recipe={_recipe_for(encoder, metadata)}"]
+        resolved = resolve(config_class, args)
+    set_above = {key for key, origin in resolved.origin.items() if origin != "default"}
+    resolved = resolve(config_class, args, {"data": _images_of(metadata, resolved.config, set_above)})
+    resolved.config.encoder = encoder
+    if "recipe" not in given:
+        resolved.origin["recipe"] = "encoder"
+    return resolved
+
+
+def _metadata(encoder: str) -> dict[str, Any]:
+    if not Path(encoder).exists():
+        raise FileNotFoundError(f"encoder={encoder}: there is no such file or run")
+    return metadata_of(Path(encoder))
+
+
+def _recipe_for(encoder: str, metadata: dict[str, Any]) -> str:
+    """The recipe named as that of the encoder's pretraining."""
+    legal, name = recipes(FINETUNE), metadata.get("recipe", "")
+    if name not in legal:
+        known = f"its recipe={name} has no counterpart" if name else "it does not say by which recipe it was trained"
+        raise ConfigError(f"recipe= is missing for encoder={encoder}: {known}; give one of {', '.join(legal)}")
+    return name
+
+
+def _images_of(metadata: dict[str, Any], config: FinetuneRun, set_above: set[str]) -> dict[str, Any]:
+    """An encoder's data settings, without its paths where another source or path is given."""
+    data: dict[str, Any] = dict(metadata.get("data", {}))
+    if data.get("source") == "digits" and "data.path" in set_above:
+        del data["source"]  # which has no path: then it is a folder's
+    if "data.path" in set_above or ("data.source" in set_above and config.data.source != data.get("source")):
+        data |= {"path": "", "test_path": ""}
+    return data
+
+
+def resolve_evaluation(config_class: type[Evaluation], args: list[str]) -> Resolved[Evaluation]:
+    """An evaluation's settings; the data, and what is read, are by default those of the encoder's training.
+
+    Raises:
+        ConfigError, FileNotFoundError: a setting is wrong; there is no such encoder, or its data is not known.
+    """
+    encoder = next((arg.partition("=")[2] for arg in args if arg.startswith("encoder=")), "")
+    if not encoder:
+        resolve(config_class, args)  # a mistake in the args is reported before the absence of a run
+        encoder = str(newest_run())
+    known = {} if encoder.startswith(TIMM) else _metadata(encoder)
+    lower = {"data": known["data"]} if "data" in known else {}
+    readout = dict(known.get("readout", {}))
+    protocol = readout.pop("protocol", None)
+    if protocol and config_class is LinearProbeConfig:
+        lower["protocol"] = protocol
+    config = resolve(config_class, args, lower).config
+    if config.few and readout.get("layer") == "best":
+        readout["layer"] = "last"  # few images leave none to choose it on
+    lower |= readout if config.as_trained else {}
+    resolved = resolve(config_class, args, lower, "run")
+    if "data" not in lower and not any(arg.startswith("data.") for arg in args):
+        raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
+    resolved.config.encoder = encoder
+    return resolved
