@@ -153,7 +153,8 @@ class DataConfig:
     """Where images come from and how they reach the device."""
 
     source: str = "folder"
-    """digits (embedded), folder, parquet, torchvision, hf (Hugging Face datasets), or webdataset (tar shards)."""
+    """digits (embedded), folder, parquet, torchvision, hf (Hugging Face datasets), webdataset (tar shards), or
+    package.module:Class of your own."""
     path: str = ""
     """Folder or file of the images; for torchvision CLASS:ROOT, such as CIFAR10:downloads; for hf a name or a saved
     folder; for webdataset a folder of tar files, or their URLs with braces. digits needs none."""
@@ -186,7 +187,8 @@ class DataConfig:
     """The run stops where more than this share of all images, training and test, cannot be read; 1% means 0.01."""
 
     def __post_init__(self) -> None:
-        one_of("data.source", self.source, ("digits", "folder", "parquet", "torchvision", "hf", "webdataset"))
+        if ":" not in self.source:  # package.module:Class is a source from outside
+            one_of("data.source", self.source, ("digits", "folder", "parquet", "torchvision", "hf", "webdataset"))
         require(self.batch_size > 0, "data.batch_size", self.batch_size, "a positive integer")
         legal = self.workers == "auto" or (type(self.workers) is int and self.workers >= 0)
         require(legal, "data.workers", self.workers, "auto, or 0 or more")

@@ -27,8 +27,8 @@ from ssl_vit.data.loader import (
     loader_options,
 )
 from ssl_vit.data.rng import permutation, stratified
+from ssl_vit.data.sources import Split, open_shards, open_source
 from ssl_vit.data.sources.base import Source
-from ssl_vit.data.sources.registry import Split, open_shards, open_source
 from ssl_vit.data.sources.webdataset import Shards
 from ssl_vit.data.stream import Stream, StreamSampler
 from ssl_vit.data.transforms.color import normalize

@@ -10,7 +10,6 @@ Letters: B images of a batch.
 """
 
 from collections.abc import Iterator
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -19,10 +18,10 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.corrupt import ReadErrors, Replacements
+from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.loader import AugmentedDataset, Batch
 from ssl_vit.data.rng import permutation, uniforms
-from ssl_vit.data.sources.base import Source, UnreadableImageError, open_image
-from ssl_vit.data.sources.webdataset import Sample, Shards
+from ssl_vit.data.sources.base import Sample, Shards, Source, UnreadableImageError
 from ssl_vit.data.transforms.crops import Transform
 
 UNCOUNTED = 2**32
@@ -38,8 +37,8 @@ class Samples(Source):
         super().__init__(data, channels, np.array([sample.label for sample in samples]), [])
         self.samples = samples
 
-    def open(self, index: int) -> Image.Image:
-        return open_image(BytesIO(self.samples[index].encoded))
+    def open_image(self, index: int) -> Image.Image:
+        return open_encoded(self.samples[index].encoded)
 
     def name(self, index: int) -> str:
         return self.samples[index].name

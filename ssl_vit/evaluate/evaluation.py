@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_vit.config.evaluation_schema import EvaluationConfig
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.data.sources.registry import Split
+from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Backbone, Feature
 from ssl_vit.evaluate.features import FeatureBank, Resources, cover, extract, feature_extractor
 

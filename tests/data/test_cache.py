@@ -7,8 +7,8 @@ import pytest
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data import cache
 from ssl_vit.data.cache import Cached, cached, memory_gb
+from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.registry import open_source
 
 BYTES = 3 * sum((8 + i) * (10 + i % 3) for i in range(9))
 

@@ -17,8 +17,8 @@ from ssl_vit.data import corrupt
 from ssl_vit.data.corrupt import ReadErrors, Replacements
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.loader import full_length
+from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import Source, UnreadableImageError
-from ssl_vit.data.sources.registry import open_source
 from ssl_vit.data.transforms.crops import RandomCrop
 
 VIEW = RandomCrop((16, 16), (0.2, 1.0))
@@ -369,7 +369,7 @@ def test_refusing_takes_no_memory(tmp_path):
         "import resource, sys, warnings; warnings.simplefilter('ignore')\n"
         "from ssl_vit.config.schema import DataConfig\n"
         "from ssl_vit.data.sources.base import UnreadableImageError\n"
-        "from ssl_vit.data.sources.registry import open_source\n"
+        "from ssl_vit.data.sources import open_source\n"
         f"source = open_source(DataConfig(path={str(tmp_path)!r}), 3, 'train')\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for index in range(len(source)):\n"

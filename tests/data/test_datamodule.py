@@ -10,8 +10,8 @@ from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.loader import EpochSampler
 from ssl_vit.data.rng import uniforms
+from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.registry import open_source
 from ssl_vit.data.transforms.crops import CenterCrop, RandomCrop
 
 VIEW = RandomCrop((16, 16), (0.2, 1.0))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources import Source, count, open_source
 from ssl_vit.data.sources.folder import Listing
-from ssl_vit.data.sources.registry import Source, count, open_source
 
 
 def opened(path, split="train", **options) -> Source | None:

@@ -1,14 +1,14 @@
-import builtins
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources import count, open_source, parquet
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.registry import count, open_source, parquet
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra parquet")
 from pyarrow import parquet as pq  # noqa: E402
@@ -145,7 +145,7 @@ def test_a_broken_row_is_named(tmp_path):
     ("make", "message"),
     [
         (
-            lambda file: store(file, [encoded(0)], images=[1]).rename(file.with_name("x")),
+            lambda file: store(file, [encoded(0)], pictures=[1]).rename(file.with_name("x")),
             "does not exist: give a parq",
         ),
         (
@@ -209,16 +209,9 @@ def test_a_folder_without_parquet_or_without_training_files_is_said(tmp_path):
         opened("")
 
 
-def test_missing_pyarrow_names_the_extra(tmp_path, monkeypatch):
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     file = store(tmp_path / "a.parquet", [encoded(0)])
-    plain_import = builtins.__import__
-
-    def without_pyarrow(name, *args, **kwargs):
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return plain_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_pyarrow)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"uv sync --extra parquet, or pip install 'ssl_vit\[parquet\]'"):
         opened(file)
 

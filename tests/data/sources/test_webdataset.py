@@ -1,10 +1,10 @@
 """Shards that others made, that are damaged, remote or hostile."""
 
-import builtins
 import http.server
 import io
 import json
 import pickle
+import sys
 import tarfile
 import threading
 from functools import partial
@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources import webdataset
+from ssl_vit.data.sources import count, open_source, webdataset
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.registry import count, open_source
 from ssl_vit.data.sources.webdataset import TarShards, remote_shards
 
 
@@ -236,13 +235,6 @@ def test_images_to_judge_on_lie_on_this_machine():
 
 
 def test_a_missing_extra_is_named(foreign, monkeypatch):
-    imported = builtins.__import__
-
-    def without(name, *arguments, **keywords):
-        if name.startswith("webdataset"):
-            raise ImportError(name)
-        return imported(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(ImportError, match=r"uv sync --extra webdataset, or pip install 'ssl_vit\[webdataset\]'"):
         opened(foreign)
