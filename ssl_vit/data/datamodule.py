@@ -17,15 +17,8 @@ from ssl_vit.config.checks import require
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.corrupt import ReadErrors, Replacements
-from ssl_vit.data.loader import (
-    AugmentedDataset,
-    Batch,
-    EpochSampler,
-    Loader,
-    ShuffledRankSampler,
-    TrainLoader,
-    loader_options,
-)
+from ssl_vit.data.dataset import AugmentedDataset, Batch
+from ssl_vit.data.loader import EpochSampler, Loader, ShuffledRankSampler, TrainLoader, loader_options
 from ssl_vit.data.rng import permutation, stratified
 from ssl_vit.data.sources import Split, open_shards, open_source
 from ssl_vit.data.sources.base import Source

@@ -8,6 +8,9 @@ Letters: B images of a batch.
 """
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,3 +72,32 @@ def seeded_generator(device: "torch.device", *key: int) -> "torch.Generator":
 
     digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
+@contextmanager
+def seeded_globals(seed: int, device: "torch.device | None" = None) -> Iterator[None]:
+    """Seed the global generators of Python and numpy, with a device PyTorch's too; afterwards they are as they were.
+
+    For libraries that draw from them. No GPU is waited for: a generator's state lies on the host.
+    """
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        with nullcontext() if device is None else _seeded_torch(seed, device):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
+def _seeded_torch(seed: int, device: "torch.device") -> Iterator[None]:
+    import torch
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

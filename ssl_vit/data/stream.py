@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, DistributedSampler
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.corrupt import ReadErrors, Replacements
 from ssl_vit.data.decode import open_encoded
-from ssl_vit.data.loader import AugmentedDataset, Batch
+from ssl_vit.data.dataset import AugmentedDataset, Batch
 from ssl_vit.data.rng import permutation, uniforms
 from ssl_vit.data.sources.base import Sample, Shards, Source, UnreadableImageError
 from ssl_vit.data.transforms.crops import Transform

@@ -113,11 +113,11 @@ def same(ours: list[dict], theirs: list[dict]) -> bool:
 def test_workers_and_memory_change_nothing(damaged, on_error):
     first = module(damaged, on_error=on_error)
     expected = batches_of(first)
-    assert len(first.corrupt.found) == 6
+    assert len(first.read_errors.found) == 6
     for options in ({"workers": 2}, {"cache_gb": 1.0}, {"workers": 1, "cache_gb": 1.0}):
         other = module(damaged, on_error=on_error, **options)
         assert same(batches_of(other), expected)
-        assert other.corrupt.found == first.corrupt.found
+        assert other.read_errors.found == first.read_errors.found
 
 
 @pytest.mark.parametrize("rank", [None, (0, 2), (1, 2)])
@@ -228,11 +228,11 @@ def test_trying_ends_where_the_run_would_stop_anyway():
     assert replacements.read(7, found) is None
     assert replacements.replace(7, found) is None
     assert len(found) == len(source.tried) == 11
-    replacements.corrupt.note(found)
+    replacements.read_errors.note(found)
     with pytest.raises(
         ValueError, match=r"^11 of 1000 images cannot be read, more than data.max_unreadable=0.01 of them, "
     ):
-        replacements.corrupt.check()
+        replacements.read_errors.check()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -252,7 +252,7 @@ def test_a_class_without_any_readable_image_stops_with_one_line(damaged, workers
 @pytest.mark.parametrize("options", [{}, {"on_error": "skip"}, {"workers": 2}, {"cache_gb": 1.0}])
 def test_more_broken_images_than_allowed_stop_with_one_line(damaged, tmp_path, options):
     data = module(damaged, max_unreadable=0.09, **options)
-    data.corrupt.list_in(tmp_path / "list")
+    data.read_errors.list_in(tmp_path / "list")
     with pytest.raises(
         ValueError, match=r"^6 of 60 images cannot be read, more than data.max_unreadable=0.09"
     ) as caught:

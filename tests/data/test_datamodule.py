@@ -101,7 +101,7 @@ def test_the_rank_comes_from_the_trainer(labeled):
 
 def test_views_of_several_crops_become_a_list_of_stacks(labeled):
     class Several:
-        random_numbers = 2 * VIEW.num_random
+        num_random = 2 * VIEW.num_random
 
         def __call__(self, image, u):
             small = RandomCrop((8, 8), (0.1, 0.3))
@@ -255,7 +255,7 @@ def test_reading_moves_no_random_state(labeled, workers):
 
 def test_workers_compute_with_one_thread(labeled):
     class Threads:
-        random_numbers = 0
+        num_random = 0
 
         def __call__(self, image, u):
             return torch.full((1, 1, 1), torch.get_num_threads(), dtype=torch.uint8)

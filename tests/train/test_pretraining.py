@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ssl_vit.cli.main import read_probe_args, read_run_args
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
 from ssl_vit.config.resolve import from_yaml
-from ssl_vit.data.loader import AugmentedDataset
+from ssl_vit.data.dataset import AugmentedDataset
 from ssl_vit.methods.mae import MAE
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.run import files
