@@ -25,8 +25,8 @@ from ssl_vit.data.sources.base import UnreadableImageError
 class EpochSampler(DistributedSampler):
     """(epoch, index) of this rank's images, in the epoch's own random order; every rank gets equally many.
 
-    Lightning calls set_epoch, and leaves a DistributedSampler alone. Images that do not divide by the ranks are left
-    out of this epoch; with fewer images than ranks they are repeated.
+    Lightning calls set_epoch, and leaves a DistributedSampler alone. Images that do not divide by the ranks are skipped
+    in this epoch; with fewer images than ranks they are repeated.
 
     images: how many there are, or the indices of those that are used.
     """
@@ -46,28 +46,28 @@ class EpochSampler(DistributedSampler):
 
 
 class ShuffledRankSampler:
-    """(epoch, index) of some images in the epoch's own random order: every `processes`-th of them, from `rank` on.
+    """(epoch, index) of some images in the epoch's own random order: every `world_size`-th of them, from `rank` on.
 
-    Every process gets equally many; the first ones come again where they do not divide. `epoch` is set by who trains.
+    Every process gets equally many; the first ones come again where they do not divide. The caller sets `epoch`.
     """
 
-    def __init__(self, index: np.ndarray, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self.index, self.seed, self.rank, self.processes, self.epoch = index, seed, rank, processes, 0
+    def __init__(self, index: np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.index, self.seed, self.rank, self.world_size, self.epoch = index, seed, rank, world_size, 0
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.processes)
+        return -(-len(self.index) // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = self.index[permutation(self.seed, self.epoch, len(self.index))]
-        mine = np.resize(order, len(self) * self.processes)[self.rank :: self.processes]
+        mine = np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size]
         return iter([(self.epoch, int(index)) for index in mine])
 
 
 class Loader(DataLoader):
-    """A DataLoader of Views or of a Stream, which notes in the main process the images that could not be read.
+    """A DataLoader of an AugmentedDataset or a Stream, which notes in the main process what could not be read.
 
-    Iterating raises ValueError where more of them cannot be read than data.max_unreadable allows, and UnreadableImageError where none
-    can take an image's place.
+    Iterating raises ValueError where more images cannot be read than data.max_unreadable allows, and
+    UnreadableImageError where none can replace one.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -82,22 +82,21 @@ class Loader(DataLoader):
                 read_errors.check()
                 if not batch:
                     name, reason = found[-1]
-                    raise UnreadableImageError(
-                        f"{name} cannot be read ({reason}), nor any that may take its place: repair it"
-                    )
+                    line = f"{name} cannot be read ({reason}), nor any that may replace it: repair it"
+                    raise UnreadableImageError(line)
             yield batch
 
 
 class TrainLoader(Loader):
-    """A Loader that can go on in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
+    """A Loader that can resume in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
 
     trained: Callable[[], int] | None = None
-    """Says how many batches of this epoch have been trained on; without it, as many as were handed out."""
+    """How many batches of this epoch have been trained on; without it, as many as were handed out."""
     _delivered = 0
     _resumed: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # A generator, so that nothing is read before the first batch is asked for: on resuming, Lightning makes the
+        # A generator, so that nothing is read before the first batch is needed: on resuming, Lightning makes the
         # iterator before it sets the epoch.
         sampler: EpochSampler = self.sampler  # pyright: ignore
         state, self._resumed = self._resumed, None
@@ -149,7 +148,7 @@ def batch_length(images: Any) -> int:
 
 
 def full_length(batch: Any) -> int:
-    """Images that a batch was to have: those it has, and those that data.on_error=skip left out of it."""
+    """Images that a batch was to have: those it has, and those that data.on_error=skip skipped."""
     return batch_length(batch_images(batch)) + (batch.get("skipped", 0) if isinstance(batch, dict) else 0)
 
 

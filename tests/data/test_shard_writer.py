@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 pytest.importorskip("webdataset", reason="needs the extra webdataset")
-from webdataset.writer import TarWriter  # noqa: E402
+from webdataset.writer import TarWriter
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.config.tool_schema import ShardsConfig

@@ -88,7 +88,7 @@ def smooth_targets(labels: Int64[Tensor, " B"], num_classes: int, smoothing: flo
 
 
 class BatchAugmentation:
-    """Random erasing (arXiv:1708.04896) of images, then mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899) of batches."""
+    """Random erasing (arXiv:1708.04896), then mixup (arXiv:1710.09412) or CutMix (arXiv:1905.04899) of a batch."""
 
     def __init__(self, config: FinetuneConfig, num_classes: int) -> None:
         self.erasing_p, self.smoothing, self.num_classes = config.erasing_p, config.label_smoothing, num_classes

@@ -61,7 +61,7 @@ def adjust_hue(images: Images, shift: Factor, out: Images | None = None) -> Imag
 def hue_mix(shift: Factor) -> HueMix:
     """adjust_hue as what each channel becomes (row) of red, green, blue, and of the sum of brightest and darkest.
 
-    Let low and high be the darkest and brightest channel of a pixel. Round the circle a channel stays at high for two
+    Let low and high be the darkest and brightest channel of a pixel. Around the circle a channel stays at high for two
     sixths, falls for one, stays at low for two, rises for one, each in a straight line. So a turn by t in 0 .. 1 sixths
     makes red - green + (2 t - 1) blue + (1 - t) (high + low) of red, cut off at low and high: read it off in each
     sixth. Green and blue follow in a circle, a turn back swaps the two other channels, and a third of the circle moves
@@ -79,7 +79,7 @@ def hue_mix(shift: Factor) -> HueMix:
 
 
 def turn_hue(images: Images, matrix: HueMix, out: Images | None = None) -> Images:
-    """Each channel as hue_mix describes it."""
+    """Each channel as hue_mix says."""
     if images.shape[1] == 1:
         return images
     high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
@@ -139,29 +139,11 @@ def convolve(images: Images, band: Band, out: Images | None = None) -> Images:
         padded = pad(padded, (0, right, 0, below))
     size = (*images.shape[:2], height + below, width + right)
     whole = images.new_empty(size) if out is None or below or right else out
-    if len(images) == 1:
-        _convolve_one(padded[0], band[0], whole[0])
-    else:
-        rows = (band[:, None, None] @ padded.unfold(2, span, BLOCK).mT).flatten(2, 3)
-        columns = rows.unfold(3, span, BLOCK).reshape(len(images), -1, span)
-        torch.bmm(columns, band.mT, out=whole.view(len(images), -1, BLOCK))
+    rows = (band[:, None, None] @ padded.unfold(2, span, BLOCK).mT).flatten(2, 3)
+    columns = rows.unfold(3, span, BLOCK).reshape(len(images), -1, span)
+    torch.bmm(columns, band.mT, out=whole.view(len(images), -1, BLOCK))
     blurred = whole[:, :, :height, :width]
     return blurred if out is None or whole is out else out.copy_(blurred)
-
-
-def _convolve_one(
-    padded: Float32[Tensor, "C Hp Wp"], band: Float32[Tensor, "block span"], blurred: Float32[Tensor, "C H W"]
-) -> None:
-    """convolve for one image: so small a batch needs no copies of the overlapping windows."""
-    span = band.shape[1]
-    windows = padded.unfold(1, span, BLOCK).mT
-    channels, down, _, width = windows.shape
-    rows = padded.new_empty(channels, down, BLOCK, width)
-    for window, row in zip(windows, rows, strict=True):
-        torch.bmm(band.expand(down, -1, -1), window, out=row)
-    windows = rows.view(-1, width).unfold(1, span, BLOCK).transpose(0, 1)
-    across = len(windows)
-    torch.bmm(windows, band.mT.expand(across, -1, -1), out=blurred.view(-1, across, BLOCK).transpose(0, 1))
 
 
 def _each(factor: Tensor) -> Float32[Tensor, "B 1 1 1"]:
