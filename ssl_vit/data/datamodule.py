@@ -215,7 +215,8 @@ class ImageDataModule(pl.LightningDataModule):
         index = self._eval_split("train").index if self.labeled else np.arange(len(source))
         sampler = EpochSampler(index, self.seed, rank, world_size)
         dataset = self._dataset(EvalSplit(source, source.labels, index), transform, self.data.on_error == "skip")
-        options = loader_options(self.workers(source)) | {"drop_last": self._fills_a_batch(len(sampler))}
+        options: dict[str, Any] = {"drop_last": self._fills_a_batch(len(sampler))}
+        options |= loader_options(self.workers(source))
         return TrainLoader(dataset, batch_size=self.data.batch_size, sampler=sampler, **options)
 
     def _stream_loader(self, shards: Shards, transform: Transform, rank: int, world_size: int) -> TrainLoader:

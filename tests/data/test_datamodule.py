@@ -296,10 +296,7 @@ def test_gray_images_and_other_shapes(labeled):
             lambda: ImageDataModule(CROP, image_size=8, channels=1),
             "data.mean=[0.485, 0.456, 0.406] must be one number ",
         ),
-        (
-            lambda: ImageDataModule(None, source="digits", image_size=8).train_dataloader(),
-            "transform=None is for ",
-        ),
+        (lambda: ImageDataModule(None, source="digits", image_size=8).train_dataloader(), "transform=None is for "),
         (lambda: ImageDataModule(CROP, image_size=8, workers=-1), "data.workers=-1 must be auto, or 0 or more"),
     ],
 )

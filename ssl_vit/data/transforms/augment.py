@@ -8,6 +8,7 @@ Letters: B images, C channels, H W pixels, K classes.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,11 @@ class BatchAugmentation:
 
     def __init__(self, config: FinetuneConfig, num_classes: int) -> None:
         self.erasing_p, self.smoothing, self.num_classes = config.erasing_p, config.label_smoothing, num_classes
-        options = {"prob": config.mix_p, "switch_prob": config.switch_p, "label_smoothing": config.label_smoothing}
+        options: dict[str, Any] = {
+            "prob": config.mix_p,
+            "switch_prob": config.switch_p,
+            "label_smoothing": config.label_smoothing,
+        }
         mixes = config.mixup or config.cutmix
         self.mixup = Mixup(config.mixup, config.cutmix, num_classes=num_classes, **options) if mixes else None
 

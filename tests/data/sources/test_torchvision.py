@@ -50,10 +50,7 @@ def test_every_torchvision_set_exists_with_its_parts():
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (
-            "CIFAR:downloads",
-            "must be CLASS:ROOT, such as CIFAR10:downloads, with CLASS one of CIFAR10, CIFAR100",
-        ),
+        ("CIFAR:downloads", "must be CLASS:ROOT, such as CIFAR10:downloads, with CLASS one of CIFAR10, CIFAR100"),
         ("CIFAR10", "must be CLASS:ROOT"),
         ("", "must be CLASS:ROOT"),
     ],
