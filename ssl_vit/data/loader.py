@@ -161,7 +161,7 @@ def loader_options(workers: int) -> dict[str, Any]:
     """Keywords of every DataLoader.
 
     Workers are forked where that exists: they see the images in memory without a copy. A DataLoader draws a seed for
-    its workers, which nothing here uses; it has a generator of its own, so PyTorch's global one is not moved.
+    its workers, which nothing here uses, from a generator of its own, so PyTorch's global one is not moved.
     """
     options: dict[str, Any] = {"collate_fn": whole_batch, "num_workers": workers}
     options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}

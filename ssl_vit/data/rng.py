@@ -1,8 +1,10 @@
 """Random numbers as a function of what they are for, not of how many were drawn before.
 
-A draw is a hash of (seed, epoch, index of the image, column). So the number of workers, the batch size and a resumed
-run change nothing. The hash is splitmix64's finalizer (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), with
+A random number is a hash of (seed, epoch, index of the image, column). So the number of workers, the batch size and a
+resumed run change nothing. The hash is splitmix64's finalizer (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), with
 a full mix between any two values.
+
+Our own, because a generator with a state makes an image depend on what else was drawn before it.
 
 Letters: B images of a batch.
 """
@@ -54,7 +56,7 @@ def permutation(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"
 
 
 def stratified(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[np.ndarray, " count"]:
-    """Sorted indices of a random subset of count images in which each label keeps its share, rounded.
+    """Sorted indices of a random subset of count images in which each label keeps its fraction, rounded.
 
     Each image gets its place in the random order of its own class, in (0, 1); the lowest places are taken.
     """

@@ -31,7 +31,7 @@ JPEG_QUALITY = 95
 """Of images that are scaled down."""
 # By PIL's name of the format; MPO is a JPEG with further images behind it.
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}
-_GROUP = 4096  # images between two lines of the log
+_GROUP = 64  # images in memory at once
 
 
 def make_shards(config: ShardsConfig) -> dict[str, Any]:
@@ -100,10 +100,10 @@ def _samples(source: Source, numbers: np.ndarray, size: int) -> Iterator[dict[st
 
     order = permutation(0, 0, len(source)).tolist()
     with ThreadPoolExecutor(cores()) as pool:
-        for start in range(0, len(order), 64):  # images in memory at once
-            if start % _GROUP == 0 and start:
+        for start in range(0, len(order), _GROUP):
+            if start and start % (100 * _GROUP) == 0:
                 log.info("packed %d of %d images", start, len(order))
-            for result in pool.map(sample, order[start : start + 64]):
+            for result in pool.map(sample, order[start : start + _GROUP]):
                 if isinstance(result, UnreadableImageError):
                     log.warning("skipped: %s", result)
                 else:

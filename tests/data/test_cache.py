@@ -44,7 +44,7 @@ def test_reading_needs_no_file_any_more(source, tmp_path):
     assert whole.read(3).shape == (11, 10, 3)
 
 
-def test_a_broken_image_is_named(source, tmp_path):
+def test_a_damaged_image_is_named(source, tmp_path):
     path = tmp_path / "5.png"
     path.write_bytes(path.read_bytes()[:120])
     with pytest.raises(UnreadableImageError, match=f"^{path} cannot be used: .*: delete or replace it$"):

@@ -63,7 +63,7 @@ def test_the_order_is_mixed_and_always_the_same(labeled, tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-def test_a_test_part_has_shards_of_its_own(labeled, write, tmp_path):
+def test_a_test_split_has_shards_of_its_own(labeled, write, tmp_path):
     write(labeled / "val" / "dog" / "x.png", seed=99)
     pack(labeled, tmp_path / "out")
     test = shards(tmp_path / "out", "test")
@@ -110,11 +110,11 @@ def test_it_needs_a_place_to_write_to(labeled):
 
 
 def test_what_cannot_be_read_is_named_and_skipped(labeled, tmp_path, caplog):
-    (labeled / "cat" / "broken.jpg").write_bytes(b"no image")
+    (labeled / "cat" / "damaged.jpg").write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
         result = pack(labeled, tmp_path / "out")
     assert (result["images"], result["skipped"]) == (30, 1)
-    name = labeled / "cat" / "broken.jpg"
+    name = labeled / "cat" / "damaged.jpg"
     assert caplog.messages == [f"skipped: {name} is no image that can be read: delete or replace it"]
 
 

@@ -125,8 +125,8 @@ def image_column(path: str, features: Any) -> str:
         return "image"
     images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     if len(images) != 1:
-        advice = "rename the one with the images"
-        raise ValueError(f"data.path={path} has no column image, only {', '.join(features)}: {advice}")
+        known = ", ".join(features)
+        raise ValueError(f"data.path={path} has no column image, only {known}: rename the one with the images")
     return images[0]
 
 
@@ -139,11 +139,10 @@ def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
         raise ValueError(f"{key}={path} is on this machine, and saved: read it with data.streaming=false")
     name, _, config = (path, "", "") if os.path.exists(path) else path.partition(":")
     try:
-        whole = (
-            datasets.load_from_disk(path)
-            if _is_saved(path)
-            else datasets.load_dataset(name, config or None, streaming=streaming)
-        )
+        if _is_saved(path):
+            whole = datasets.load_from_disk(path)
+        else:
+            whole = datasets.load_dataset(name, config or None, streaming=streaming)
     except Exception as error:  # no network, no such name, a damaged file: they have nothing in common
         raise ValueError(f"{key}={path} could not be loaded: {one_line(error)}") from error
     return dict(whole) if isinstance(whole, dict) else {"": whole}
@@ -151,18 +150,14 @@ def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
 
 def _undecoded(rows: Any, column: str) -> Any:
     """The rows with encoded images."""
-    feature = (rows.features or {}).get(column)
-    return (
-        rows.cast_column(column, import_extra("hf", "datasets").Image(decode=False))
-        if hasattr(feature, "decode")
-        else rows
-    )
+    encoded = import_extra("hf", "datasets").Image(decode=False)
+    return rows.cast_column(column, encoded) if hasattr((rows.features or {}).get(column), "decode") else rows
 
 
 def _bytes(value: Any) -> bytes:
     """Of an image: bytes, or {bytes, path} of Hugging Face, whose path may be a file of this machine."""
-    found = value if isinstance(value, bytes) else (value or {}).get("bytes")
-    path = None if isinstance(value, bytes) else (value or {}).get("path")
+    row = {"bytes": value} if isinstance(value, bytes) else value or {}
+    found, path = row.get("bytes"), row.get("path")
     if found is None and path and os.path.isfile(path):
         found = Path(path).read_bytes()
     if not found:

@@ -4,6 +4,7 @@ A sample is the files of one name up to its first dot: an image, and where there
 text) or a `json` with a `label`. Nothing else in a shard is read, so nothing is unpickled. `index.json`, which
 tools/make_shards.py writes beside the shards, says how many images each holds and what the classes are called;
 `members.npy` where in its shard each image lies. Without them the headers of a shard are read, if it is a local file.
+Reading by number, which evaluation and resuming need, is our own: WebDataset reads from the front only.
 
 Letters: n images, m images of a shard.
 """
@@ -191,13 +192,8 @@ def scan(file: Path) -> Int64[np.ndarray, "m 3"]:
 
 def _tables(files: list[Path]) -> list[Int64[np.ndarray, "m 3"]]:
     """scan() of each file, from the index of its folder where there is one."""
-    tables, known = [], dict[Path, Any]()
-    for file in files:
-        if file.parent not in known:
-            known[file.parent] = _index(file.parent)
-        index = known[file.parent]
-        tables.append(scan(file) if index is None else _indexed(file, index))
-    return tables
+    known = {folder: _index(folder) for folder in dict.fromkeys(file.parent for file in files)}
+    return [scan(file) if (index := known[file.parent]) is None else _indexed(file, index) for file in files]
 
 
 def _index(folder: Path) -> dict[str, Any] | None:
@@ -235,9 +231,8 @@ def _image(sample: dict[str, Any], url: str, read: Callable[[Any], bytes]) -> tu
     if "cls" in sample:
         text = read(sample["cls"]).decode(errors="replace").strip()
         if not re.fullmatch(r"-?\d+", text):
-            raise UnreadableImageError(
-                f"{sample['__key__']}.cls of {url} holds {text[:40]!r}: a label must be an integer"
-            )
+            line = f"{sample['__key__']}.cls of {url} holds {text[:40]!r}: a label must be an integer"
+            raise UnreadableImageError(line)
         label = int(text)
     elif "json" in sample:
         metadata = json.loads(read(sample["json"]))

@@ -39,6 +39,7 @@ def randaugment(magnitude: float, std: float, num_ops: int, fill: Sequence[int])
         fill: value of each channel where a moved image leaves a gap, in 0 .. 255.
     """
     hparams = {"img_mean": tuple(fill), "magnitude_std": std, "magnitude_max": LARGEST}
+    hparams |= {"interpolation": Image.Resampling.BICUBIC}  # as in MAE's and BEiT's command lines
     choices = rand_augment_choices("", increasing=True)
     return RandAugment(rand_augment_ops(magnitude, hparams=hparams, transforms=choices), num_ops)
 

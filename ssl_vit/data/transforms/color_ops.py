@@ -34,13 +34,8 @@ def adjust_contrast(images: Images, factor: Factor, out: Images | None = None) -
     return torch.mul(images, _each(factor), out=out).add_(_each((1 - factor) * gray)).clamp_(0, 255)
 
 
-def adjust_saturation(images: Images, factor: Factor, out: Images | None = None) -> Images:
-    """Between the gray image (factor 0) and the image (1), or beyond. One or three channels."""
-    return mix(images, saturation_mix(factor), out)
-
-
 def saturation_mix(factor: Factor) -> Mix:
-    """adjust_saturation as what each channel becomes (row) of red, green and blue."""
+    """Between the gray image (factor 0) and the image (1), or beyond; each channel (row) of red, green and blue."""
     luma = _LUMA.to(factor.device, non_blocking=True)
     own = torch.eye(3, device=factor.device)
     return torch.lerp(luma.expand(3, 3), own, factor[:, None, None])
@@ -53,13 +48,10 @@ def mix(images: Images, matrix: Mix, out: Images | None = None) -> Images:
     return torch.clamp(torch.bmm(matrix, images.flatten(2)).view(images.shape), 0, 255, out=out)
 
 
-def adjust_hue(images: Images, shift: Factor, out: Images | None = None) -> Images:
-    """Turned around the color circle by shift in -0.5 .. 0.5 of it; value and saturation (HSV) stay."""
-    return turn_hue(images, hue_mix(shift), out)
-
-
 def hue_mix(shift: Factor) -> HueMix:
-    """adjust_hue as what each channel becomes (row) of red, green, blue, and of the sum of brightest and darkest.
+    """What each channel becomes (row) of red, green, blue, and of the sum of brightest and darkest, in turn_hue.
+
+    shift: around the color circle, in -0.5 .. 0.5 of it; value and saturation (HSV) stay.
 
     Let low and high be the darkest and brightest channel of a pixel. Around the circle a channel stays at high for two
     sixths, falls for one, stays at low for two, rises for one, each in a straight line. So a turn by t in 0 .. 1 sixths
@@ -103,16 +95,9 @@ def solarize(images: Images, out: Images | None = None) -> Images:
     return torch.minimum(images, 255 - images, out=out)
 
 
-def gaussian_blur(images: Images, sigma: Factor, radius: int) -> Images:
-    """Convolved with a Gaussian of standard deviation sigma pixels, of 2 radius + 1 pixels, edges reflected.
-
-    H and W must be above radius.
-    """
-    return convolve(images, gaussian_band(sigma, radius))
-
-
 def gaussian_band(sigma: Factor, radius: int) -> Band:
-    """A blur as a matrix that makes BLOCK pixels from span = BLOCK + 2 radius: row i holds the kernel from column i on.
+    """A Gaussian blur of std sigma pixels, cut off at radius, as a matrix that makes BLOCK pixels from span = BLOCK +
+    2 radius: row i holds the kernel from column i on.
 
     torchvision's kernel has its points sqrt(2) times closer than pixels are: the 2 of a Gaussian's exponent.
     """
@@ -126,9 +111,9 @@ def gaussian_band(sigma: Factor, radius: int) -> Band:
 
 
 def convolve(images: Images, band: Band, out: Images | None = None) -> Images:
-    """Rows, then columns, each as products of overlapping windows of span pixels with the image's band matrix.
+    """Blurred, edges reflected: rows, then columns, as products of overlapping windows with the image's band matrix.
 
-    That is faster than a grouped convolution with a kernel per image, on CPUs and GPUs.
+    H and W must be above the radius. Faster than a grouped convolution with a kernel per image, on CPUs and GPUs.
     """
     span = band.shape[2]
     radius = (span - BLOCK) // 2

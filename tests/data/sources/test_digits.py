@@ -12,14 +12,14 @@ def digits():
     return open_source(DIGITS, 3, "train"), open_source(DIGITS, 3, "test")
 
 
-def test_no_digit_is_in_both_parts(digits):
+def test_no_digit_is_in_both_splits(digits):
     train, test = (set(source.numbers.tolist()) for source in digits)
     assert (len(train), len(test)) == (1437, 360)
     assert not train & test
     assert count(DIGITS) == len(train)
 
 
-def test_both_parts_hold_every_digit_in_proportion(digits):
+def test_both_splits_hold_every_digit_in_proportion(digits):
     train, test = (np.bincount(source.labels, minlength=10) for source in digits)
     assert (abs(test / 360 - train / 1437) < 0.005).all()
     assert digits[0].classes == list("0123456789")

@@ -57,9 +57,9 @@ def test_a_saved_set_is_read_by_number(tmp_path):
     assert opened(tmp_path / "a", "test") is None
 
 
-def test_a_part_with_labels_is_the_test_part(tmp_path):
-    parts = {"train": rows([1, 2], [0, 1]), "test": rows([3], [None]), "validation": rows([4], [1])}
-    datasets.DatasetDict(parts).save_to_disk(tmp_path / "a")
+def test_a_split_with_labels_is_the_test_split(tmp_path):
+    splits = {"train": rows([1, 2], [0, 1]), "test": rows([3], [None]), "validation": rows([4], [1])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "a")
     assert values(opened(tmp_path / "a")) == [1, 2]
     assert values(opened(tmp_path / "a", "test")) == [4]
     rows([9]).save_to_disk(tmp_path / "b")
@@ -83,7 +83,7 @@ def test_a_selection_keeps_its_labels(tmp_path):
     assert (values(source), source.labels.tolist(), source.classes) == ([2, 3], [2, 0], ["0", "1", "2"])
 
 
-def test_a_row_without_a_image_is_named(tmp_path):
+def test_a_row_without_an_image_is_named(tmp_path):
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": [None]}, features).save_to_disk(tmp_path / "a")
     with pytest.raises(

@@ -93,11 +93,11 @@ def test_class_names_come_from_the_metadata(tmp_path, metadata):
 
 
 @pytest.mark.parametrize("names", ["train-{}.parquet", "train/{}.parquet", "set-train-{}.parquet", "{}.parquet"])
-@pytest.mark.parametrize("word", ["test", "val", "validation"])
-def test_files_are_parted_by_name(tmp_path, names, word):
+@pytest.mark.parametrize("name", ["test", "val", "validation"])
+def test_files_are_split_by_name(tmp_path, names, name):
     for i in range(2):
         store(tmp_path / names.format(i), [encoded(i)], [i])
-    store(tmp_path / f"set-{word}.parquet", [encoded(7)], [0])
+    store(tmp_path / f"set-{name}.parquet", [encoded(7)], [0])
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert [np.array_equal(train.read(i), decoded(i)) for i in range(len(train))] == [True, True]
     assert train.name(1) == f"{tmp_path / names.format(1)} row 0"
@@ -105,7 +105,7 @@ def test_files_are_parted_by_name(tmp_path, names, word):
     assert np.array_equal(test.read(0), decoded(7))
 
 
-def test_of_several_test_parts_the_labeled_one_is_taken(tmp_path):
+def test_of_several_test_splits_the_labeled_one_is_taken(tmp_path):
     store(tmp_path / "train.parquet", [encoded(0)], [0])
     store(tmp_path / "test.parquet", [encoded(1)], [-1])
     store(tmp_path / "validation.parquet", [encoded(2)], [0])
@@ -127,7 +127,7 @@ def test_files_to_test_on_are_not_trained_on(tmp_path):
     assert len(train) == 2
 
 
-def test_a_broken_row_is_named(tmp_path):
+def test_a_damaged_row_is_named(tmp_path):
     files = [
         store(tmp_path / "a.parquet", [encoded(0)] * 2),
         store(tmp_path / "b.parquet", [encoded(0), b"no image", encoded(0)[:60]]),
@@ -145,7 +145,7 @@ def test_a_broken_row_is_named(tmp_path):
     ("make", "message"),
     [
         (
-            lambda file: store(file, [encoded(0)], pictures=[1]).rename(file.with_name("x")),
+            lambda file: store(file, [encoded(0)], other=[1]).rename(file.with_name("x")),
             "does not exist: give a parq",
         ),
         (
@@ -172,7 +172,7 @@ def test_a_wrong_file_is_said(tmp_path, make, message):
     [[encoded(0), None, encoded(1)], [{"bytes": encoded(0), "path": ""}, {"bytes": None, "path": "a.png"}]],
     ids=["null", "null in struct"],
 )
-def test_a_row_without_bytes_is_a_image_that_cannot_be_read(tmp_path, images):
+def test_a_row_without_bytes_is_an_image_that_cannot_be_read(tmp_path, images):
     file = store(tmp_path / "a.parquet", images)
     assert opened(file).read(0).shape == (4, 6, 3)
     with pytest.raises(

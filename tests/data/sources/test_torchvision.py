@@ -14,11 +14,11 @@ def write_mnist(root, train: int, test: int) -> np.ndarray:
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (train + test, 28, 28), dtype=np.uint8)
-    for word, part in (("train", pixels[:train]), ("t10k", pixels[train:])):
-        header = struct.pack(">IIII", 2051, len(part), 28, 28)
-        (raw / f"{word}-images-idx3-ubyte").write_bytes(header + part.tobytes())
-        labels = (np.arange(len(part)) % 10).astype(np.uint8)
-        (raw / f"{word}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(part)) + labels.tobytes())
+    for name, split in (("train", pixels[:train]), ("t10k", pixels[train:])):
+        header = struct.pack(">IIII", 2051, len(split), 28, 28)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(header + split.tobytes())
+        labels = (np.arange(len(split)) % 10).astype(np.uint8)
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(split)) + labels.tobytes())
     return pixels
 
 
@@ -34,7 +34,7 @@ def test_torchvision_sets_are_read_from_their_files(tmp_path):
     assert test.name(2) == "MNIST test image 2"
 
 
-def test_every_torchvision_set_exists_with_its_parts():
+def test_every_torchvision_set_exists_with_its_splits():
     import inspect
 
     from torchvision import datasets

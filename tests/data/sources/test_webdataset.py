@@ -89,7 +89,7 @@ def test_braces_and_file_urls_name_shards(foreign):
         opened(f"{foreign}/{{a,c}}.tar")
 
 
-def test_shards_are_parted_by_name(tmp_path):
+def test_shards_are_split_by_name(tmp_path):
     for name in ("set-train-0.tar", "set-val-0.tar"):
         tar(tmp_path / name, {"0.png": encoded(len(name))})
     assert values(opened(tmp_path)) == [15]
@@ -98,7 +98,7 @@ def test_shards_are_parted_by_name(tmp_path):
     assert values(opened(f"{tmp_path}/set-{{train,val}}-0.tar", "test", test_path=str(tmp_path))) == [13]
 
 
-def test_nothing_but_images_and_labels_is_looked_at(tmp_path):
+def test_nothing_but_images_and_labels_is_read(tmp_path):
     """WebDataset's own decoders would unpickle 0.pyd."""
     flag = tmp_path / "flag"
 
@@ -176,7 +176,7 @@ def test_a_shard_that_the_index_does_not_fit_is_one_line(indexed):
 
 
 @pytest.mark.parametrize("name", ["members.npy", "index.json"])
-def test_a_broken_index_is_one_line(indexed, name):
+def test_a_damaged_index_is_one_line(indexed, name):
     (indexed / name).write_bytes((indexed / name).read_bytes()[:20])
     with pytest.raises(ValueError, match=r"index\.json cannot be used: .*: delete it, or make the shards again$"):
         count(config(indexed))
@@ -229,7 +229,7 @@ def test_a_url_that_does_not_answer_is_one_line(served):
         streamed(shards)
 
 
-def test_images_to_judge_on_lie_on_this_machine():
+def test_images_to_evaluate_on_lie_on_this_machine():
     with pytest.raises(ValueError, match=r"^data.test_path=http://x/a.tar must be shards on this machine"):
         opened("http://x/a.tar", "test", test_path="http://x/a.tar")
 

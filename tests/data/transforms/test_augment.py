@@ -69,7 +69,8 @@ def augmentation(**options) -> BatchAugmentation:
 
 def test_the_operations_are_those_of_timms_text_form():
     ours = randaugment(9.0, 0.5, 2, FILL)
-    theirs = rand_augment_transform("rand-m9-mstd0.5-n2-inc1", {"img_mean": FILL, "magnitude_max": LARGEST})
+    hparams = {"img_mean": FILL, "magnitude_max": LARGEST, "interpolation": Image.Resampling.BICUBIC}
+    theirs = rand_augment_transform("rand-m9-mstd0.5-n2-inc1", hparams)
     assert [op.name for op in ours.ops] == [op.name for op in theirs.ops]
     assert {(op.prob, op.magnitude, op.magnitude_std) for op in ours.ops} == {(0.5, 9.0, 0.5)}
     image = Image.fromarray(photo().permute(1, 2, 0).numpy())

@@ -16,15 +16,30 @@ from ssl_vit.data.transforms.color import ORDERS, ColorAugmentation, normalize
 from ssl_vit.data.transforms.color_ops import (
     adjust_brightness,
     adjust_contrast,
-    adjust_hue,
-    adjust_saturation,
-    gaussian_blur,
+    convolve,
+    gaussian_band,
+    hue_mix,
+    mix,
+    saturation_mix,
     solarize,
     to_gray,
+    turn_hue,
 )
 
 COUNT = 10_000
 ALL = ColorAugmentation(blur_p=0.5, solarize_p=0.5)
+
+
+def adjust_saturation(images, factor, out=None):
+    return mix(images, saturation_mix(factor), out)
+
+
+def adjust_hue(images, shift, out=None):
+    return turn_hue(images, hue_mix(shift), out)
+
+
+def gaussian_blur(images, sigma, radius):
+    return convolve(images, gaussian_band(sigma, radius))
 
 
 def photographs(side: int = 40) -> torch.Tensor:
