@@ -70,13 +70,8 @@ Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From images [B, C, H, W] and a factor for each [B, ...] to images, written into the third, which may be the first."""
 
 
-class ColorPlan(NamedTuple):
-    """What is done to a batch, in order: S operations, the images that each of them changes, and by how much."""
-
-    operations: list[Operation]
-    chosen: Bool[np.ndarray, "S B"]
-    factors: list[Shaped[Tensor, "B ..."]]
-    """On the device of the images."""
+Step = tuple[Operation, Bool[np.ndarray, " B"], Shaped[Tensor, "B ..."]]
+"""An operation, the images of the batch that it changes, and by how much: the factors, on the images' device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +143,7 @@ class ColorAugmentation:
             ValueError: colors are to change that these channels do not have, or the images are too small for the blur.
         """
         self._check(images.shape[1:])
-        plan = self._plan(self.strengths(u), images.device)
+        steps = self._steps(self.strengths(u), images.device)
         affine = normalized and _affine(*normalized, images.device)
         changed = torch.empty(images.shape, device=images.device)
         alone = images.device.type == "cpu" and 4 * math.prod(images.shape[1:]) > SMALL_BYTES
@@ -156,13 +151,13 @@ class ColorAugmentation:
         for start in range(0, len(images), together):
             chunk = slice(start, start + together)
             floats = changed[chunk].copy_(images[chunk])
-            _change(floats, plan, chunk)
+            _change(floats, [(operation, chosen[chunk], factors[chunk]) for operation, chosen, factors in steps])
             if affine:
                 floats.mul_(affine[0]).add_(affine[1])
         return changed
 
-    def _plan(self, strengths: Strengths, device: torch.device) -> ColorPlan:
-        """An operation of the jitter stands once at each place of the order, with the images that it changes there."""
+    def _steps(self, strengths: Strengths, device: torch.device) -> list[Step]:
+        """In order. An operation of the jitter stands once at each place, with the images that it changes there."""
         brightness, contrast, saturation, hue, sigma = (
             _on(device, getattr(strengths, name)).float()
             for name in ("brightness", "contrast", "saturation", "hue", "sigma")
@@ -173,19 +168,16 @@ class ColorAugmentation:
             (mix, self.saturation, saturation_mix(saturation)),
             (turn_hue, self.hue, hue_mix(hue)),
         )
-        steps = [
-            (change, strengths.jitter & (strengths.order[:, place] == number), factor)
+        return [
+            (operation, strengths.jitter & (strengths.order[:, place] == number), factor)
             for place in range(4)
-            for number, (change, strength, factor) in enumerate(jitters)
+            for number, (operation, strength, factor) in enumerate(jitters)
             if strength > 0
-        ]
-        steps += [
+        ] + [
             (lambda images, _, out: to_gray(images, out), strengths.gray, sigma),
             (convolve, strengths.blur, gaussian_band(sigma, self.blur_radius)),
             (lambda images, _, out: solarize(images, out), strengths.solarize, sigma),
         ]
-        operations, chosen, factors = zip(*steps, strict=True)
-        return ColorPlan(list(operations), np.stack(chosen), list(factors))
 
     def _check(self, shape: torch.Size) -> None:
         channels, height, width = shape
@@ -217,19 +209,13 @@ def _on(device: torch.device, values: np.ndarray) -> Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
-def _change(images: Images, plan: ColorPlan, chunk: slice) -> None:
-    """All operations, in place, on images that are this chunk of the plan's batch.
-
-    Which of them an operation meets is known on the host, so that nothing is indexed by a mask on a device.
-    """
-    chosen = plan.chosen[:, chunk]
-    for number, count in enumerate(chosen.sum(axis=1).tolist()):
-        if not count:
-            continue
-        operation, factor = plan.operations[number], plan.factors[number][chunk]
-        if count == len(images):
-            operation(images, factor, images)
-        else:
-            places = _on(images.device, np.flatnonzero(chosen[number]))
+def _change(images: Images, steps: list[Step]) -> None:
+    """All steps, in place. Which images a step changes is known on the host: no mask indexes on a device."""
+    for operation, chosen, factors in steps:
+        index = np.flatnonzero(chosen)
+        if len(index) == len(images):
+            operation(images, factors, images)
+        elif len(index):
+            places = _on(images.device, index)
             some = images.index_select(0, places)
-            images.index_copy_(0, places, operation(some, factor.index_select(0, places), some))
+            images.index_copy_(0, places, operation(some, factors.index_select(0, places), some))
