@@ -1,8 +1,8 @@
 """Random numbers as a function of what they are for, not of how many were drawn before.
 
 A random number is a hash of (seed, epoch, index of the image, column). So the number of workers, the batch size and a
-resumed run change nothing. The hash is splitmix64's finalizer (Steele, Lea and Flood, 2014,
-doi:10.1145/2660193.2660195), with a full mix between any two values. Our own, because a generator with a state makes an image depend on what else was drawn before it.
+resumed run change nothing, which a generator with a state cannot give. The hash is splitmix64's finalizer (Steele, Lea
+and Flood, 2014, doi:10.1145/2660193.2660195), with a full mix between any two values.
 
 Letters: B images of a batch.
 """

@@ -142,9 +142,6 @@ def _has_labels(files: list[Path]) -> bool:
     return any((_labels(batch) >= 0).any() for file in files for batch in _batches(file, ["label"]))
 
 
-KIND = FileKind("parquet file", ".parquet", _has_labels)
-
-
 def _known_names(file: Path) -> list[str]:
     """From the schema's metadata: `classes` (a JSON list), or Hugging Face's ClassLabel."""
     metadata = _opened(file).schema_arrow.metadata or {}
@@ -152,3 +149,6 @@ def _known_names(file: Path) -> list[str]:
         return [str(name) for name in json.loads(metadata[b"classes"])]
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     return list(features.get("label", {}).get("names", []))
+
+
+KIND = FileKind("parquet file", ".parquet", _has_labels)

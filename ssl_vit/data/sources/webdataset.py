@@ -248,9 +248,6 @@ def _has_labels(files: list[Path]) -> bool:
     return any((table[:, 2] >= 0).any() for table in _tables(files))
 
 
-KIND = FileKind("tar shard", ".tar", _has_labels)
-
-
 def _expanded(path: str) -> list[str]:
     import_extra("webdataset", "webdataset")
     from braceexpand import braceexpand
@@ -264,3 +261,6 @@ def _reason(error: BaseException) -> str:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     text = error.args[0] if error.args else error
     return " ".join(str(text).partition(" @ <")[0].split()) or type(error).__name__
+
+
+KIND = FileKind("tar shard", ".tar", _has_labels)
