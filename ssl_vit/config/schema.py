@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from ssl_vit.config import bounds
 from ssl_vit.config.bounds import Bounded, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from ssl_vit.config.checks import require
+from ssl_vit.config.checks import one_of, require
 
 # name: (embed_dim, depth, num_heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
 SIZES = {
@@ -21,6 +21,7 @@ SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
+SOURCES = ("digits", "folder", "parquet", "torchvision", "hf", "webdataset")
 PIPE = "pipe:"
 """Begins a URL of WebDataset that is a shell command."""
 Pool = Literal["cls", "mean", "both"]
@@ -139,8 +140,9 @@ class OptimConfig(Bounded, section="optim"):
 class DataConfig(Bounded, section="data"):
     """Where images come from and how they reach the device."""
 
-    source: Literal["digits", "folder", "parquet", "torchvision", "hf", "webdataset"] = "folder"
-    """digits is embedded, hf is Hugging Face datasets, webdataset is tar shards."""
+    source: str = "folder"
+    """digits (embedded), folder, parquet, torchvision, hf (Hugging Face datasets), webdataset (tar shards), or
+    package.module:Class of your own."""
     path: str = ""
     """Folder or file of the images; for torchvision CLASS:ROOT, such as CIFAR10:downloads; for hf a name or a saved
     folder; for webdataset a folder of tar files, or their URLs with braces. digits needs none."""
@@ -174,6 +176,8 @@ class DataConfig(Bounded, section="data"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if ":" not in self.source:  # package.module:Class is a source from outside
+            one_of("data.source", self.source, SOURCES)
         self.require(len(self.mean) == len(self.std), "std", f"as long as data.mean={self.mean}")
         rule = f"false with data.source={self.source}: it is for hf"
         self.require(not self.streaming or self.source == "hf", "streaming", rule)

@@ -1,1 +1,1 @@
-"""Images, from where they lie to a normalized batch on the device: sources -> views -> batch -> color."""
+"""Images, from where they lie to a normalized batch on the device: source -> transform -> batch -> color."""

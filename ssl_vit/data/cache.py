@@ -1,4 +1,6 @@
-"""Decode once: images that fit in memory together are kept there, in one array that every worker sees.
+"""Decode once: images that fit in memory together are kept there, in one array that every forked worker sees.
+
+Our own, for no library keeps images of unequal sizes without a Python object, or a copy in every worker, for each.
 
 Letters: n images, H W pixels, C channels.
 """
@@ -23,7 +25,7 @@ _T = TypeVar("_T")
 class Cached(Source):
     """A source whose decoded images lie one after the other in one uint8 array.
 
-    broken: images that could not be read, and have no place there; to ask for one raises its UnreadableImageError.
+    unreadable: images that could not be read, and have no place there; reading one raises its UnreadableImageError.
     """
 
     def __init__(self, source: Source, shapes: np.ndarray, unreadable: dict[int, UnreadableImageError]) -> None:
@@ -60,21 +62,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def memory_gb(source: Source) -> float:
-    """GB of decoded images that a source keeps."""
+def memory_gb(source: Source | None) -> float:
+    """GB of decoded images that a source keeps in memory."""
     return source.values.nbytes / 1e9 if isinstance(source, Cached) else 0.0
 
 
 def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
     """The source with every image decoded, or the source itself where they need more than budget_gb.
 
-    Sizes come from the files' headers, and looking stops at the first image that does not fit.
+    Sizes come from the files' headers, and reading them stops at the first image that does not fit.
     Raises UnreadableImageError for an image that cannot be read, where stops; else it has no place in the array.
     """
     shapes: list[tuple[int, int]] = []
     unreadable: dict[int, UnreadableImageError] = {}
 
-    def tried(work: Callable[[int], _T], otherwise: _T) -> Callable[[int], _T]:
+    def guarded(work: Callable[[int], _T], otherwise: _T) -> Callable[[int], _T]:
         def attempt(index: int) -> _T:
             try:
                 return work(index) if index not in unreadable else otherwise
@@ -88,22 +90,22 @@ def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
 
     budget = budget_gb * 1e9
     with ThreadPoolExecutor(cores()) as pool:
-        for height, width in _in_order(pool, tried(source.size, (0, 0)), len(source)):
+        for height, width in _in_order(pool, guarded(source.size, (0, 0)), len(source)):
             shapes.append((height, width))
             budget -= height * width * source.channels
             if budget < 0:
                 return source
         whole = Cached(source, np.array(shapes, dtype=np.int64).reshape(-1, 2), unreadable)
-        told = time.monotonic()
-        for done, _ in enumerate(_in_order(pool, tried(whole.fill, None), len(source)), start=1):
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
+        logged = time.monotonic()
+        for done, _ in enumerate(_in_order(pool, guarded(whole.fill, None), len(source)), start=1):
+            if time.monotonic() - logged > 5:
+                logged = time.monotonic()
                 log.info("decoded %d of %d images into memory", done, len(source))
     return whole
 
 
 def _in_order(pool: ThreadPoolExecutor, work: Callable[[int], _T], count: int) -> Iterator[_T]:
-    """work(0), work(1), ... on the pool. Whoever stops asking cancels what has not begun."""
+    """work(0), work(1), ... on the pool. A caller that stops early cancels what has not begun."""
 
     def group(start: int) -> list[_T]:
         return [work(index) for index in range(start, min(start + _GROUP, count))]

@@ -1,10 +1,10 @@
-"""Images that cannot be read: what takes their place, and the record of them.
+"""Images that cannot be read: what replaces them, and the record of them.
 
 What a loader's worker finds travels with its batch to the main process, which counts it once and lists it in a file
-that all processes of a run share. Which image takes a place depends on the image and on which others can be read,
-on nothing else: so the number of workers and processes changes nothing, nor does a resumed run.
+that all processes of a run share. Which image replaces another depends on that one and on which others can be read, on
+nothing else: so the number of workers and processes changes nothing, nor does a resumed run. No library does that.
 
-Letters: n images of a source, m of those that may take a place, H W pixels, C channels.
+Letters: n images of a source, m of those that may replace others, H W pixels, C channels.
 """
 
 import logging
@@ -36,7 +36,7 @@ _ONE_LINE = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 class ReadErrors:
     """The record of images that cannot be read, each once; with list_in also of what other processes found.
 
-    max_unreadable: largest legal share of all images.
+    max_unreadable: largest legal fraction of all images.
     """
 
     def __init__(self, max_unreadable: float) -> None:
@@ -50,13 +50,13 @@ class ReadErrors:
         self._named, self._failed = 0, False
 
     def list_in(self, path: Path) -> None:
-        """Keep the list in a file, a line each: name, tab, reason. What it has of an earlier part of the run counts."""
+        """Keep the list in a file, a line each: name, tab, reason. What the file has from before a resume counts."""
         self.path = path
         if self.found or path.exists():
             self._append(self.found)
 
     def note(self, read_errors: Iterable[ReadError]) -> None:
-        """Count images that were not known; list those that no process has listed, and say the first few."""
+        """Count images that were not known; list those that no process has listed, and log the first few."""
         named = {name.translate(_ONE_LINE): reason.translate(_ONE_LINE) for name, reason in read_errors}
         new = {name: reason for name, reason in named.items() if name not in self.found}
         if new:
@@ -68,13 +68,9 @@ class ReadErrors:
         if self.too_many(len(self.found)):
             name, reason = list(self.found.items())[-1]
             listed = f"; {self.path} lists them: repair them and delete that list" if self.path else ": repair them"
-            count, rule = (
-                f"{len(self.found)} of {self.images}",
-                f"more than data.max_unreadable={self.max_unreadable:g} of them",
-            )
-            raise ValueError(
-                f"{count} images cannot be read, {rule}, such as {name} ({reason}){listed}, or raise data.max_unreadable="
-            )
+            rule = f"more than data.max_unreadable={self.max_unreadable:g} of them, such as {name} ({reason})"
+            advice = f"{rule}{listed}, or raise data.max_unreadable="
+            raise ValueError(f"{len(self.found)} of {self.images} images cannot be read, {advice}")
 
     def count(self) -> int:
         """Images that cannot be read, as far as any process that shares the file has found."""
@@ -88,7 +84,7 @@ class ReadErrors:
         return count > 0 and count / self.images > self.max_unreadable  # not max_unreadable * images, which is rounded
 
     def _learn(self, file: FileIO) -> dict[str, str]:
-        """What the file has since it was last looked at; a line that is still being written waits."""
+        """What the file has since it was last read; a line that is still being written waits."""
         file.seek(self._end)
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
@@ -101,7 +97,7 @@ class ReadErrors:
         return others
 
     def _append(self, read_errors: dict[str, str]) -> dict[str, str]:
-        """Write those that no process has listed since the file was last looked at, and return them."""
+        """Write those that no process has listed since the file was last read, and return them."""
         assert self.path is not None
         try:
             with self.path.open("ab+", buffering=0) as file:  # each write is one line at the end of the file
@@ -113,7 +109,7 @@ class ReadErrors:
                     self._end += file.write(os.fsencode(f"{name}\t{reason}\n"))
         except OSError as error:
             if not self._failed:
-                log.warning(f"{self.path} cannot be written: {error}; the run goes on without it")
+                log.warning(f"{self.path} cannot be written: {error}; the run continues without it")
             self._failed = True
         return read_errors
 
@@ -128,11 +124,11 @@ class ReadErrors:
 
 
 class Replacements:
-    """What data.on_error says where an image of a source cannot be read.
+    """What data.on_error does where an image of a source cannot be read.
 
-    labels: of the source's images; those of one label may stand in for one another. members: numbers of the images
-    that may, sorted: an image held out for evaluation is never trained on in another's place. skips: leave an image
-    out of its batch where the batch has others.
+    labels: of the source's images; those of one label may replace one another. members: numbers of the images that may,
+    sorted: an image held out for evaluation is never trained on in another's place. skips: skip an image where its
+    batch has others.
     """
 
     def __init__(
@@ -143,13 +139,8 @@ class Replacements:
         read_errors: ReadErrors,
         skips: bool = False,
     ) -> None:
-        self.source, self.labels, self.members, self.read_errors, self.skips = (
-            source,
-            labels,
-            members,
-            read_errors,
-            skips,
-        )
+        self.source, self.labels, self.members = source, labels, members
+        self.read_errors, self.skips = read_errors, skips
         self.unreadable: set[int] = set()  # not tried again in the place of others, as long as this process lives
 
     def read(self, index: int, found: list[ReadError]) -> UInt8[np.ndarray, "H W C"] | None:
@@ -164,7 +155,7 @@ class Replacements:
     def replace(self, index: int, found: list[ReadError]) -> UInt8[np.ndarray, "H W C"] | None:
         """The next image of the same label that can be read, after the last one the first.
 
-        None where there is none, or where trying them has shown that more are broken than the run allows.
+        None where there is none, or where trying them has shown that more are unreadable than the run allows.
         """
         for other in self._others(index):
             if self.read_errors.too_many(len(self.unreadable)):

@@ -1,7 +1,7 @@
-"""From a source to batches: which images in which order, read and turned into views on the workers.
+"""Which images come in which order, and the loaders that resume in the middle of an epoch.
 
-The sampler hands out (epoch, index), so a worker knows all that a draw depends on and holds no state: a batch is a
-function of (seed, epoch, its place in the epoch), whatever the number of workers.
+A DataLoader of PyTorch with samplers of our own, for its state has to survive a checkpoint: Lightning's counts batches
+that were handed out, and a run stopped inside a step has not learned from the last one.
 
 Letters: B images of a batch, C channels, H W pixels.
 """
@@ -14,112 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
-from ssl_vit.data.corrupt import ReadError, ReadErrors, Replacements
-from ssl_vit.data.rng import permutation, uniforms
-from ssl_vit.data.sources.base import Source, UnreadableImageError
-from ssl_vit.data.transforms.crops import Transform
-
-Batch = dict[str, Any]
-"""images: uint8 [B, C, H, W], or a list of such; label: int64 [B], -1 = none; index: int64 [B].
-
-For a transform with color also draws: float64 array [B, draws], which stays on the CPU. Where data.on_error=skip left
-images out, skipped: their number.
-"""
-
-
-class AugmentedDataset(Dataset):
-    """One transform of each image, a whole batch at a time.
-
-    replacements: for images that cannot be read; without them such an image raises UnreadableImageError. numbers: of the
-    images of a source that is part of a larger one; their draws depend on them, and a batch gives them as index.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        transform: Transform,
-        seed: int,
-        labels: np.ndarray,
-        replacements: Replacements | None = None,
-        numbers: np.ndarray | None = None,
-    ) -> None:
-        self.source, self.transform, self.seed, self.labels, self.replacements = (
-            source,
-            transform,
-            seed,
-            labels,
-            replacements,
-        )
-        self.numbers = numbers
-
-    @property
-    def read_errors(self) -> ReadErrors | None:
-        """The record of images that cannot be read; None where such an image stops the run."""
-        return None if self.replacements is None else self.replacements.read_errors
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        """The batch of (epoch, index) keys, all of one epoch; with `read_errors` where images could not be read.
-
-        An image that takes another's place comes under that one's index, label and random numbers. A batch in which a
-        place stays empty has nothing but read_errors.
-        """
-        found: list[ReadError] = []
-        skips = self.replacements is not None and self.replacements.skips
-        batch = self._batch(keys, found, skips)
-        if skips and not batch:
-            batch = self._batch(keys, found, False)
-        return batch | {"read_errors": found} if found else batch
-
-    def _batch(self, keys: list[tuple[int, int]], found: list[ReadError], skips: bool) -> Batch:
-        """{} where a place stays empty; with skips where all of them do."""
-        index = np.array([key[1] for key in keys])
-        numbers = index if self.numbers is None else self.numbers[index]
-        random_numbers = uniforms(self.seed, keys[0][0], numbers, self.transform.num_random)
-        views, kept = [], []
-        for place, number in enumerate(index.tolist()):
-            image = self._image(number, found, skips)
-            if image is not None:
-                views.append(self.transform(image, random_numbers[place]))
-                kept.append(place)
-            elif not skips:
-                return {}
-        if not kept:
-            return {}
-        random_numbers = random_numbers[kept]
-        batch = {"images": _stack(views), "label": torch.from_numpy(self.labels[index[kept]])}
-        batch |= {"index": torch.from_numpy(numbers[kept])}
-        batch |= {"random": random_numbers} if hasattr(self.transform, "color") else {}
-        return batch | {"skipped": len(keys) - len(kept)} if len(kept) < len(keys) else batch
-
-    def _image(self, index: int, found: list[ReadError], skips: bool) -> Tensor | None:
-        if self.replacements is None:
-            pixels = self.source.read(index)
-        else:
-            pixels = self.replacements.read(index, found)
-            if pixels is None and not skips:
-                pixels = self.replacements.replace(index, found)
-        if pixels is None:
-            return None
-        return torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)  # PIL's memory is read-only
-
-
-def _stack(transform: list[Any]) -> Tensor | list[Tensor]:
-    """[B, C, H, W], or for views that are lists of crops one such stack per crop."""
-    if isinstance(transform[0], Tensor):
-        return torch.stack(transform).contiguous()
-    return [torch.stack(crops).contiguous() for crops in zip(*transform, strict=True)]
+from ssl_vit.data.corrupt import ReadErrors
+from ssl_vit.data.dataset import Batch
+from ssl_vit.data.rng import permutation
+from ssl_vit.data.sources.base import UnreadableImageError
 
 
 class EpochSampler(DistributedSampler):
     """(epoch, index) of this rank's images, in the epoch's own random order; every rank gets equally many.
 
-    Lightning calls set_epoch, and leaves a DistributedSampler alone. Images that do not divide by the ranks are left
-    out of this epoch; with fewer images than ranks they are repeated.
+    Lightning calls set_epoch, and leaves a DistributedSampler alone. Images that do not divide by the ranks are skipped
+    in this epoch; with fewer images than ranks they are repeated.
 
     images: how many there are, or the indices of those that are used.
     """
@@ -139,28 +46,28 @@ class EpochSampler(DistributedSampler):
 
 
 class ShuffledRankSampler:
-    """(epoch, index) of some images in the epoch's own random order: every `processes`-th of them, from `rank` on.
+    """(epoch, index) of some images in the epoch's own random order: every `world_size`-th of them, from `rank` on.
 
-    Every process gets equally many; the first ones come again where they do not divide. `epoch` is set by who trains.
+    Every process gets equally many; the first ones come again where they do not divide. The caller sets `epoch`.
     """
 
-    def __init__(self, index: np.ndarray, seed: int, rank: int = 0, processes: int = 1) -> None:
-        self.index, self.seed, self.rank, self.processes, self.epoch = index, seed, rank, processes, 0
+    def __init__(self, index: np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        self.index, self.seed, self.rank, self.world_size, self.epoch = index, seed, rank, world_size, 0
 
     def __len__(self) -> int:
-        return -(-len(self.index) // self.processes)
+        return -(-len(self.index) // self.world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = self.index[permutation(self.seed, self.epoch, len(self.index))]
-        mine = np.resize(order, len(self) * self.processes)[self.rank :: self.processes]
+        mine = np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size]
         return iter([(self.epoch, int(index)) for index in mine])
 
 
 class Loader(DataLoader):
-    """A DataLoader of Views or of a Stream, which notes in the main process the images that could not be read.
+    """A DataLoader of an AugmentedDataset or a Stream, which notes in the main process what could not be read.
 
-    Iterating raises ValueError where more of them cannot be read than data.max_unreadable allows, and UnreadableImageError where none
-    can take an image's place.
+    Iterating raises ValueError where more images cannot be read than data.max_unreadable allows, and
+    UnreadableImageError where none can replace one.
     """
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -175,22 +82,21 @@ class Loader(DataLoader):
                 read_errors.check()
                 if not batch:
                     name, reason = found[-1]
-                    raise UnreadableImageError(
-                        f"{name} cannot be read ({reason}), nor any that may take its place: repair it"
-                    )
+                    line = f"{name} cannot be read ({reason}), nor any that may replace it: repair it"
+                    raise UnreadableImageError(line)
             yield batch
 
 
 class TrainLoader(Loader):
-    """A Loader that can go on in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
+    """A Loader that can resume in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
 
     trained: Callable[[], int] | None = None
-    """Says how many batches of this epoch have been trained on; without it, as many as were handed out."""
+    """How many batches of this epoch have been trained on; without it, as many as were handed out."""
     _delivered = 0
     _resumed: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # A generator, so that nothing is read before the first batch is asked for: on resuming, Lightning makes the
+        # A generator, so that nothing is read before the first batch is needed: on resuming, Lightning makes the
         # iterator before it sets the epoch.
         sampler: EpochSampler = self.sampler  # pyright: ignore
         state, self._resumed = self._resumed, None
@@ -242,7 +148,7 @@ def batch_length(images: Any) -> int:
 
 
 def full_length(batch: Any) -> int:
-    """Images that a batch was to have: those it has, and those that data.on_error=skip left out of it."""
+    """Images that a batch was to have: those it has, and those that data.on_error=skip skipped."""
     return batch_length(batch_images(batch)) + (batch.get("skipped", 0) if isinstance(batch, dict) else 0)
 
 
@@ -255,7 +161,7 @@ def loader_options(workers: int) -> dict[str, Any]:
     """Keywords of every DataLoader.
 
     Workers are forked where that exists: they see the images in memory without a copy. A DataLoader draws a seed for
-    its workers, which nothing here uses; it has a generator of its own, so PyTorch's global one is not moved.
+    its workers, which nothing here uses, from a generator of its own, so PyTorch's global one is not moved.
     """
     options: dict[str, Any] = {"collate_fn": whole_batch, "num_workers": workers}
     options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}

@@ -1,13 +1,16 @@
 """Random numbers as a function of what they are for, not of how many were drawn before.
 
-A draw is a hash of (seed, epoch, index of the image, column). So the number of workers, the batch size and a resumed
-run change nothing. The hash is splitmix64's finalizer (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), with
-a full mix between any two values.
+A random number is a hash of (seed, epoch, index of the image, column). So the number of workers, the batch size and a
+resumed run change nothing, which a generator with a state cannot give. The hash is splitmix64's finalizer (Steele, Lea
+and Flood, 2014, doi:10.1145/2660193.2660195), with a full mix between any two values.
 
 Letters: B images of a batch.
 """
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,7 +54,7 @@ def permutation(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"
 
 
 def stratified(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[np.ndarray, " count"]:
-    """Sorted indices of a random subset of count images in which each label keeps its share, rounded.
+    """Sorted indices of a random subset of count images in which each label keeps its fraction, rounded.
 
     Each image gets its place in the random order of its own class, in (0, 1); the lowest places are taken.
     """
@@ -69,3 +72,32 @@ def seeded_generator(device: "torch.device", *key: int) -> "torch.Generator":
 
     digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+
+
+@contextmanager
+def seeded_globals(seed: int, device: "torch.device | None" = None) -> Iterator[None]:
+    """Seed the global generators of Python and numpy, with a device PyTorch's too; afterwards they are as they were.
+
+    For libraries that draw from them. No GPU is waited for: a generator's state lies on the host.
+    """
+    states = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        with nullcontext() if device is None else _seeded_torch(seed, device):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
+def _seeded_torch(seed: int, device: "torch.device") -> Iterator[None]:
+    import torch
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

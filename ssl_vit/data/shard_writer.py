@@ -1,16 +1,15 @@
 """Images of any source packed into tar shards, with their labels, in a mixed order: what tools/make_shards.py does.
 
 The order is a random one, the same every time, so that images of one class or patient lie apart and a stream needs
-but a small shuffle buffer. Shards are written whole or not at all, the index last.
+but a small shuffle buffer. WebDataset writes the shards, each whole or not at all, the index last.
 """
 
 import logging
 import os
-import tarfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ from ssl_vit.config.checks import require
 from ssl_vit.config.tool_schema import ShardsConfig
 from ssl_vit.data.cache import cores
 from ssl_vit.data.rng import permutation
-from ssl_vit.data.sources.base import Source, UnreadableImageError
-from ssl_vit.data.sources.registry import Split, open_source
-from ssl_vit.data.sources.webdataset import INDEX, MEMBERS
+from ssl_vit.data.sources import open_source
+from ssl_vit.data.sources.base import Source, Split, UnreadableImageError, import_extra
+from ssl_vit.data.sources.webdataset import INDEX, MEMBERS, scan
 from ssl_vit.run.files import write_atomic, write_json
 
 log = logging.getLogger("ssl_vit")
@@ -32,47 +31,16 @@ JPEG_QUALITY = 95
 """Of images that are scaled down."""
 # By PIL's name of the format; MPO is a JPEG with further images behind it.
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}
-_GROUP = 64  # images handed to the threads at once
-
-
-class Shard:
-    """One tar file being written, under another name until it is whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.members = path, list[tuple[int, int, int]]()
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        self.tar = tarfile.open(self.temporary, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115  # closed by close()
-
-    @property
-    def size(self) -> int:
-        """Bytes written so far."""
-        return self.tar.offset
-
-    def add(self, key: str, encoded: bytes, ending: str, label: int) -> None:
-        """Append an image, and its label where it has one (label >= 0)."""
-        files = {ending: encoded} | ({"cls": str(label).encode()} if label >= 0 else {})
-        for suffix, content in files.items():
-            header = tarfile.TarInfo(f"{key}.{suffix}")
-            header.size = len(content)
-            if suffix == ending:
-                self.members.append((self.tar.offset + tarfile.BLOCKSIZE, len(content), label))
-            self.tar.addfile(header, BytesIO(content))
-
-    def close(self) -> None:
-        """End the file and give it its name."""
-        self.tar.close()
-        with self.temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self.temporary, self.path)
+_GROUP = 64  # images in memory at once
 
 
 def make_shards(config: ShardsConfig) -> dict[str, Any]:
     """Write train-*.tar, test-*.tar where there are test images, index.json and members.npy into config.out.
 
-    Images that cannot be read are named in the log and left out.
+    Images that cannot be read are skipped, and named in the log.
 
     Returns:
-        out, and how many shards, images, bytes and left_out there are.
+        out, and how many shards, images, bytes and skipped images there are.
 
     Raises:
         ValueError: no place to write to, or the source cannot be opened; OSError: the disk is full.
@@ -81,63 +49,63 @@ def make_shards(config: ShardsConfig) -> dict[str, Any]:
     free = bool(config.out) and (not out.exists() or (out.is_dir() and not any(out.iterdir())))
     require(free, "out", config.out, "an empty or a new folder")
     # The number of channels matters to decoding alone.
-    sources: dict[Split, Source | None] = {split: open_source(config.data, 3, split) for split in SPLITS}
+    sources = [(split, source) for split in SPLITS if (source := open_source(config.data, 3, split)) is not None]
     out.mkdir(parents=True, exist_ok=True)
-    shards, members, classes, skipped = dict[str, dict[str, int]](), list[tuple[int, int, int]](), list[str](), 0
-    for split, source in sources.items():
-        if source is None:
-            continue
-        classes += [name for name in source.classes if name not in classes]
-        for shard in _written(out, split, source, classes, config):
-            shards[shard.path.name] = {"images": len(shard.members), "bytes": shard.path.stat().st_size}
-            members += shard.members
-        skipped += len(source)
-    skipped -= len(members)
+    classes = list(dict.fromkeys(name for _, source in sources for name in source.classes))
+    shards, members = dict[str, dict[str, int]](), [np.empty((0, 3), np.int64)]
+    for split, source in sources:
+        samples = _samples(source, np.array([*map(classes.index, source.classes), -1]), config.size)
+        for number, first in enumerate(samples):
+            path = out / f"{split}-{number:06}.tar"
+            _write(path, chain([first], samples), config.shard_mb * 1e6)
+            members.append(scan(path))
+            shards[path.name] = {"images": len(members[-1]), "bytes": path.stat().st_size}
     table = BytesIO()
-    np.save(table, np.array(members, dtype=np.int64).reshape(-1, 3))
+    np.save(table, np.concatenate(members))
     write_atomic(out / MEMBERS, table.getvalue())
     write_json(out / INDEX, {"classes": classes, "shards": shards})
-    size = sum(shard["bytes"] for shard in shards.values())
-    return {"out": str(out), "shards": len(shards), "images": len(members), "bytes": size, "left_out": skipped}
+    images, size = (sum(shard[key] for shard in shards.values()) for key in ("images", "bytes"))
+    skipped = sum(len(source) for _, source in sources) - images
+    return {"out": str(out), "shards": len(shards), "images": images, "bytes": size, "skipped": skipped}
 
 
-def _written(out: Path, split: Split, source: Source, classes: list[str], config: ShardsConfig) -> Iterator[Shard]:
-    """Whole shards, one after the other."""
-    images, made = _encoded(source, config.size), 0
-    numbers = [classes.index(name) for name in source.classes]
-    following = next(images, None)
-    while following is not None:
-        shard, made = Shard(out / f"{split}-{made:06}.tar"), made + 1
+def _write(path: Path, samples: Iterator[dict[str, Any]], size: float) -> None:
+    """A shard of at least `size` bytes, or of what samples are left, under another name until it is whole."""
+    writer, temporary = import_extra("webdataset", "webdataset.writer"), path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            with writer.TarWriter(file, encoder=False, mtime=0) as tar:
+                while tar.tarstream.offset < size and (sample := next(samples, None)) is not None:
+                    tar.write(sample)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _samples(source: Source, numbers: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
+    """WebDataset's samples of the images that can be read, in a random order that is always the same.
+
+    numbers: of the source's classes in the index, the last one -1 for images without a label.
+    """
+
+    def sample(index: int) -> dict[str, Any] | UnreadableImageError:
         try:
-            while following is not None and shard.size < config.shard_mb * 1e6:
-                index, content, ending = following
-                label = int(source.labels[index])
-                shard.add(f"{index:09}", content, ending, numbers[label] if label >= 0 else -1)
-                following = next(images, None)
-            shard.close()
-        finally:
-            shard.temporary.unlink(missing_ok=True)
-        yield shard
-
-
-def _encoded(source: Source, size: int) -> Iterator[tuple[int, bytes, str]]:
-    """(index, file's bytes, ending) of every image that can be read, in a random order that is always the same."""
-
-    def one(index: int) -> tuple[int, bytes, str] | UnreadableImageError:
-        try:
-            return (index, *source.look(index, lambda image: encoded(image, size)))
+            content, ending = source.inspect(index, lambda image: encoded(image, size))
         except UnreadableImageError as error:
             return error
+        label = int(numbers[source.labels[index]])
+        return {"__key__": f"{index:09}", ending: content} | ({"cls": str(label).encode()} if label >= 0 else {})
 
-    order, told = permutation(0, 0, len(source)).tolist(), time.monotonic()
+    order = permutation(0, 0, len(source)).tolist()
     with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(order), _GROUP):
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
+            if start and start % (100 * _GROUP) == 0:
                 log.info("packed %d of %d images", start, len(order))
-            for result in pool.map(one, order[start : start + _GROUP]):
+            for result in pool.map(sample, order[start : start + _GROUP]):
                 if isinstance(result, UnreadableImageError):
-                    log.warning("left out: %s", result)
+                    log.warning("skipped: %s", result)
                 else:
                     yield result
 
@@ -159,9 +127,6 @@ def encoded(image: Image.Image, size: int) -> tuple[bytes, str]:
         scale = size / min(image.size)
         width, height = (max(size, round(side * scale)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
-    stored = BytesIO()
-    if ending == "jpg":
-        image.save(stored, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-        return stored.getvalue(), "jpg"
-    image.save(stored, "PNG")
-    return stored.getvalue(), "png"
+    stored, kind = BytesIO(), "JPEG" if ending == "jpg" else "PNG"
+    image.save(stored, kind, **({"quality": JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}))
+    return stored.getvalue(), "jpg" if kind == "JPEG" else "png"

@@ -5,33 +5,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources.base import Split
 from ssl_vit.data.sources.folder import TEST_NAMES
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """Files that hold many images each."""
 
     name: str
     """Of one of them, in a message."""
     ending: str
+    labeled: Callable[[list[Path]], bool]
+    """Whether some files have labels: of several test groups the first such one is taken."""
 
 
-Preferred = Callable[[list[Path]], bool]
-"""Whether test files are the better ones, where there are several groups."""
+def split_files(data: DataConfig, kind: FileKind, split: Split) -> list[Path] | None:
+    """The files of a split, by the names in their names; None without any for testing.
 
-
-def training_files(data: DataConfig, kind: Kind, preferred: Preferred) -> list[Path]:
-    """data.path itself, or its files whose name contains train; without any, all that are not test files.
+    Training: data.path itself, or its files whose name contains train; without any, all that are not test files. Test:
+    files of data.test_path, or those of data.path whose name contains test, val or validation.
 
     Raises:
         ValueError: no such path, or no files of this kind for training there.
     """
-    groups = by_split("data.path", data.path, kind)
+    if split == "test":
+        return _test_files(data, kind)
+    groups = _by_split("data.path", data.path, kind)
     if Path(data.path).is_file():
         return groups[""]
-    tests = test_files(data, kind, preferred) if data.test_path else None
-    others = [file.resolve() for file in tests or []]
+    others = [file.resolve() for file in (_test_files(data, kind) if data.test_path else None) or []]
     chosen = [file for file in groups.get("train") or groups.get("", []) if file.resolve() not in others]
     if not chosen:
         names = ", ".join(file.name for group in groups.values() for file in group[:2])
@@ -39,22 +42,18 @@ def training_files(data: DataConfig, kind: Kind, preferred: Preferred) -> list[P
     return chosen
 
 
-def test_files(data: DataConfig, kind: Kind, preferred: Preferred) -> list[Path] | None:
-    """Files of data.test_path, or those of data.path whose name contains test, val or validation; None without any.
-
-    Where test and val files exist, the first preferred ones.
-    """
+def _test_files(data: DataConfig, kind: FileKind) -> list[Path] | None:
     key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
-    groups = by_split(key, path, kind)
+    groups = _by_split(key, path, kind)
     candidates = [groups[name] for name in TEST_NAMES if name in groups]
     if len(candidates) > 1:
-        candidates.sort(key=lambda files: not preferred(files))
+        candidates.sort(key=lambda files: not kind.labeled(files))
     if data.test_path and not candidates:
         return [file for group in groups.values() for file in group]
     return candidates[0] if candidates else None
 
 
-def by_split(key: str, path: str, kind: Kind) -> dict[str, list[Path]]:
+def _by_split(key: str, path: str, kind: FileKind) -> dict[str, list[Path]]:
     """Files of a path by the name in their name (or their own folder's): train, test, val, or nothing.
 
     A file by itself is what it was given for, whatever its name.

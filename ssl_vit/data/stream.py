@@ -1,16 +1,16 @@
 """Training from shards read front to back: which images of them a worker reads in an epoch, and in which order.
 
-The shards of an epoch, in an order drawn from (seed, epoch), are laid out as a ring that begins at a place drawn
-likewise. Each process has a stretch of the ring, and each of its workers, its lanes, a stretch of that: so every
-image is read once, whatever the numbers of shards, processes and workers. Lane l of L makes the batches l, l + L, ...
-of its process and shuffles its stretch with a buffer. So a batch is a function of (seed, epoch, its place in the epoch,
-processes, workers); how an image is cropped is one of (seed, epoch, its number) alone.
+The shards of an epoch are in a shuffled order drawn from (seed, epoch), a circle that is entered at a place drawn
+likewise. Each process has a segment of it, and each of its worker streams a segment of that: so every image is read
+once, whatever the numbers of shards, processes and workers. Worker stream s of S makes the batches s, s + S, ... of its
+process and shuffles its segment with a buffer. So a batch is a function of (seed, epoch, its place in the epoch,
+world_size, workers); how an image is cropped is one of (seed, epoch, its number) alone. That is why this is not
+WebDataset's own pipeline: its shuffle buffer is a state that a resumed run cannot bring back.
 
 Letters: B images of a batch.
 """
 
 from collections.abc import Iterator
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -19,16 +19,16 @@ from torch.utils.data import Dataset, DistributedSampler
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.corrupt import ReadErrors, Replacements
-from ssl_vit.data.loader import AugmentedDataset, Batch
+from ssl_vit.data.dataset import AugmentedDataset, Batch
+from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.rng import permutation, uniforms
-from ssl_vit.data.sources.base import Source, UnreadableImageError, open_image
-from ssl_vit.data.sources.webdataset import Sample, Shards
+from ssl_vit.data.sources.base import Sample, Shards, Source, UnreadableImageError
 from ssl_vit.data.transforms.crops import Transform
 
 UNCOUNTED = 2**32
 """Numbers kept free for each shard where nobody has counted its images."""
-_SHARD_ORDER, _BUFFER = 0x72696E67, 0x627566666572  # any constants: keep these draws independent of the crops'
-_BLOCK = 4096  # draws made at once
+_SHARD_ORDER, _BUFFER = 0x72696E67, 0x627566666572  # any constants: keep these random numbers independent of the crops'
+_BLOCK = 4096  # random numbers made at once
 
 
 class Samples(Source):
@@ -38,8 +38,8 @@ class Samples(Source):
         super().__init__(data, channels, np.array([sample.label for sample in samples]), [])
         self.samples = samples
 
-    def open(self, index: int) -> Image.Image:
-        return open_image(BytesIO(self.samples[index].encoded))
+    def open_image(self, index: int) -> Image.Image:
+        return open_encoded(self.samples[index].encoded)
 
     def name(self, index: int) -> str:
         return self.samples[index].name
@@ -48,8 +48,8 @@ class Samples(Source):
 class Buffer:
     """0 .. count - 1 in the order in which a shuffle buffer gives them out, without anything in it.
 
-    It holds the next `size` numbers, gives out one of them drawn at random, and takes in the one after. The draw is a
-    function of (seed, epoch, place in the epoch); the stretch begins at place `first`.
+    It holds the next `size` numbers, gives out a random one of them, and takes in the one after. Which one is a
+    function of (seed, epoch, place in the epoch); the segment begins at place `first`.
     """
 
     def __init__(self, count: int, size: int, seed: int, epoch: int, first: int) -> None:
@@ -60,8 +60,8 @@ class Buffer:
         entering = len(self.held)
         for start in range(0, self.count, _BLOCK):
             places = self._first + np.arange(start, min(start + _BLOCK, self.count))
-            for draw in uniforms(*self._key, places, 1)[:, 0].tolist():
-                place = int(draw * len(self.held))
+            for u in uniforms(*self._key, places, 1)[:, 0].tolist():
+                place = int(u * len(self.held))
                 number = self.held[place]
                 if entering < self.count:
                     self.held[place] = entering
@@ -75,12 +75,12 @@ class Buffer:
 class Stream(Dataset):
     """One transform of each image of some shards, a whole batch at a time; what it has open serves the next batch.
 
-    batch_size: images of a batch. batches: of an epoch, for each process. lanes: stretches that a process reads at
-    once, one for each worker. ranks: (rank, processes). faults: the record of images that cannot be read, whose
-    places others of their batch take, or none with data.on_error=skip; without it such an image raises UnreadableImageError.
+    batch_size: images of a batch. batches: of an epoch, for each process. worker_streams: segments that a process reads
+    at once, one for each worker. ranks: (rank, world_size). read_errors: the record of images that cannot be read,
+    which others of their batch replace, or none with data.on_error=skip; without it they raise UnreadableImageError.
 
     Raises:
-        ValueError: nobody has counted the images of the shards, and there are more lanes than shards.
+        ValueError: nobody has counted the images of the shards, and there are more worker streams than shards.
     """
 
     def __init__(
@@ -98,20 +98,14 @@ class Stream(Dataset):
         read_errors: ReadErrors | None = None,
     ) -> None:
         self.shards, self.transform, self.data, self.channels, self.seed = shards, transform, data, channels, seed
-        self.batch_size, self.batches, self.worker_streams, self.ranks, self.read_errors = (
-            batch_size,
-            batches,
-            worker_streams,
-            ranks,
-            read_errors,
-        )
+        self.batch_size, self.batches, self.worker_streams = batch_size, batches, worker_streams
+        self.ranks, self.read_errors = ranks, read_errors
         self._open: tuple[tuple[int, int], Iterator[tuple[int, Sample]]] | None = None
-        readers, files = worker_streams * ranks[1], len(shards.names)
         self._firsts = None if shards.counts is None else np.cumsum(shards.counts) - shards.counts
-        if shards.counts is None and readers > files:
+        if shards.counts is None and worker_streams * ranks[1] > len(shards.names):
             raise ValueError(
-                f"data.path={data.path} is {files} shards of unknown length for {ranks[1]} x {worker_streams} processes and "
-                "workers: set a smaller data.workers, or make more shards"
+                f"data.path={data.path} is {len(shards.names)} shards of unknown length for {ranks[1]} x "
+                f"{worker_streams} processes and workers: set a smaller data.workers, or make more shards"
             )
 
     def __len__(self) -> int:
@@ -120,7 +114,7 @@ class Stream(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         """The batch of (epoch, place in this process's epoch) keys: whole batches only, as the sampler counts them.
 
-        Where an image took another's place, the label is -1. UnreadableImageError for a shard that cannot be read.
+        Where one image replaced another, the label is -1. UnreadableImageError for a shard that cannot be read.
         """
         epoch, batch = keys[0][0], keys[0][1] // self.batch_size
         waiting, self._open = self._open, None
@@ -129,8 +123,8 @@ class Stream(Dataset):
         self._open = (epoch, batch + self.worker_streams), reader
         source, places, replacements = Samples(self.data, self.channels, list(samples)), np.arange(len(keys)), None
         if self.read_errors is not None:
-            any_other = np.zeros(len(keys), dtype=np.int64)  # of whatever label
-            replacements = Replacements(source, any_other, places, self.read_errors, self.data.on_error == "skip")
+            one_label = np.zeros_like(places)  # any image of the batch replaces any other
+            replacements = Replacements(source, one_label, places, self.read_errors, self.data.on_error == "skip")
         dataset = AugmentedDataset(source, self.transform, self.seed, source.labels, replacements, np.array(numbers))
         made = dataset.__getitems__([(epoch, place) for place in places.tolist()])
         if replacements is not None and replacements.unreadable and len(made.get("label", ())) == len(keys):
@@ -138,8 +132,8 @@ class Stream(Dataset):
         return made
 
     def _worker_stream(self, epoch: int, batch: int) -> Iterator[tuple[int, Sample]]:
-        """(number, sample) of a batch and of those after it in its lane."""
-        (rank, processes), (turn, worker_stream) = self.ranks, divmod(batch, self.worker_streams)
+        """(number, sample) of a batch and of those after it in its worker stream."""
+        (rank, world_size), (turn, worker_stream) = self.ranks, divmod(batch, self.worker_streams)
         turns = [len(range(other, self.batches, self.worker_streams)) for other in range(worker_stream + 1)]
         count, before = turns[-1] * self.batch_size, sum(turns[:-1]) * self.batch_size
         first = rank * len(self) + before
@@ -148,7 +142,7 @@ class Stream(Dataset):
         for _ in range(turn * self.batch_size):
             next(order)
         wanted, unseen = set(buffer.held), turn * self.batch_size + self.data.shuffle_buffer
-        reader = rank * self.worker_streams + worker_stream, processes * self.worker_streams
+        reader = rank * self.worker_streams + worker_stream, world_size * self.worker_streams
         segment = self._segment(self._pieces(epoch, first, count, reader), min(wanted))
         waiting: dict[int, tuple[int, Sample]] = {}
         for at in order:
@@ -159,7 +153,7 @@ class Stream(Dataset):
             yield waiting.pop(at)
 
     def _segment(self, pieces: Iterator[tuple[int, int, int | None]], start: int) -> Iterator[tuple[int, int, Sample]]:
-        """(place in the stretch, number, sample) of a lane, from its place `start` on or a little before."""
+        """(place in the segment, number, sample) of a worker stream, from its place `start` on or a little before."""
         place, empty = 0, 0
         for shard, begin, end in pieces:
             if end is not None and place + end - begin <= start:  # nothing here is wanted any more
@@ -175,18 +169,18 @@ class Stream(Dataset):
                     break
             name, empty = self.shards.names[shard], empty + 1 if position < 0 else 0
             if end is not None and position + 1 < end:
-                told = f"{name} holds {position + 1} images, its index says at least {end}"
-                raise UnreadableImageError(f"{told}: copy it again, or make the shards again")
+                line = f"{name} holds {position + 1} images, its index says at least {end}"
+                raise UnreadableImageError(f"{line}: copy it again, or make the shards again")
             if empty == len(self.shards.names):
                 raise UnreadableImageError(f"{name} holds no images, nor does any other shard")
 
     def _pieces(
         self, epoch: int, first: int, count: int, reader: tuple[int, int]
     ) -> Iterator[tuple[int, int, int | None]]:
-        """(shard, first image, end) of a lane: `count` images from place `first` of the epoch on.
+        """(shard, first image, end) of a worker stream: `count` images from place `first` of the epoch on.
 
-        reader: (number of the lane, lanes) of all processes together. Uncounted shards are dealt out to them whole, and
-        again when all have been read; their end is None.
+        reader: (number of the worker stream, how many) of all processes together. Uncounted shards are dealt out whole,
+        and again when all have been read; their end is None.
         """
         order = permutation(self.seed ^ _SHARD_ORDER, epoch, len(self.shards.names))
         if self.shards.counts is None:
@@ -194,9 +188,8 @@ class Stream(Dataset):
                 yield from ((int(shard), 0, None) for shard in order[reader[0] :: reader[1]])
         ends = np.cumsum(self.shards.counts[order])
         total = int(ends[-1])
-        at = (
-            int(uniforms(self.seed ^ _SHARD_ORDER, epoch, np.zeros(1, dtype=np.int64), 1)[0, 0] * total) + first
-        ) % total
+        entry = uniforms(self.seed ^ _SHARD_ORDER, epoch, np.zeros(1, dtype=np.int64), 1)[0, 0]
+        at = (int(entry * total) + first) % total
         while count:
             turn = int(np.searchsorted(ends, at, side="right"))
             begin = at - (int(ends[turn - 1]) if turn else 0)
@@ -208,8 +201,8 @@ class Stream(Dataset):
 class StreamSampler(DistributedSampler):
     """(epoch, place) of each image of a process's epoch; Lightning sets the epoch, and leaves the sampler alone."""
 
-    def __init__(self, places: int, seed: int, rank: int, processes: int) -> None:
-        super().__init__(range(places), num_replicas=processes, rank=rank, seed=seed)  # pyright: ignore
+    def __init__(self, places: int, seed: int, rank: int, world_size: int) -> None:
+        super().__init__(range(places), num_replicas=world_size, rank=rank, seed=seed)  # pyright: ignore
         self.num_samples, self.skip = places, 0
 
     def __iter__(self) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
 from ssl_vit.data.rng import permutation
-from ssl_vit.data.sources.registry import Split
+from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Backbone
 from ssl_vit.evaluate.evaluation import Evaluation, Result, enough_epochs, require_finite
 from ssl_vit.evaluate.features import extract

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_vit.config.evaluation_schema import EvaluationConfig
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.data.sources.registry import Split
+from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Backbone, Feature
 from ssl_vit.evaluate.features import FeatureBank, Resources, cover, extract, feature_extractor
 
@@ -50,12 +50,12 @@ class Evaluation(Generic[ConfigT]):
     @cached_property
     def train_labels(self) -> Int64[Tensor, " n"]:
         """Of the training images, in the order of every bank."""
-        return torch.from_numpy(self.data.eval_labels("train", self.config.train_limit, self.config.seed))
+        return torch.from_numpy(self.data.labels("train", self.config.train_limit, self.config.seed))
 
     @cached_property
     def test_labels(self) -> Int64[Tensor, " m"]:
         """Of the test images."""
-        return torch.from_numpy(self.data.eval_labels("test"))
+        return torch.from_numpy(self.data.labels("test"))
 
     @property
     def classes(self) -> int:
@@ -101,7 +101,7 @@ def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = No
             f"data.path={path} has no labels: give data.path= with a folder for each class, or a parquet file with a "
             "label column"
         )
-    taught, asked = set(data.eval_labels("train", limit, seed).tolist()), set(data.eval_labels("test").tolist())
+    taught, asked = set(data.labels("train", limit, seed).tolist()), set(data.labels("test").tolist())
     if len(taught) < 2:
         only = data.classes[taught.pop()]
         raise ValueError(f"data.path={path} has training images of one class alone, {only}: two are needed at least")

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.rng import stratified
-from ssl_vit.data.sources.registry import Split
+from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Backbone, Feature
 from ssl_vit.parallel.distributed import all_gather
 

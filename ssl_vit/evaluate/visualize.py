@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.config.tool_schema import VisualizeConfig
-from ssl_vit.data.sources.base import open_image, pixels
+from ssl_vit.data.decode import open_encoded, pixels
 from ssl_vit.data.sources.folder import Folder, scan
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.evaluate.attention import attention_images, attention_mask, enlarge, principal_colors
@@ -62,7 +62,7 @@ def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator
     if not path.exists():
         raise FileNotFoundError(f"images={config.images}: there is no such file or folder")
     if path.is_file():
-        with open_image(str(path)) as opened:
+        with open_encoded(str(path)) as opened:
             arrays = [(path.stem, pixels(opened, channels, DataConfig().white_16bit))]
     else:
         files = Folder(DataConfig(), channels, scan(os.fsencode(path), least_classes=2))

@@ -10,7 +10,6 @@ Letters: B images, C channels, H x W pixels, K classes.
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -20,10 +19,9 @@ from ssl_vit.config.checks import override
 from ssl_vit.config.finetune_schema import DistillConfig, FinetuneConfig, FinetuneRun
 from ssl_vit.config.schema import OptimConfig
 from ssl_vit.data.loader import batch_images, batch_labels
+from ssl_vit.data.transforms.augment import BatchAugmentation, ColorJitteredCrop, RandAugmentCrop, randaugment
 from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop
-from ssl_vit.data.transforms.mixing import draw_boxes, draw_mix, erase, mix_images, mix_targets
-from ssl_vit.data.transforms.randaugment import Augmented, Jittered
 from ssl_vit.methods.base import Objective
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.optim.ema import ema_update, frozen_copy
@@ -134,6 +132,7 @@ class FineTune(Objective):
             raise ValueError("finetune.class_weights=true needs counts=, the training images of each class")
         weights = balancing_weights(counts) if cfg.class_weights and counts is not None else None
         self.register_buffer("class_weights", weights, persistent=False)
+        self.augment = BatchAugmentation(cfg, len(classes))
 
     def train(self, mode: bool = True) -> "FineTune":
         """Teacher and averaged weights stay in eval mode: no drop path in them."""
@@ -143,18 +142,17 @@ class FineTune(Objective):
                 frozen.eval()
         return self
 
-    def transform(self) -> Augmented | Jittered:
+    def transform(self) -> RandAugmentCrop | ColorJitteredCrop:
         cfg, encoder = self.config, self.model.encoder
-        crop = RandomCrop(encoder.config.height_width, cfg.crop_scale, flip=cfg.flip)
         mean = encoder.metadata.get("mean", [0.5] * encoder.config.channels)
-        fill = [min(255.0, round(255 * value)) for value in mean]
-        view = Augmented(crop, cfg.randaugment, cfg.randaugment_std, cfg.randaugment_ops, fill)
+        fill = [min(255, round(255 * value)) for value in mean]
+        ops = randaugment(cfg.randaugment, cfg.randaugment_std, cfg.randaugment_ops, fill) if cfg.randaugment else None
+        crop = RandAugmentCrop(RandomCrop(encoder.config.height_width, cfg.crop_scale, flip=cfg.flip), ops)
         if not cfg.jitter:
-            return view
+            return crop
         strengths = dict.fromkeys(("brightness", "contrast", "saturation"), cfg.jitter)
-        return Jittered(
-            view, ColorAugmentation(**strengths, hue=0.0, jitter_p=1.0, gray_p=0.0, blur_p=0.0, solarize_p=0.0)
-        )
+        jitter = ColorAugmentation(**strengths, hue=0.0, jitter_p=1.0, gray_p=0.0, blur_p=0.0, solarize_p=0.0)
+        return ColorJitteredCrop(crop, jitter)
 
     def inputs(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Normalized images and their labels."""
@@ -162,7 +160,7 @@ class FineTune(Objective):
 
     def losses(self, labeled: tuple[Float[Tensor, "B C H W"], Int64[Tensor, " B"]]) -> dict[str, Float[Tensor, ""]]:
         """{"classification": loss}, with a teacher {"distillation": ...} too, each by its weight in the sum."""
-        images, targets = self.augment(*labeled)
+        images, targets = self.augment(*labeled, self.step_seed())
         by_labels, by_teacher = self.model.both(images)
         loss = soft_cross_entropy(by_labels, targets, self.class_weights)
         if by_teacher is None or self.teacher is None:
@@ -176,22 +174,10 @@ class FineTune(Objective):
             taught = soft_distillation(by_teacher, answers, cfg.temperature)
         return {"classification": (1 - cfg.alpha) * loss, "distillation": cfg.alpha * taught}
 
-    def augment(
-        self, images: Float[Tensor, "B C H W"], labels: Int64[Tensor, " B"]
-    ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
-        """Images with boxes erased, then mixed, and their targets; a function of (seed, epoch, batch, rank)."""
-        cfg, (height, width), random = self.config, images.shape[-2:], self.random()
-        if cfg.erasing_p:
-            boxes = draw_boxes(len(images), height, width, cfg.erasing_p, random)
-            images = erase(images, boxes, self.generator(images.device))
-        mix = draw_mix(height, width, cfg.mixup, cfg.cutmix, cfg.mix_p, cfg.switch_p, random)
-        targets = mix_targets(labels, len(self.model.classes), mix, cfg.label_smoothing)
-        return mix_images(images, mix), targets
-
-    def random(self) -> np.random.Generator:
-        """Source of this step's draws on the host; outside a trainer PyTorch's own state decides."""
+    def step_seed(self) -> int:
+        """Seed of this step's augmentation, by (seed, epoch, batch, rank); outside a trainer drawn from PyTorch."""
         generator = self.generator(torch.device("cpu"))
-        return np.random.default_rng(int(torch.randint(2**62, ())) if generator is None else generator.initial_seed())
+        return int(torch.randint(2**53, ())) if generator is None else generator.initial_seed()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optim, depth = self.optim_config, self.model.encoder.depth

@@ -21,7 +21,8 @@ from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.data.cache import Cached, cores
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.data.loader import AugmentedDataset, Batch, TrainLoader, whole_batch
+from ssl_vit.data.dataset import AugmentedDataset, Batch
+from ssl_vit.data.loader import TrainLoader, whole_batch
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks

@@ -19,7 +19,7 @@ from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.recipes import FINETUNE
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig, EncoderConfig
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.data.sources.registry import open_source
+from ssl_vit.data.sources import open_source
 from ssl_vit.evaluate.evaluation import require_classes
 from ssl_vit.evaluate.features import Resources, extract
 from ssl_vit.evaluate.metrics import confusion_image, figures
@@ -83,7 +83,7 @@ def require_channels(config: FinetuneRun, channels: int) -> None:
     if channels in (1, 3):
         return
     source = open_source(config.data, channels, "train")
-    with suppress(OSError), source.open(0) as image:  # pyright: ignore  # a broken one is named when it is read
+    with suppress(OSError), source.open_image(0) as image:  # pyright: ignore  # a broken one is named when it is read
         bands = image.getbands()
         if len(bands) != channels:
             raise ValueError(

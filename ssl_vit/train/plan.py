@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ssl_vit.config.schema import EncoderConfig, PatchGrid, TrainerConfig, TrainingRun
-from ssl_vit.data.sources.registry import count
+from ssl_vit.data.sources import count
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.optim.param_groups import scaled_lr
 from ssl_vit.run.launch import STARTED

@@ -22,7 +22,7 @@ from ssl_vit.config.resolve import resolve
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.config.tokenizer_schema import KMeansRun, TokenizerRun
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.data.sources.registry import count
+from ssl_vit.data.sources import count
 from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.run.directory import open_run
 from ssl_vit.run.files import QUARANTINE, RUNS

@@ -7,8 +7,8 @@ import pytest
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data import cache
 from ssl_vit.data.cache import Cached, cached, memory_gb
+from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.registry import open_source
 
 BYTES = 3 * sum((8 + i) * (10 + i % 3) for i in range(9))
 
@@ -44,7 +44,7 @@ def test_reading_needs_no_file_any_more(source, tmp_path):
     assert whole.read(3).shape == (11, 10, 3)
 
 
-def test_a_broken_image_is_named(source, tmp_path):
+def test_a_damaged_image_is_named(source, tmp_path):
     path = tmp_path / "5.png"
     path.write_bytes(path.read_bytes()[:120])
     with pytest.raises(UnreadableImageError, match=f"^{path} cannot be used: .*: delete or replace it$"):

@@ -17,11 +17,11 @@ from ssl_vit.data import corrupt
 from ssl_vit.data.corrupt import ReadErrors, Replacements
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.loader import full_length
+from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import Source, UnreadableImageError
-from ssl_vit.data.sources.registry import open_source
 from ssl_vit.data.transforms.crops import RandomCrop
 
-VIEW = RandomCrop((16, 16), (0.2, 1.0))
+CROP = RandomCrop((16, 16), (0.2, 1.0))
 
 
 def png(width: int, height: int) -> bytes:
@@ -51,7 +51,7 @@ def bmp(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", 54, 0, 0, 54) + header + bytes(64)
 
 
-BROKEN = {
+DAMAGE = {
     "a/03.png": lambda content: content[:100],
     "a/04.png": lambda _: b"this is text",
     "a/19.png": lambda _: b"",
@@ -74,18 +74,18 @@ def damaged(tmp_path, whole, write):
     """The same 60, six of which cannot be read."""
     for i in range(60):
         path = write(tmp_path / "damaged" / "abc"[i // 20] / f"{i:02}.png", 12 + i % 5, 14, seed=i)
-        damage = BROKEN.get(f"{path.parent.name}/{path.name}")
+        damage = DAMAGE.get(f"{path.parent.name}/{path.name}")
         if damage is not None:
             path.write_bytes(damage(path.read_bytes()))
     return tmp_path / "damaged"
 
 
-NUMBERS = sorted(int(name[2:4]) for name in BROKEN)
+NUMBERS = sorted(int(name[2:4]) for name in DAMAGE)
 
 
 def module(folder, **options) -> ImageDataModule:
     options = {"batch_size": 7, "max_unreadable": 0.1, "workers": 0, "cache_gb": 0.0} | options
-    return ImageDataModule(VIEW, path=str(folder), image_size=16, **options)
+    return ImageDataModule(CROP, path=str(folder), image_size=16, **options)
 
 
 def batches_of(data, epochs: int = 2, rank: tuple[int, int] | None = None) -> list[dict]:
@@ -113,16 +113,16 @@ def same(ours: list[dict], theirs: list[dict]) -> bool:
 def test_workers_and_memory_change_nothing(damaged, on_error):
     first = module(damaged, on_error=on_error)
     expected = batches_of(first)
-    assert len(first.corrupt.found) == 6
+    assert len(first.read_errors.found) == 6
     for options in ({"workers": 2}, {"cache_gb": 1.0}, {"workers": 1, "cache_gb": 1.0}):
         other = module(damaged, on_error=on_error, **options)
         assert same(batches_of(other), expected)
-        assert other.corrupt.found == first.corrupt.found
+        assert other.read_errors.found == first.read_errors.found
 
 
 @pytest.mark.parametrize("rank", [None, (0, 2), (1, 2)])
 def test_all_other_images_stay_as_they_were(whole, damaged, rank):
-    """Same batches, same labels, same places; a broken image's place has the transform of the next of its class."""
+    """Same batches, same labels, same places; an unreadable image's place has the crop of the next of its class."""
     pairs = zip(batches_of(module(whole), rank=rank), batches_of(module(damaged), rank=rank), strict=True)
     source = open_source(DataConfig(path=str(whole)), 3, "train")
     after = {3: 5, 4: 5, 19: 0, 20: 21, 41: 42, 59: 40}
@@ -146,7 +146,7 @@ def test_a_resumed_epoch_has_the_same_batches(damaged, on_error):
     assert same(list(loader), whole_epoch[3:])
 
 
-def test_skipping_leaves_out_the_broken_ones_and_nothing_else(whole, damaged):
+def test_skipping_skips_the_unreadable_ones_and_nothing_else(whole, damaged):
     pairs = zip(batches_of(module(whole)), batches_of(module(damaged, on_error="skip")), strict=True)
     skipped = []
     for kept, lost in pairs:
@@ -159,7 +159,7 @@ def test_skipping_leaves_out_the_broken_ones_and_nothing_else(whole, damaged):
     assert max(skipped) > 0
 
 
-def test_a_batch_of_broken_images_alone_is_replaced(damaged):
+def test_a_batch_of_unreadable_images_alone_is_replaced(damaged):
     data = module(damaged, on_error="skip", batch_size=1)
     batches = batches_of(data, 1)
     assert len(batches) == 60
@@ -168,8 +168,8 @@ def test_a_batch_of_broken_images_alone_is_replaced(damaged):
 
 
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
-def test_evaluation_replaces_within_its_part(damaged, whole, on_error):
-    """Held-out images never stand in for training images, nor the other way round."""
+def test_evaluation_replaces_within_its_split(damaged, whole, on_error):
+    """Held-out images never replace training images, nor the other way round."""
     data, intact = module(damaged, on_error=on_error), module(whole)
     for split in ("train", "test"):
         ours, theirs = list(data.eval_dataloader(split)), list(intact.eval_dataloader(split))
@@ -179,7 +179,7 @@ def test_evaluation_replaces_within_its_part(damaged, whole, on_error):
         for index in set(NUMBERS) & set(part.index.tolist()):
             others = list(replacements._others(index))
             assert set(others) == {i for i in part.index.tolist() if part.labels[i] == part.labels[index]} - {index}
-    labeled = ImageDataModule(VIEW, path=str(damaged), image_size=16, labeled=True, max_unreadable=0.1)
+    labeled = ImageDataModule(CROP, path=str(damaged), image_size=16, labeled=True, max_unreadable=0.1)
     members = labeled.train_dataloader().dataset.replacements.members
     assert np.array_equal(members, labeled._eval_splits["train"].index)
 
@@ -196,7 +196,7 @@ class Listed(Source):
     def read(self, index):
         self.tried.append(index)
         if index in self.unreadable:
-            raise UnreadableImageError("of no use", "broken")
+            raise UnreadableImageError("of no use", "damaged")
         return np.full((1, 1, 1), index, np.uint8)
 
 
@@ -207,7 +207,7 @@ def record(images: int, max_unreadable: float = 1.0) -> ReadErrors:
 
 
 @pytest.mark.parametrize("window", [1, 3, 1024])
-def test_the_stand_in_is_the_next_one_of_the_label_round_to_the_first(monkeypatch, window):
+def test_the_replacement_is_the_next_one_of_the_label_round_to_the_first(monkeypatch, window):
     monkeypatch.setattr(corrupt, "_WINDOW", window)
     random = np.random.default_rng(0)
     for _ in range(50):
@@ -228,11 +228,11 @@ def test_trying_ends_where_the_run_would_stop_anyway():
     assert replacements.read(7, found) is None
     assert replacements.replace(7, found) is None
     assert len(found) == len(source.tried) == 11
-    replacements.corrupt.note(found)
+    replacements.read_errors.note(found)
     with pytest.raises(
         ValueError, match=r"^11 of 1000 images cannot be read, more than data.max_unreadable=0.01 of them, "
     ):
-        replacements.corrupt.check()
+        replacements.read_errors.check()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -245,14 +245,14 @@ def test_a_class_without_any_readable_image_stops_with_one_line(damaged, workers
     with pytest.raises(UnreadableImageError) as caught:
         batches_of(data, 1)
     name = damaged / "b" / "20.png"
-    line = f"{name} cannot be read (no known image format), nor any that may take its place: repair it"
+    line = f"{name} cannot be read (no known image format), nor any that may replace it: repair it"
     assert str(caught.value) == line
 
 
 @pytest.mark.parametrize("options", [{}, {"on_error": "skip"}, {"workers": 2}, {"cache_gb": 1.0}])
-def test_more_broken_images_than_allowed_stop_with_one_line(damaged, tmp_path, options):
+def test_more_unreadable_images_than_allowed_stop_with_one_line(damaged, tmp_path, options):
     data = module(damaged, max_unreadable=0.09, **options)
-    data.corrupt.list_in(tmp_path / "list")
+    data.read_errors.list_in(tmp_path / "list")
     with pytest.raises(
         ValueError, match=r"^6 of 60 images cannot be read, more than data.max_unreadable=0.09"
     ) as caught:
@@ -268,11 +268,11 @@ def test_more_broken_images_than_allowed_stop_with_one_line(damaged, tmp_path, o
     (0, 10, 0.0, False), (1, 10, 0.0, True), (29, 100, 0.29, False), (30, 100, 0.29, True), (7, 100, 0.07, False),
     (100, 100, 1.0, False), (600, 60_000, 0.01, False), (601, 60_000, 0.01, True),
 ])  # fmt: skip
-def test_the_share_is_exact(count, images, max_unreadable, stops):
+def test_the_fraction_is_exact(count, images, max_unreadable, stops):
     assert record(images, max_unreadable).too_many(count) is stops
 
 
-def test_the_list_is_one_line_a_image_whatever_its_name(tmp_path):
+def test_the_list_is_one_line_an_image_whatever_its_name(tmp_path):
     names = ["a b.png", "tab\t.png", "line\nbreak\r.png", os.fsdecode(b"latin-\xe9.png"), "\u2028.png"]
     first = record(10)
     first.note([(name, "a\nreason") for name in names])
@@ -293,12 +293,12 @@ def _rank(path, rank: int, barrier) -> None:
     mine.list_in(path)
     barrier.wait()
     for i in range(0, 200, 4):
-        mine.note([(f"image {(rank * 50 + i + k) % 200}", "broken") for k in range(4)])
+        mine.note([(f"image {(rank * 50 + i + k) % 200}", "damaged") for k in range(4)])
     barrier.wait()
     assert mine.count() == 200
 
 
-def test_processes_list_a_image_once(tmp_path):
+def test_processes_list_an_image_once(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(3)
     ranks = [context.Process(target=_rank, args=(tmp_path / "list", rank, barrier)) for rank in range(3)]
@@ -308,14 +308,14 @@ def test_processes_list_a_image_once(tmp_path):
         process.join(30)
     assert [process.exitcode for process in ranks] == [0, 0, 0]
     lines = (tmp_path / "list").read_text().splitlines()
-    assert sorted(lines) == sorted(f"image {i}\tbroken" for i in range(200))
+    assert sorted(lines) == sorted(f"image {i}\tdamaged" for i in range(200))
 
 
 def test_a_list_that_cannot_be_written_stops_nothing(tmp_path, caplog):
     mine = record(10)
     mine.list_in(tmp_path / "absent" / "list")
-    mine.note([("a", "broken")])
-    mine.note([("b", "broken")])
+    mine.note([("a", "damaged")])
+    mine.note([("b", "damaged")])
     assert mine.count() == 2
     assert sum("cannot be written" in message for message in caplog.messages) == 1
 
@@ -324,8 +324,8 @@ def test_the_first_few_are_said_and_where_the_rest_is(tmp_path, caplog):
     mine = record(100)
     mine.list_in(tmp_path / "list")
     for _ in range(2):
-        mine.note([(f"image {i}", "broken") for i in range(8)])
-    assert caplog.messages[:-1] == [f"image {i} cannot be read: broken" for i in range(5)]
+        mine.note([(f"image {i}", "damaged") for i in range(8)])
+    assert caplog.messages[:-1] == [f"image {i} cannot be read: damaged" for i in range(5)]
     assert (
         caplog.messages[-1] == f"more images cannot be read, which are not named here; {tmp_path}/list lists them all"
     )
@@ -369,7 +369,7 @@ def test_refusing_takes_no_memory(tmp_path):
         "import resource, sys, warnings; warnings.simplefilter('ignore')\n"
         "from ssl_vit.config.schema import DataConfig\n"
         "from ssl_vit.data.sources.base import UnreadableImageError\n"
-        "from ssl_vit.data.sources.registry import open_source\n"
+        "from ssl_vit.data.sources import open_source\n"
         f"source = open_source(DataConfig(path={str(tmp_path)!r}), 3, 'train')\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "for index in range(len(source)):\n"

@@ -10,14 +10,14 @@ from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.loader import EpochSampler
 from ssl_vit.data.rng import uniforms
+from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.registry import open_source
 from ssl_vit.data.transforms.crops import CenterCrop, RandomCrop
 
-VIEW = RandomCrop((16, 16), (0.2, 1.0))
+CROP = RandomCrop((16, 16), (0.2, 1.0))
 
 
-def module(transform=VIEW, path="", **options) -> ImageDataModule:
+def module(transform=CROP, path="", **options) -> ImageDataModule:
     return ImageDataModule(transform, path=str(path), image_size=16, **options)
 
 
@@ -50,7 +50,7 @@ def test_batches_are_the_same_whatever_the_number_of_workers(labeled, cache_gb):
             assert all(torch.equal(ours[key], theirs[key]) for key in ("images", "label", "index"))
 
 
-def test_a_batch_holds_views_labels_and_indices(labeled):
+def test_a_batch_holds_images_labels_and_indices(labeled):
     (first, second) = epochs(module(path=labeled, batch_size=7, seed=3))
     source = open_source(DataConfig(path=str(labeled)), 3, "train")
     batch = second[1]
@@ -60,12 +60,12 @@ def test_a_batch_holds_views_labels_and_indices(labeled):
     assert batch["label"].tolist() == source.labels[batch["index"]].tolist()
     for place, index in enumerate(batch["index"].tolist()):
         image = torch.from_numpy(source.read(index).copy()).permute(2, 0, 1)
-        u = uniforms(3, 1, np.array([index]), VIEW.num_random)[0]
-        assert torch.equal(batch["images"][place], VIEW(image, u))
+        u = uniforms(3, 1, np.array([index]), CROP.num_random)[0]
+        assert torch.equal(batch["images"][place], CROP(image, u))
     assert indices(first) != indices(second)
 
 
-def test_an_epoch_leaves_out_only_what_does_not_fill_a_batch(labeled):
+def test_an_epoch_drops_only_what_does_not_fill_a_batch(labeled):
     (batches,) = epochs(module(path=labeled, batch_size=7), 1)
     assert len(batches) == 4
     assert len(set(indices(batches))) == 28
@@ -79,7 +79,7 @@ def test_fewer_images_than_a_batch_make_one_smaller_batch(labeled, caplog):
 
 
 @pytest.mark.parametrize(("count", "world_size", "each"), [(30, 2, 15), (31, 2, 15), (7, 3, 2), (2, 3, 1)])
-def test_each_rank_has_its_share(count, world_size, each):
+def test_each_rank_has_its_fraction(count, world_size, each):
     samplers = [EpochSampler(count, 0, rank, world_size) for rank in range(world_size)]
     for sampler in samplers:
         sampler.set_epoch(4)
@@ -99,13 +99,13 @@ def test_the_rank_comes_from_the_trainer(labeled):
     assert sorted(seen[0] + seen[1]) == list(range(30))
 
 
-def test_views_of_several_crops_become_a_list_of_stacks(labeled):
+def test_several_crops_become_a_list_of_stacks(labeled):
     class Several:
-        random_numbers = 2 * VIEW.num_random
+        num_random = 2 * CROP.num_random
 
         def __call__(self, image, u):
             small = RandomCrop((8, 8), (0.1, 0.3))
-            return [VIEW(image, u[: VIEW.num_random]), small(image, u[VIEW.num_random :])]
+            return [CROP(image, u[: CROP.num_random]), small(image, u[CROP.num_random :])]
 
     data = module(Several(), path=labeled, batch_size=5)
     batch = next(iter(data.train_dataloader()))
@@ -123,7 +123,7 @@ def test_images_are_normalized_after_the_transfer(labeled):
     assert batch["images"].dtype == torch.uint8
 
 
-def test_without_a_test_part_a_fifth_of_each_class_is_held_out(labeled):
+def test_without_a_test_split_a_fifth_of_each_class_is_held_out(labeled):
     data = module(path=labeled, batch_size=4, seed=2)
     train, test = (indices(data.eval_dataloader(split)) for split in ("train", "test"))
     assert sorted(train + test) == list(range(30))
@@ -154,12 +154,12 @@ def test_a_limit_keeps_the_share_of_each_class(labeled):
     assert len(indices(data.eval_dataloader("train", 1000))) == 24
 
 
-def test_a_test_part_of_its_own_is_used(labeled, write):
+def test_a_test_split_of_its_own_is_used(labeled, write):
     for name in ("val/dog/a.png", "val/emu/b.png"):
         write(labeled / name)
     data = module(path=labeled)
     data.setup()
-    assert data.split_note == "its own test part"
+    assert data.split_note == "its own test split"
     assert data.classes == ["cat", "dog", "emu"]  # a class that training lacks comes last
     assert data.num_classes == 3
     (batch,) = data.eval_dataloader("test")
@@ -168,16 +168,16 @@ def test_a_test_part_of_its_own_is_used(labeled, write):
 
 
 @pytest.mark.parametrize("name", ["test/a.png", "test/images/a.png"])
-def test_a_test_part_without_the_classes_is_no_judge(labeled, write, name):
+def test_a_test_split_without_the_classes_is_not_evaluated(labeled, write, name):
     write(labeled / name)
     data = module(path=labeled)
     data.setup()
-    assert data.split_note == "held-out 20 % of data.path, seed 0 (its test part has none of its classes)"
+    assert data.split_note == "held-out 20 % of data.path, seed 0 (its test split has none of its classes)"
     assert len(indices(data.eval_dataloader("test"))) == 6
     assert data.classes == ["cat", "dog"]
 
 
-def test_without_labels_the_first_images_are_looked_at(tmp_path, write):
+def test_without_labels_the_first_images_are_evaluated(tmp_path, write):
     for i in range(9):
         write(tmp_path / f"{i}.png", seed=i)
     data = module(path=tmp_path)
@@ -190,7 +190,7 @@ def test_without_labels_the_first_images_are_looked_at(tmp_path, write):
     assert indices(data.eval_dataloader("train", 4)) != [0, 1, 2, 3]
 
 
-def test_without_labels_a_test_part_is_still_what_is_looked_at(tmp_path, write):
+def test_without_labels_a_test_split_is_still_evaluated(tmp_path, write):
     for i in range(9):
         write(tmp_path / f"{i}.png", seed=i)
     write(tmp_path / "test" / "x.png", seed=99)
@@ -200,7 +200,7 @@ def test_without_labels_a_test_part_is_still_what_is_looked_at(tmp_path, write):
     assert batch["label"].tolist() == [-1]
 
 
-def test_images_without_a_label_are_seen_but_not_judged(tmp_path):
+def test_images_without_a_label_are_seen_but_not_evaluated(tmp_path):
     pa = pytest.importorskip("pyarrow", reason="needs the extra parquet")
     from io import BytesIO
 
@@ -214,8 +214,8 @@ def test_images_without_a_label_are_seen_but_not_judged(tmp_path):
     data = module(path=tmp_path, source="parquet", batch_size=4)
     (batches,) = epochs(data, 1)
     assert set(indices(batches)) == set(range(12))
-    judged = indices(data.eval_dataloader("train")) + indices(data.eval_dataloader("test"))
-    assert sorted(judged) == [0, 2, 3, 5, 6, 7, 8, 9, 10, 11]
+    evaluated = indices(data.eval_dataloader("train")) + indices(data.eval_dataloader("test"))
+    assert sorted(evaluated) == [0, 2, 3, 5, 6, 7, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -244,7 +244,7 @@ def test_workers_follow_images_and_cores(tmp_path, write, monkeypatch, side, cac
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_reading_moves_no_random_state(labeled, workers):
-    """A run that looks at test images now and then must learn the same as one that does not."""
+    """A run that evaluates test images now and then must learn the same as one that does not."""
     data = module(path=labeled, workers=workers, batch_size=5)
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
     epochs(data, 1)
@@ -255,7 +255,7 @@ def test_reading_moves_no_random_state(labeled, workers):
 
 def test_workers_compute_with_one_thread(labeled):
     class Threads:
-        random_numbers = 0
+        num_random = 0
 
         def __call__(self, image, u):
             return torch.full((1, 1, 1), torch.get_num_threads(), dtype=torch.uint8)
@@ -291,16 +291,13 @@ def test_gray_images_and_other_shapes(labeled):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ImageDataModule(VIEW, DataConfig(), image_size=8, batch_size=2), "data= and batch_size= were given; "),
+        (lambda: ImageDataModule(CROP, DataConfig(), image_size=8, batch_size=2), "data= and batch_size= were given; "),
         (
-            lambda: ImageDataModule(VIEW, image_size=8, channels=1),
+            lambda: ImageDataModule(CROP, image_size=8, channels=1),
             "data.mean=[0.485, 0.456, 0.406] must be one number ",
         ),
-        (
-            lambda: ImageDataModule(None, source="digits", image_size=8).train_dataloader(),
-            "view=None is for ",
-        ),
-        (lambda: ImageDataModule(VIEW, image_size=8, workers=-1), "data.workers=-1 must be auto, or 0 or more"),
+        (lambda: ImageDataModule(None, source="digits", image_size=8).train_dataloader(), "transform=None is for "),
+        (lambda: ImageDataModule(CROP, image_size=8, workers=-1), "data.workers=-1 must be auto, or 0 or more"),
     ],
 )
 def test_wrong_arguments_are_said(make, message):
@@ -309,7 +306,7 @@ def test_wrong_arguments_are_said(make, message):
     assert str(caught.value).startswith(message)
 
 
-def test_only_torchvision_sets_are_prepared(labeled, monkeypatch):
+def test_only_what_may_be_downloaded_is_prepared(labeled, monkeypatch):
     opened = []
     monkeypatch.setattr("ssl_vit.data.datamodule.open_source", lambda *args: opened.append(args[2]))
     module(path=labeled).prepare_data()

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import UnreadableImageError, pixels
-from ssl_vit.data.sources.registry import open_source
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -76,7 +76,7 @@ def test_other_channel_counts_are_the_bands_of_the_file(mode):
 
 def test_bands_that_do_not_fit_are_said(tmp_path, write):
     write(tmp_path / "a.png")
-    with pytest.raises(UnreadableImageError, match=r"a\.png .*it has 3 bands \(RGB\), encoder.channels=5 asks for 5"):
+    with pytest.raises(UnreadableImageError, match=r"a\.png .*it has 3 bands \(RGB\), encoder.channels=5 needs 5"):
         folder_of(tmp_path, channels=5).read(0)
 
 

@@ -1,4 +1,4 @@
-"""Under Lightning: each epoch has its own batches, and a run that was stopped anywhere goes on with the next one."""
+"""Under Lightning: each epoch has its own batches, and a run that was stopped anywhere resumes with the next one."""
 
 import pytest
 import pytorch_lightning as pl
@@ -75,7 +75,7 @@ def test_each_epoch_has_its_own_batches(folder, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("stop", [1, 4, 5, 7, 10])
-def test_a_stopped_run_goes_on_with_the_next_batch(folder, tmp_path, stop, workers):
+def test_a_stopped_run_resumes_with_the_next_batch(folder, tmp_path, stop, workers):
     whole = run(folder, tmp_path / "whole", 12)
     first = run(folder, tmp_path / "first", stop, workers=workers)
     (checkpoint,) = (tmp_path / "first").glob(f"*step={stop}.ckpt")
@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on_with_the_next_batch(folder, tmp_path, stop, worke
 
 
 @pytest.mark.parametrize(("stop", "workers"), [(1, 0), (4, 1), (5, 2), (7, 2)])
-def test_a_stopped_run_on_shards_goes_on_with_the_next_batch(folder, tmp_path, stop, workers):
+def test_a_stopped_run_on_shards_resumes_with_the_next_batch(folder, tmp_path, stop, workers):
     """As many workers as before: they are part of what a batch of a stream is a function of."""
     make_shards(ShardsConfig(data=DataConfig(path=str(folder)), out=str(tmp_path / "shards"), shard_mb=0.007))
     options = {"workers": workers, "source": "webdataset"}
@@ -98,7 +98,7 @@ def test_a_stopped_run_on_shards_goes_on_with_the_next_batch(folder, tmp_path, s
         assert len({index for at, batch, _ in whole for index in batch if at == epoch}) == 20
 
 
-def test_a_run_of_shortened_epochs_goes_on_too(folder, tmp_path):
+def test_a_run_of_shortened_epochs_resumes_too(folder, tmp_path):
     options = {"limit_train_batches": 3}
     whole = run(folder, tmp_path / "whole", 8, **options)
     first = run(folder, tmp_path / "first", 3, **options)

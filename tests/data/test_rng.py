@@ -46,7 +46,9 @@ def test_draws_are_independent_between(first, second):
     assert abs(np.corrcoef(first, second)[0, 1]) < 4 / np.sqrt(COUNT)
     joint, _, _ = np.histogram2d(first, second, bins=8, range=[[0, 1], [0, 1]])
     chi_square = ((joint - COUNT / 64) ** 2 / (COUNT / 64)).sum()
-    assert chi_square < 63 + 5 * np.sqrt(2 * 63)  # mean and five deviations of chi-square with 63 degrees of freedom
+    assert chi_square < 63 + 5 * np.sqrt(
+        2 * 63
+    )  # mean and five standard deviations of chi-square with 63 degrees of freedom
 
 
 @given(
@@ -62,7 +64,7 @@ def test_a_draw_depends_on_nothing_else_in_the_batch(seed, epoch, index, data):
 
 
 def test_draws_stay_the_same_between_versions():
-    """A run resumed under a later version goes on with the same crops."""
+    """A run resumed under a later version has the same crops."""
     pinned = [[0.9771272336624445, 0.5236380584749604], [0.3228019624287952, 0.11388106379690865]]
     assert uniforms(0, 0, np.array([0, 1]), 2).tolist() == pinned
     assert permutation(0, 0, 8).tolist() == [6, 0, 4, 1, 3, 2, 7, 5]

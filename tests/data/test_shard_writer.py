@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("webdataset", reason="needs the extra webdataset")
+from webdataset.writer import TarWriter
+
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.config.tool_schema import ShardsConfig
-from ssl_vit.data import shard_writer
 from ssl_vit.data.shard_writer import make_shards
-from ssl_vit.data.sources.registry import count, open_source
+from ssl_vit.data.sources import count, open_source
 
 
 def pack(folder, out, shard_mb: float = 0.02, **options):
@@ -42,7 +44,7 @@ def test_every_image_is_packed_once_with_its_bytes_and_its_label(labeled, tmp_pa
     images = {content for name, content in packed.items() if name.endswith(".png")}
     assert images == {path.read_bytes() for path in labeled.rglob("*.png")}
     assert result == {
-        "out": str(tmp_path / "out"), "shards": 4, "images": 30, "left_out": 0,
+        "out": str(tmp_path / "out"), "shards": 4, "images": 30, "skipped": 0,
         "bytes": sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar")),
     }  # fmt: skip
     assert len(source) == count(DataConfig(source="webdataset", path=str(tmp_path / "out"))) == 30
@@ -61,7 +63,7 @@ def test_the_order_is_mixed_and_always_the_same(labeled, tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes()
 
 
-def test_a_test_part_has_shards_of_its_own(labeled, write, tmp_path):
+def test_a_test_split_has_shards_of_its_own(labeled, write, tmp_path):
     write(labeled / "val" / "dog" / "x.png", seed=99)
     pack(labeled, tmp_path / "out")
     test = shards(tmp_path / "out", "test")
@@ -79,7 +81,7 @@ def test_large_images_are_scaled_to_the_short_side_and_small_ones_stay(tmp_path)
     Image.fromarray(pixels[:16, :18]).save(tmp_path / "in" / "c.jpg")
     pack(tmp_path / "in", tmp_path / "out", size=20)
     source = shards(tmp_path / "out")
-    assert sorted((source.open(i).format, source.read(i).shape) for i in range(3)) == [
+    assert sorted((source.open_image(i).format, source.read(i).shape) for i in range(3)) == [
         ("JPEG", (16, 18, 3)), ("JPEG", (30, 20, 3)), ("PNG", (20, 30, 3)),
     ]  # fmt: skip
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as shard:
@@ -107,25 +109,25 @@ def test_it_needs_a_place_to_write_to(labeled):
         pack(labeled, "")
 
 
-def test_what_cannot_be_read_is_named_and_left_out(labeled, tmp_path, caplog):
-    (labeled / "cat" / "broken.jpg").write_bytes(b"no image")
+def test_what_cannot_be_read_is_named_and_skipped(labeled, tmp_path, caplog):
+    (labeled / "cat" / "damaged.jpg").write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
         result = pack(labeled, tmp_path / "out")
-    assert (result["images"], result["left_out"]) == (30, 1)
-    name = labeled / "cat" / "broken.jpg"
-    assert caplog.messages == [f"left out: {name} is no image that can be read: delete or replace it"]
+    assert (result["images"], result["skipped"]) == (30, 1)
+    name = labeled / "cat" / "damaged.jpg"
+    assert caplog.messages == [f"skipped: {name} is no image that can be read: delete or replace it"]
 
 
 def test_a_full_disk_leaves_whole_shards_alone(labeled, tmp_path, monkeypatch):
-    add, added = shard_writer.Shard.add, []
+    write, written = TarWriter.write, []
 
-    def failing(self, *arguments):
-        added.append(1)
-        if len(added) == 25:
+    def failing(self, sample):
+        written.append(1)
+        if len(written) == 25:
             raise OSError(28, "No space left on device")
-        add(self, *arguments)
+        return write(self, sample)
 
-    monkeypatch.setattr(shard_writer.Shard, "add", failing)
+    monkeypatch.setattr(TarWriter, "write", failing)
     with pytest.raises(OSError, match="No space left"):
         pack(labeled, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())

@@ -17,7 +17,7 @@ from ssl_vit.data.sources.webdataset import Sample, Shards
 from ssl_vit.data.stream import UNCOUNTED, Buffer, Stream, StreamSampler
 from ssl_vit.data.transforms.crops import RandomCrop
 
-VIEW = RandomCrop((4, 4), (0.2, 1.0))
+CROP = RandomCrop((4, 4), (0.2, 1.0))
 
 
 class Memory(Shards):
@@ -39,11 +39,9 @@ class Memory(Shards):
 
 
 def stream(shards, batches: int, worker_streams: int = 1, ranks=(0, 1), buffer: int = 5, seed: int = 0, **options):
-    read_errors = options.pop("read_errors", None)
+    how = {"worker_streams": worker_streams, "ranks": ranks, "read_errors": options.pop("read_errors", None)}
     data = DataConfig(source="webdataset", path="x", shuffle_buffer=buffer, **options)
-    return Stream(
-        shards, VIEW, data, 3, seed, batch_size=3, batches=batches, worker_streams=worker_streams, ranks=ranks, read_errors=read_errors
-    )  # fmt: skip
+    return Stream(shards, CROP, data, 3, seed, batch_size=3, batches=batches, **how)
 
 
 def batches(reader: Stream, epoch: int = 0, first: int = 0) -> list[dict]:
@@ -90,7 +88,7 @@ def test_the_order_is_a_function_of_seed_and_epoch():
     assert indices(batches(stream(Memory(7, 12, 5), 8), 1)) == orders[1]
 
 
-def test_views_do_not_depend_on_how_the_shards_are_split():
+def test_crops_do_not_depend_on_how_the_shards_are_split():
     whole = batches(stream(Memory(7, 12, 5), 8), epoch=2)
     split = batches(stream(Memory(7, 12, 5), 8, worker_streams=3), epoch=2)
     assert indices(whole) != indices(split)
@@ -104,7 +102,7 @@ def test_views_do_not_depend_on_how_the_shards_are_split():
 
 @pytest.mark.parametrize("counted", [True, False])
 @pytest.mark.parametrize("worker_streams", [1, 2, 3])
-def test_an_epoch_goes_on_from_any_batch(worker_streams, counted):
+def test_an_epoch_resumes_from_any_batch(worker_streams, counted):
     whole = batches(stream(Memory(7, 12, 5, counted=counted), 8, worker_streams=worker_streams))
     for first in range(9):
         rest = batches(stream(Memory(7, 12, 5, counted=counted), 8, worker_streams=worker_streams), first=first)
@@ -112,10 +110,10 @@ def test_an_epoch_goes_on_from_any_batch(worker_streams, counted):
             assert all(torch.equal(ours[key], theirs[key]) for key in ("images", "label", "index"))
 
 
-def test_going_on_reads_no_shard_that_is_behind():
+def test_resuming_reads_no_shard_that_is_behind():
     shards = Memory(*[10] * 10)
     batches(stream(shards, 33), first=0)
-    assert len(shards.reads) == 11  # the ring begins inside a shard, which is read at both ends
+    assert len(shards.reads) == 11  # the epoch begins inside a shard, which is read at both ends
     shards.reads.clear()
     batches(stream(shards, 33, buffer=1), first=27)
     assert len(shards.reads) <= 3
@@ -151,7 +149,7 @@ def test_what_has_been_read_is_no_more_than_the_buffer_holds():
     shards.read = read
     reader = stream(shards, 100, buffer=20)
     reader.__getitems__([(0, 0), (0, 1), (0, 2)])
-    assert len(alive) <= 22 + 4  # the ring may begin at the end of a shard
+    assert len(alive) <= 22 + 4  # the epoch may begin at the end of a shard
 
 
 def test_uncounted_shards_are_dealt_out_whole_and_again():
@@ -184,14 +182,14 @@ def test_a_shard_that_ends_before_its_index_says_is_one_line():
         batches(stream(shards, 4))
 
 
-def test_a_image_that_cannot_be_read_is_named():
+def test_an_image_that_cannot_be_read_is_named():
     shards = Memory(3)
     shards.read = lambda shard: iter([Sample(b"no image", -1, f"{i} of a.tar") for i in range(3)])
     with pytest.raises(UnreadableImageError, match=r"^\d of a.tar is no image that can be read: delete or replace it$"):
         batches(stream(shards, 1))
 
 
-class Broken(Memory):
+class Unreadable(Memory):
     """Every fifth image of a shard cannot be read."""
 
     def read(self, shard: int):
@@ -200,14 +198,14 @@ class Broken(Memory):
 
 
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
-def test_a_image_that_cannot_be_read_changes_no_other(on_error):
+def test_an_image_that_cannot_be_read_changes_no_other(on_error):
     whole = batches(stream(Memory(7, 12, 5), 8))
     read_errors = ReadErrors(1.0)
     read_errors.images = 24
-    with_faults = batches(stream(Broken(7, 12, 5), 8, on_error=on_error, read_errors=read_errors))
+    with_errors = batches(stream(Unreadable(7, 12, 5), 8, on_error=on_error, read_errors=read_errors))
     unreadable = {0, 5, 7, 12, 17, 19}
     named = set()
-    for ours, theirs in zip(with_faults, whole, strict=True):
+    for ours, theirs in zip(with_errors, whole, strict=True):
         index = ours["index"].tolist()
         expected = [i for i in theirs["index"].tolist() if on_error == "replace" or i not in unreadable]
         assert index == expected
@@ -223,7 +221,7 @@ def test_a_image_that_cannot_be_read_changes_no_other(on_error):
 
 
 def test_the_sampler_is_one_that_lightning_leaves_alone():
-    sampler = StreamSampler(6, seed=0, rank=1, processes=2)
+    sampler = StreamSampler(6, seed=0, rank=1, world_size=2)
     sampler.set_epoch(3)
     sampler.skip = 4
     assert isinstance(sampler, torch.utils.data.DistributedSampler)
@@ -235,7 +233,7 @@ def test_the_sampler_is_one_that_lightning_leaves_alone():
 
 
 def module(path, **options) -> ImageDataModule:
-    return ImageDataModule(VIEW, source="webdataset", path=str(path), image_size=4, **options)
+    return ImageDataModule(CROP, source="webdataset", path=str(path), image_size=4, **options)
 
 
 @pytest.fixture
@@ -251,7 +249,7 @@ def packed(tmp_path, write):
     return tmp_path / "shards"
 
 
-def test_faults_of_a_stream_are_counted(packed):
+def test_read_errors_of_a_stream_are_counted(packed):
     from ssl_vit.data.sources.webdataset import scan
 
     file = min(packed.glob("*.tar"))
@@ -302,7 +300,7 @@ def test_the_numbers_of_a_stream_are_those_that_evaluation_uses(packed):
 
 def test_labeled_training_reads_shards_by_number(packed):
     loader = ImageDataModule(
-        VIEW, source="webdataset", path=str(packed), image_size=4, batch_size=4, labeled=True
+        CROP, source="webdataset", path=str(packed), image_size=4, batch_size=4, labeled=True
     ).train_dataloader()
     assert len(indices(loader)) == 24
     assert not isinstance(loader.sampler, StreamSampler)
@@ -315,11 +313,11 @@ def test_fewer_images_than_a_batch_make_a_smaller_one(packed, caplog):
     assert caplog.messages == ["data.batch_size=64 is more than a process's 30 training images: a step takes 30"]
 
 
-def test_an_epoch_has_the_size_that_was_asked_for(packed):
+def test_an_epoch_has_the_size_of_the_config(packed):
     assert len(indices(module(packed, batch_size=5, workers=0, epoch_size=12).train_dataloader())) == 10
 
 
-def test_images_of_a_remote_stream_are_judged_on_the_test_images(packed, monkeypatch):
+def test_images_of_a_remote_stream_are_evaluated_on_the_test_images(packed, monkeypatch):
     monkeypatch.setenv("SSL_VIT_ALLOW_PIPE", "1")
     remote = f"pipe:cat {packed}/train-000000.tar"
     data = module(remote, batch_size=5, workers=0, epoch_size=10, test_path=str(packed))
@@ -328,13 +326,13 @@ def test_images_of_a_remote_stream_are_judged_on_the_test_images(packed, monkeyp
     assert sorted(indices(data.eval_dataloader("train")) + indices(data.eval_dataloader("test"))) == list(range(30))
     blind = module(remote, batch_size=5, workers=0, epoch_size=10)
     assert len(indices(blind.train_dataloader())) == 10
-    line = r"is a remote stream, whose images cannot be looked at by number: give data.test_path, or bring them"
+    line = r"is a remote stream, whose images cannot be read by number: give data.test_path, or bring them"
     with pytest.raises(ValueError, match=line):
         blind.eval_dataloader("test")
     with pytest.raises(ValueError, match=line):
         ImageDataModule(None, source="webdataset", path=remote, epoch_size=10, image_size=4).setup()
     labeled = ImageDataModule(
-        VIEW, source="webdataset", path=remote, epoch_size=10, image_size=4, labeled=True, test_path=str(packed)
+        CROP, source="webdataset", path=remote, epoch_size=10, image_size=4, labeled=True, test_path=str(packed)
     )
     with pytest.raises(ValueError, match=r"must be images on this machine to train on labels"):
         labeled.train_dataloader()

@@ -246,6 +246,18 @@ def test_two_heads_learn_from_labels_and_from_the_teacher_and_answer_together():
     assert not torch.allclose(both[0], both[1])
 
 
+def test_an_odd_batch_is_mixed_too_and_the_global_generators_stay():
+    objective = make(plain=False, randaugment=0.0)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    images, targets = objective.augment(*make_images(7), 5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert images.shape == (7, 3, 16, 16)
+    torch.testing.assert_close(targets.sum(1), torch.ones(7))
+    again, _ = objective.augment(*make_images(7), 5)
+    assert torch.equal(images, again)
+
+
 # What is refused.
 
 

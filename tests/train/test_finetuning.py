@@ -187,7 +187,7 @@ def test_predictions_are_those_of_the_evaluation():
     pretrained()
     run_dir, _ = tune()
     from ssl_vit.config.schema import DataConfig
-    from ssl_vit.data.sources.registry import Digits
+    from ssl_vit.data.sources.digits import Digits
 
     digits = Digits(DataConfig(source="digits"), 3, "test")
     Path("few").mkdir()

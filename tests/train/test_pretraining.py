@@ -14,7 +14,7 @@ from ssl_vit.cli.settings import resolve_evaluation, resolve_run
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
 from ssl_vit.config.resolve import resolve
 from ssl_vit.config.schema import RunConfig
-from ssl_vit.data.loader import AugmentedDataset
+from ssl_vit.data.dataset import AugmentedDataset
 from ssl_vit.methods.mae import MAE
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.run import files

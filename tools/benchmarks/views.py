@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.config.tool_schema import BenchmarkConfig
-from ssl_vit.data.loader import AugmentedDataset, Batch
-from ssl_vit.data.sources.base import Source, open_image
+from ssl_vit.data.dataset import AugmentedDataset, Batch
+from ssl_vit.data.decode import open_encoded
+from ssl_vit.data.sources.base import Source
 from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import MultiCrop, RandomCrop
 
@@ -40,8 +41,8 @@ class Encoded(Source):
         super().__init__(DataConfig(), 3, np.full(len(encoded), -1), [])
         self.encoded = encoded
 
-    def open(self, index: int) -> Image.Image:
-        return open_image(BytesIO(self.encoded[index]))
+    def open_image(self, index: int) -> Image.Image:
+        return open_encoded(self.encoded[index])
 
     def name(self, index: int) -> str:
         return f"image {index}"
@@ -87,7 +88,7 @@ def dino_transform(global_side: int, local_side: int) -> Callable[[Image.Image],
 
 def lightly_batch(source: Encoded, theirs: Callable[[Image.Image], Any]) -> list[Tensor]:
     """All crops of all images by lightly, as float32 [B, 3, h, w]."""
-    views = [theirs(source.open(index).convert("RGB")) for index in range(len(source))]
+    views = [theirs(source.open_image(index).convert("RGB")) for index in range(len(source))]
     return [torch.stack(crops) for crops in zip(*views, strict=True)]
 
 

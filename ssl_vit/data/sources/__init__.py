@@ -1,1 +1,51 @@
-"""TODO"""
+"""Where images lie: one table of the kinds of data.source, and what they have in common.
+
+Needs numpy and PIL only, so that a dry run can count images without torch.
+"""
+
+import importlib
+
+from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources.base import Shards, Source, Split
+
+SOURCES = {
+    "digits": "ssl_vit.data.sources.digits:Digits",
+    "folder": "ssl_vit.data.sources.folder:Folder",
+    "parquet": "ssl_vit.data.sources.parquet:Parquet",
+    "torchvision": "ssl_vit.data.sources.torchvision:Torchvision",
+    "hf": "ssl_vit.data.sources.hf:HFDataset",
+    "webdataset": "ssl_vit.data.sources.webdataset:TarImages",
+}
+"""Name -> package.module:Class, a Source; data.source= also takes such a path of your own."""
+
+
+def source_class(name: str) -> type[Source]:
+    """The class of a data.source. ValueError where it is no Source that can be imported."""
+    path = SOURCES.get(name, name)
+    module, _, cls = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"data.source={name} cannot be imported: {error}: give package.module:Class") from error
+    if not (isinstance(found, type) and issubclass(found, Source)):
+        raise ValueError(f"data.source={name} must be a class that inherits from {Source.__module__}.Source")
+    return found
+
+
+def open_source(data: DataConfig, channels: int, split: Split) -> Source | None:
+    """The training or the test images of data; None where there is no test split, or training is a remote stream.
+
+    Raises:
+        ValueError: the key as typed, what is wrong with it, and what to do.
+    """
+    return None if split == "train" and data.remote else source_class(data.source).open(data, channels, split)
+
+
+def open_shards(data: DataConfig, images: Source | None) -> Shards:
+    """The training images of a stream. images: the same by number, where open_source has them. Raises as it does."""
+    return source_class(data.source).open_shards(data, images)
+
+
+def count(data: DataConfig) -> int | None:
+    """Training images of an epoch, without decoding any; None where that takes opening them. Raises as open_source."""
+    return source_class(data.source).count(data) if data.epoch_size is None else data.epoch_size

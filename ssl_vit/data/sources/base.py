@@ -1,44 +1,21 @@
-"""Source: images by index, read as uint8 pixels; whatever is wrong with a file becomes one line. PIL and numpy only.
+"""What a data source is: images by number, of some kinds also as a stream of shards. PIL and numpy only.
 
 Letters: n images, H W pixels, C channels.
 """
 
-from collections.abc import Callable
-from io import BytesIO
-from typing import TypeVar
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int64, UInt8
-from PIL import (
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    UnidentifiedImageError,
-    WebPImagePlugin,
-)
+from PIL import Image, UnidentifiedImageError
 
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.decode import pixels, require_sane, upright_size
 
+Split = Literal["train", "test"]
 _T = TypeVar("_T")
-# PIL chooses by content, not by name; some of its other formats start outside programs (EPS) or are slow to rule out.
-_FORMATS = (
-    JpegImagePlugin.JpegImageFile.format,
-    PngImagePlugin.PngImageFile.format,
-    WebPImagePlugin.WebPImageFile.format,
-    TiffImagePlugin.TiffImageFile.format,
-    BmpImagePlugin.BmpImageFile.format,
-    GifImagePlugin.GifImageFile.format,
-)
-_SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-SLIMMEST = 100
-"""Largest ratio of an image's sides. Evaluation enlarges the shorter one to that of its crop: of 1 x 60,000 pixels,
-which a few bytes can claim, 256 x 15,360,000 would be made."""
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 
 class UnreadableImageError(ValueError):
@@ -51,8 +28,14 @@ class UnreadableImageError(ValueError):
 
 
 class Source:
-    """Images by index. A kind of source says how to open one and what to call it in a message."""
+    """Images by number. A kind of source defines `open` and `count`, `open_image` and `name`.
 
+    It holds its file names or encoded bytes in one array each: a Python object per image would be copied into every
+    worker, page by page, as it is touched.
+    """
+
+    downloads = False
+    """Whether opening it may download, which one process of a machine does before the others."""
     labels: Int64[np.ndarray, " n"]
     """Class of each image; -1 where it has none."""
     classes: list[str]
@@ -62,10 +45,29 @@ class Source:
         self.channels, self.white_16bit = channels, data.white_16bit
         self.labels, self.classes = labels, classes
 
+    @classmethod
+    def open(cls, data: DataConfig, channels: int, split: Split) -> "Source | None":
+        """The training or the test images of data; None where there is no test split.
+
+        Raises:
+            ValueError: the key as typed, what is wrong with it, and what to do.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def count(cls, data: DataConfig) -> int | None:
+        """Number of training images, without decoding any; None where that takes opening them. Raises as open."""
+        return None
+
+    @classmethod
+    def open_shards(cls, data: DataConfig, images: "Source | None") -> "Shards":
+        """The training images as a stream. images: the same by number, where open has them. Raises as open."""
+        raise ValueError(f"data.source={data.source} cannot be streamed")
+
     def __len__(self) -> int:
         return len(self.labels)
 
-    def open(self, index: int) -> Image.Image:
+    def open_image(self, index: int) -> Image.Image:
         """The image, not yet decoded where the file format allows."""
         raise NotImplementedError
 
@@ -75,79 +77,66 @@ class Source:
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
         """Decoded pixels, upright. Raises UnreadableImageError, which names the image and what is wrong with it."""
-        return self.look(index, lambda image: pixels(image, self.channels, self.white_16bit))
+        return self.inspect(index, lambda image: pixels(image, self.channels, self.white_16bit))
 
     def size(self, index: int) -> tuple[int, int]:
         """(H, W) in pixels, without decoding. Raises UnreadableImageError as read does."""
-        return self.look(index, upright_size)
+        return self.inspect(index, upright_size)
 
-    def look(self, index: int, look: Callable[[Image.Image], _T]) -> _T:
-        """What a function makes of the opened image. Raises UnreadableImageError as read does."""
+    def inspect(self, index: int, function: Callable[[Image.Image], _T]) -> _T:
+        """function(opened image). Raises UnreadableImageError as read does."""
         try:
-            with self.open(index) as image:
+            with self.open_image(index) as image:
                 require_sane(image)
-                return look(image)
+                return function(image)
         except MemoryError:
             raise
         except UnidentifiedImageError as error:
             line = f"{self.name(index)} is no image that can be read: delete or replace it"
             raise UnreadableImageError(line, "no known image format") from error
-        except Exception as error:  # broken files raise anything: OSError, SyntaxError, struct.error, ValueError
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UnreadableImageError(
-                f"{self.name(index)} cannot be used: {reason}: delete or replace it", reason
-            ) from error
+        except Exception as error:  # damaged files raise anything: OSError, SyntaxError, struct.error, ValueError
+            reason = one_line(error)
+            line = f"{self.name(index)} cannot be used: {reason}: delete or replace it"
+            raise UnreadableImageError(line, reason) from error
 
 
-def open_image(file: str | BytesIO) -> Image.Image:
-    """PIL's image of a file, its header read, its pixels not."""
-    return Image.open(file, formats=_FORMATS)  # pyright: ignore[reportArgumentType]  # formats are str | None there
+class Sample(NamedTuple):
+    """An image of a stream, not yet decoded."""
+
+    encoded: bytes
+    label: int
+    """-1: none."""
+    name: str
+    """What a person finds it by."""
 
 
-def require_sane(image: Image.Image) -> None:
-    """ValueError for an image of more pixels than PIL's limit, or far longer than wide; its header tells."""
-    (width, height), limit = image.size, Image.MAX_IMAGE_PIXELS
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose tiles are decoded whole, however large
-        tile = [image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
-        if limit is not None and tile[0] * tile[1] > limit:
-            raise ValueError(f"tiles of {tile[0]} x {tile[1]} pixels are more than PIL's limit of {limit}")
-    if limit is not None and width * height > limit:
-        raise ValueError(f"{width} x {height} pixels are more than PIL's limit of {limit}, cut it up")
-    if max(width, height) > SLIMMEST * min(width, height):
-        raise ValueError(f"{width} x {height} pixels: one side is more than {SLIMMEST} times the other, cut it up")
+class Shards:
+    """Images in shards that are read from the front."""
+
+    names: list[str]
+    counts: Int64[np.ndarray, " shards"] | None
+    """Images of each; None where nobody has counted them."""
+
+    def read(self, shard: int) -> Iterator[Sample]:
+        """The images of one shard. UnreadableImageError where it cannot be read to its end."""
+        raise NotImplementedError
 
 
-def upright_size(image: Image.Image) -> tuple[int, int]:
-    """(H, W) of the image once upright, from its header alone; but for a TIFF that lies on its side."""
-    sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-    if sideways and image.format == TiffImagePlugin.TiffImageFile.format:
-        ImageOps.exif_transpose(image, in_place=True)  # PIL turns these while decoding, some versions the size before
-        sideways = False
-    return (image.width, image.height) if sideways else (image.height, image.width)
+def one_line(error: BaseException) -> str:
+    """The text of an error in one line, or its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
-def pixels(image: Image.Image, channels: int, white_16bit: int) -> UInt8[np.ndarray, "H W C"]:
-    """Decode, turn upright (EXIF) and convert: 3 channels to RGB, 1 to gray, others must be the file's own bands.
+def class_names(names: list[str], labels: Int64[np.ndarray, " n"]) -> list[str]:
+    """A name for each class: the known ones, then numbers; none where no image has a label."""
+    highest = int(labels.max(initial=-1))
+    return names + [str(label) for label in range(len(names), highest + 1)] if highest >= 0 else []
 
-    Transparency is dropped, as PIL's convert does. 16-bit values are scaled so that white_16bit becomes 255, and
-    clipped; PIL's own convert clips at 255 without scaling, which turns such an image white.
 
-    Raises:
-        ValueError: floating-point pixels, or bands that do not fit; PIL's own where a file is broken.
-    """
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode in _SIXTEEN_BIT:
-        scaled = np.asarray(image).astype(np.float32) * (255 / white_16bit)
-        image = Image.fromarray((np.clip(scaled, 0, 255) + 0.5).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("32-bit float pixels have no fixed white, save it with 8 or 16 bits a channel")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    mode = {1: "L", 3: "RGB"}.get(channels)
-    if mode is not None:
-        image = image if image.mode == mode else image.convert(mode)  # convert copies what is in that mode already
-    elif len(image.getbands()) != channels:
-        bands = len(image.getbands())
-        raise ValueError(f"it has {bands} bands ({image.mode}), encoder.channels={channels} asks for {channels}")
-    array = np.asarray(image, dtype=np.uint8)
-    return array if array.ndim == 3 else array[:, :, None]
+def import_extra(extra: str, package: str) -> Any:
+    """The package that an optional extra of ours installs. ImportError that names the extra where it is missing."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        advice = f"uv sync --extra {extra}, or pip install 'ssl_vit[{extra}]'"
+        raise ImportError(f"data.source={extra} needs {package.partition('.')[0]}: {advice}") from error

@@ -1,4 +1,7 @@
-"""Images in nested folders, with or without a folder for each class; made for millions of files.
+"""Images in nested folders, with or without a folder for each class.
+
+The scanner is our own for millions of files: no Python object stays per file, and links, hidden files and the test
+split are treated as the tests say, which torchvision's ImageFolder does not do.
 
 Letters: n images.
 """
@@ -14,7 +17,8 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.base import Source, open_image
+from ssl_vit.data.decode import open_encoded
+from ssl_vit.data.sources.base import Source, Split
 
 ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
 TEST_NAMES = ("test", "val", "validation")
@@ -50,44 +54,51 @@ class Folder(Source):
         super().__init__(data, channels, listing.labels, listing.classes)
         self.listing = listing
 
-    def open(self, index: int) -> Image.Image:
-        return open_image(self.listing.path(index))
+    @classmethod
+    def open(cls, data: DataConfig, channels: int, split: Split) -> "Folder | None":
+        """Training: images under data.path/train, or under data.path without its test split.
+
+        Test: those under data.test_path, or of the test, val or validation folder of data.path; of several the first
+        one with class folders, for ImageNet's `test` has no labels, its `val` has.
+
+        Raises:
+            ValueError: no such folder, or no images in it.
+        """
+        listing = _training_files(data) if split == "train" else _test_files(data)
+        return cls(data, channels, listing) if listing else None
+
+    @classmethod
+    def count(cls, data: DataConfig) -> int:
+        return len(_training_files(data))
+
+    def open_image(self, index: int) -> Image.Image:
+        return open_encoded(self.listing.path(index))
 
     def name(self, index: int) -> str:
         return self.listing.path(index)
 
 
-def training_files(data: DataConfig) -> Listing:
-    """Images under data.path/train, or under data.path without its test part.
-
-    Raises:
-        ValueError: no such folder, or no images in it.
-    """
+def _training_files(data: DataConfig) -> Listing:
     root = _folder("data.path", data.path)
-    parts = _parts(root)
-    tests = [parts[split] for split in TEST_NAMES if split in parts]
+    splits = _splits(root)
+    tests = [splits[name] for name in TEST_NAMES if name in splits]
     if data.test_path:
         tests.append(_folder("data.test_path", data.test_path))
-    return _filled("data.path", data.path, scan(parts.get("train", root), least_classes=2, without=tests))
+    return _filled("data.path", data.path, scan(splits.get("train", root), least_classes=2, without=tests))
 
 
-def test_files(data: DataConfig) -> Listing | None:
-    """Images under data.test_path, or of the test, val or validation folder of data.path; None without any.
-
-    Where several exist, the first one with class folders: ImageNet's `test` has no labels, its `val` has.
-    """
+def _test_files(data: DataConfig) -> Listing | None:
     if data.test_path:
         root = _folder("data.test_path", data.test_path)
         return _filled("data.test_path", data.test_path, scan(root, least_classes=1))
-    parts = _parts(_folder("data.path", data.path))
-    listings = [scan(parts[split], least_classes=1) for split in TEST_NAMES if split in parts]
-    listings = [listing for listing in listings if len(listing)]
-    labeled = [listing for listing in listings if listing.classes]
-    return next(iter(labeled + listings), None)
+    splits = _splits(_folder("data.path", data.path))
+    listings = [scan(splits[name], least_classes=1) for name in TEST_NAMES if name in splits]
+    found = [listing for listing in listings if len(listing)]
+    return next(iter(sorted(found, key=lambda listing: not listing.classes)), None)
 
 
 def scan(root: bytes, least_classes: int, without: list[bytes] | None = None) -> Listing:
-    """Every image below root, in the order of the names; hidden files and the folders of `without` are left out.
+    """Every image below root, in the order of the names; hidden files and the folders of `without` are skipped.
 
     The class is the first folder below root, when every image lies in one and there are at least least_classes.
     """
@@ -160,10 +171,10 @@ def _identity(path: bytes) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _parts(root: bytes) -> dict[str, bytes]:
+def _splits(root: bytes) -> dict[str, bytes]:
     """The folders named train, test, val, validation directly under root, in any case."""
     found = {os.fsdecode(entry.name).lower(): entry.path for entry in _entries(root) if _kind(entry) == "folder"}
-    return {split: found[split] for split in ("train", *TEST_NAMES) if split in found}
+    return {name: found[name] for name in ("train", *TEST_NAMES) if name in found}
 
 
 def _folder(key: str, path: str) -> bytes:

@@ -7,7 +7,6 @@ in `label`. The files' bytes go through our own decoder, as with any other sourc
 
 import os
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +15,71 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.base import Source, UnreadableImageError, open_image
+from ssl_vit.data.decode import open_encoded
+from ssl_vit.data.sources.base import (
+    Sample,
+    Shards,
+    Source,
+    Split,
+    UnreadableImageError,
+    class_names,
+    import_extra,
+    one_line,
+)
 from ssl_vit.data.sources.folder import TEST_NAMES
-from ssl_vit.data.sources.webdataset import Sample, Shards
 
 _SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder that save_to_disk wrote
 _ROWS = 16  # of a stream, read at once
 
 
-class Rows(Source):
+class HFDataset(Source):
     """The rows of a data set, by number; they stay in the files that they are mapped from."""
+
+    downloads = True
 
     def __init__(self, data: DataConfig, channels: int, path: str, rows: Any) -> None:
         column = image_column(path, rows.features)
         if not len(rows):
             raise ValueError(f"data.path={path} holds no images: it has no rows")
         self.rows, self.column, self.path = _undecoded(rows, column).select_columns([column]), column, path
-        labels, classes = np.full(len(rows), -1), class_names(rows.features)
-        if classes is not None:
-            labels = _numbers(rows)
-            classes += [str(label) for label in range(len(classes), int(labels.max()) + 1)]
-        super().__init__(data, channels, labels, classes if classes and (labels >= 0).any() else [])
+        labels = _labels(rows)
+        names = list(getattr(rows.features.get("label"), "names", None) or [])
+        super().__init__(data, channels, labels, class_names(names, labels))
 
-    def open(self, index: int) -> Image.Image:
-        return open_image(BytesIO(_bytes(self.rows[index][self.column])))
+    @classmethod
+    def open(cls, data: DataConfig, channels: int, split: Split) -> "HFDataset | None":
+        """Training: the split `train` of data.path, or all of it.
+
+        Test: the split test, val or validation of data.test_path, or all of it; by default those of data.path. Of
+        several the first one with labels.
+        """
+        if split == "train":
+            rows = _loaded("data.path", data.path)
+            return cls(data, channels, data.path, _train_split(data, rows | {"train": rows.get("train", rows.get(""))}))
+        if data.remote and not data.test_path:
+            return None
+        key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
+        rows = _loaded(key, path)
+        found = [cls(data, channels, path, rows[name]) for name in TEST_NAMES if name in rows]
+        if data.test_path and not found:
+            return cls(data, channels, path, next(iter(rows.values())))
+        return next(iter(sorted(found, key=lambda source: not source.classes)), None)
+
+    @classmethod
+    def count(cls, data: DataConfig) -> int | None:
+        """Of a saved folder; others have to be loaded first."""
+        if data.streaming or not _is_saved(data.path):
+            return None
+        rows = _loaded("data.path", data.path)
+        return len(rows.get("train", rows.get("", ())))
+
+    @classmethod
+    def open_shards(cls, data: DataConfig, images: Source | None) -> "StreamedRows":
+        rows = _loaded("data.path", data.path, streaming=True)
+        return StreamedRows(data.path, _train_split(data, rows))
+
+    def open_image(self, index: int) -> Image.Image:
+        return open_encoded(_bytes(self.rows[index][self.column]))
 
     def name(self, index: int) -> str:
         return f"{self.path} row {index}"
@@ -64,53 +104,17 @@ class StreamedRows(Shards):
                     yield Sample(_bytes(value), label if type(label) is int and label >= 0 else -1, name)
                     row += 1
         except Exception as error:  # a download's, or the file format's: they have nothing in common
-            reason = " ".join(str(error).split())
-            raise UnreadableImageError(
-                f"{self.names[shard]} cannot be read past row {row}: {reason}: try again"
-            ) from error
+            line = f"{self.names[shard]} cannot be read past row {row}: {one_line(error)}: try again"
+            raise UnreadableImageError(line) from error
 
 
-def training_rows(data: DataConfig, channels: int) -> Rows:
-    """The `train` part of data.path, or all of it. ValueError where it cannot be loaded."""
-    parts = _loaded("data.path", data.path)
-    rows = parts.get("train", parts.get(""))
-    if rows is None:
-        raise ValueError(f"data.path={data.path} has no part train, only {', '.join(parts)}")
-    return Rows(data, channels, data.path, rows)
+def _train_split(data: DataConfig, rows: dict[str, Any]) -> Any:
+    if rows.get("train") is None:
+        raise ValueError(f"data.path={data.path} has no split train, only {', '.join(n for n in rows if n != 'train')}")
+    return rows["train"]
 
 
-def test_rows(data: DataConfig, channels: int) -> Rows | None:
-    """The part test, val or validation of data.test_path, or all of it; by default those of data.path.
-
-    Where several exist, the first one with labels. None without any. ValueError where it cannot be loaded.
-    """
-    if data.remote and not data.test_path:
-        return None
-    key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
-    parts = _loaded(key, path)
-    found = [Rows(data, channels, path, parts[name]) for name in TEST_NAMES if name in parts]
-    if data.test_path and not found:
-        return Rows(data, channels, path, next(iter(parts.values())))
-    return next(iter(sorted(found, key=lambda rows: not rows.classes)), None)
-
-
-def streamed_rows(data: DataConfig) -> StreamedRows:
-    """The `train` part of data.path, to be read while training. ValueError where it cannot be opened."""
-    parts = _loaded("data.path", data.path, streaming=True)
-    if "train" not in parts:
-        raise ValueError(f"data.path={data.path} has no part train, only {', '.join(parts)}")
-    return StreamedRows(data.path, parts["train"])
-
-
-def count(data: DataConfig) -> int | None:
-    """Number of training rows of a saved folder; None where that takes loading it, and for a stream."""
-    if data.streaming or not is_saved(data.path):
-        return None
-    parts = _loaded("data.path", data.path)
-    return len(parts.get("train", parts.get("", ())))
-
-
-def is_saved(path: str) -> bool:
+def _is_saved(path: str) -> bool:
     """Whether save_to_disk wrote this folder."""
     return any((Path(path) / name).exists() for name in _SAVED)
 
@@ -121,48 +125,39 @@ def image_column(path: str, features: Any) -> str:
         return "image"
     images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     if len(images) != 1:
-        advice = "rename the one with the images"
-        raise ValueError(f"data.path={path} has no column image, only {', '.join(features)}: {advice}")
+        known = ", ".join(features)
+        raise ValueError(f"data.path={path} has no column image, only {known}: rename the one with the images")
     return images[0]
 
 
-def class_names(features: Any) -> list[str] | None:
-    """Names of the classes of `label`, empty where they are only numbers; None where it holds no class numbers."""
-    feature = features.get("label")
-    integers = str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
-    return list(getattr(feature, "names", None) or []) if integers else None
-
-
 def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
-    """The parts of a data set by name; "" for one that has no parts."""
-    datasets = _datasets()
+    """The splits of a data set by name; "" for one that has none."""
+    datasets = import_extra("hf", "datasets")
     if not path:
         raise ValueError(f"{key}= is empty: give a folder that save_to_disk wrote, or a name on the hub")
-    if streaming and is_saved(path):
+    if streaming and _is_saved(path):
         raise ValueError(f"{key}={path} is on this machine, and saved: read it with data.streaming=false")
     name, _, config = (path, "", "") if os.path.exists(path) else path.partition(":")
     try:
-        whole = (
-            datasets.load_from_disk(path)
-            if is_saved(path)
-            else datasets.load_dataset(name, config or None, streaming=streaming)
-        )
-    except Exception as error:  # no network, no such name, a broken file: they have nothing in common
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{key}={path} could not be loaded: {reason}") from error
+        if _is_saved(path):
+            whole = datasets.load_from_disk(path)
+        else:
+            whole = datasets.load_dataset(name, config or None, streaming=streaming)
+    except Exception as error:  # no network, no such name, a damaged file: they have nothing in common
+        raise ValueError(f"{key}={path} could not be loaded: {one_line(error)}") from error
     return dict(whole) if isinstance(whole, dict) else {"": whole}
 
 
 def _undecoded(rows: Any, column: str) -> Any:
     """The rows with encoded images."""
-    feature = (rows.features or {}).get(column)
-    return rows.cast_column(column, _datasets().Image(decode=False)) if hasattr(feature, "decode") else rows
+    encoded = import_extra("hf", "datasets").Image(decode=False)
+    return rows.cast_column(column, encoded) if hasattr((rows.features or {}).get(column), "decode") else rows
 
 
 def _bytes(value: Any) -> bytes:
     """Of an image: bytes, or {bytes, path} of Hugging Face, whose path may be a file of this machine."""
-    found = value if isinstance(value, bytes) else (value or {}).get("bytes")
-    path = None if isinstance(value, bytes) else (value or {}).get("path")
+    row = {"bytes": value} if isinstance(value, bytes) else value or {}
+    found, path = row.get("bytes"), row.get("path")
     if found is None and path and os.path.isfile(path):
         found = Path(path).read_bytes()
     if not found:
@@ -170,15 +165,9 @@ def _bytes(value: Any) -> bytes:
     return found
 
 
-def _numbers(rows: Any) -> Int64[np.ndarray, " n"]:
+def _labels(rows: Any) -> Int64[np.ndarray, " n"]:
+    """The column `label`; -1 where it is null, negative, or holds no integers."""
+    if not str(getattr(rows.features.get("label"), "dtype", "")).startswith(("int", "uint")):
+        return np.full(len(rows), -1)
     table = rows.select_columns(["label"]).with_format("arrow")[:]
     return np.maximum(table.column("label").fill_null(-1).to_numpy().astype(np.int64), -1)
-
-
-def _datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        line = "data.source=hf needs datasets: uv sync --extra hf, or pip install 'ssl_vit[hf]'"
-        raise ImportError(line) from error
-    return datasets

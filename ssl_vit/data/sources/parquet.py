@@ -15,11 +15,10 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data import splits
-from ssl_vit.data.sources.base import Source, open_image
-from ssl_vit.data.splits import Kind
+from ssl_vit.data.decode import open_encoded
+from ssl_vit.data.sources.base import Source, Split, class_names, import_extra, one_line
+from ssl_vit.data.splits import FileKind, split_files
 
-KIND = Kind("parquet file", ".parquet")
 MEMORY_LIMIT = 4 * 10**9
 """Encoded bytes above which they go to a temporary file (in TMPDIR) that is mapped into memory."""
 _ROWS = 1024
@@ -39,57 +38,42 @@ class Parquet(Source):
             raise ValueError(f"data.path={data.path} holds no images: {len(files)} parquet files without a row")
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.files = files
-        self.first_rows = np.cumsum([0] + [rows(file) for file in files])
+        self.first_rows = np.cumsum([0] + [_rows(file) for file in files])
         if data.on_error == "raise" and not lengths.all():
             empty = self.name(int(np.argmin(lengths)))
             raise ValueError(f"data.path={empty} holds no image bytes: embed them, or drop the row")
-        classes = _class_names(files[0]) if (labels >= 0).any() else []
-        classes += [str(label) for label in range(len(classes), int(labels.max(initial=-1)) + 1)]
-        super().__init__(data, channels, labels, classes)
+        super().__init__(data, channels, labels, class_names(_known_names(files[0]), labels))
 
-    def open(self, index: int) -> Image.Image:
+    @classmethod
+    def open(cls, data: DataConfig, channels: int, split: Split) -> "Parquet | None":
+        files = split_files(data, KIND, split)
+        return cls(data, channels, files) if files else None
+
+    @classmethod
+    def count(cls, data: DataConfig) -> int:
+        return sum(_rows(file) for file in split_files(data, KIND, "train") or [])
+
+    def open_image(self, index: int) -> Image.Image:
         if self.offsets[index] == self.offsets[index + 1]:
             raise ValueError("it holds no image bytes, embed them")
-        return open_image(io.BytesIO(self.values[self.offsets[index] : self.offsets[index + 1]].tobytes()))
+        return open_encoded(self.values[self.offsets[index] : self.offsets[index + 1]].tobytes())
 
     def name(self, index: int) -> str:
         file = int(np.searchsorted(self.first_rows, index, side="right")) - 1
         return f"{self.files[file]} row {index - self.first_rows[file]}"
 
 
-def training_files(data: DataConfig) -> list[Path]:
-    """data.path itself, or its files whose name contains train; without any, all that are not test files.
-
-    Raises:
-        ValueError: no such path, or no parquet files for training there.
-    """
-    return splits.training_files(data, KIND, _has_labels)
-
-
-def test_files(data: DataConfig) -> list[Path] | None:
-    """Files of data.test_path, or those of data.path whose name contains test, val or validation; None without any.
-
-    Where test and val files exist, the first ones with labels.
-    """
-    return splits.test_files(data, KIND, _has_labels)
-
-
-def rows(file: Path) -> int:
+def _rows(file: Path) -> int:
     """Number of rows, from the file's footer."""
     return _opened(file).metadata.num_rows
 
 
 def _opened(file: Path) -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        line = "data.source=parquet needs pyarrow: uv sync --extra parquet, or pip install 'ssl_vit[parquet]'"
-        raise ImportError(line) from error
+    parquet = import_extra("parquet", "pyarrow.parquet")
     try:
         return parquet.ParquetFile(file)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"data.path={file} cannot be read as parquet: {reason}") from error
+        raise ValueError(f"data.path={file} cannot be read as parquet: {one_line(error)}") from error
 
 
 def _image_bytes(file: Path) -> int:
@@ -132,8 +116,7 @@ def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
     try:
         yield from opened.iter_batches(batch_size=_ROWS, columns=present)
     except OSError as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"data.path={file} cannot be read to its end: {reason}: copy it again") from error
+        raise ValueError(f"data.path={file} cannot be read to its end: {one_line(error)}: copy it again") from error
 
 
 def _encoded(column: Any) -> tuple[np.ndarray, Int64[np.ndarray, " rows"]]:
@@ -156,14 +139,16 @@ def _labels(batch: Any) -> Int64[np.ndarray, " rows"]:
 
 
 def _has_labels(files: list[Path]) -> bool:
-    return any("label" in batch.schema.names and (_labels(batch) >= 0).any()
-               for file in files for batch in _batches(file, ["label"]))  # fmt: skip
+    return any((_labels(batch) >= 0).any() for file in files for batch in _batches(file, ["label"]))
 
 
-def _class_names(file: Path) -> list[str]:
+def _known_names(file: Path) -> list[str]:
     """From the schema's metadata: `classes` (a JSON list), or Hugging Face's ClassLabel."""
     metadata = _opened(file).schema_arrow.metadata or {}
     if b"classes" in metadata:
         return [str(name) for name in json.loads(metadata[b"classes"])]
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     return list(features.get("label", {}).get("names", []))
+
+
+KIND = FileKind("parquet file", ".parquet", _has_labels)

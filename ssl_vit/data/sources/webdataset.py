@@ -1,9 +1,10 @@
 """Tar shards: where they lie, how many images each holds, and their images one after the other, or by number.
 
 A sample is the files of one name up to its first dot: an image, and where there are classes a `cls` (an integer as
-text) or a `json` with a `label`. Nothing else in a shard is looked at, so nothing is unpickled. `index.json`, which
+text) or a `json` with a `label`. Nothing else in a shard is read, so nothing is unpickled. `index.json`, which
 tools/make_shards.py writes beside the shards, says how many images each holds and what the classes are called;
 `members.npy` where in its shard each image lies. Without them the headers of a shard are read, if it is a local file.
+Reading by number, which evaluation and resuming need, is our own: WebDataset reads from the front only.
 
 Letters: n images, m images of a shard.
 """
@@ -14,56 +15,33 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import PIPE, DataConfig, is_remote
-from ssl_vit.data import splits
-from ssl_vit.data.sources.base import Source, UnreadableImageError, open_image
+from ssl_vit.data.decode import open_encoded
+from ssl_vit.data.sources.base import Sample, Shards, Source, Split, UnreadableImageError, class_names, import_extra
 from ssl_vit.data.sources.folder import ENDINGS
+from ssl_vit.data.splits import FileKind, split_files
 
-KIND = splits.Kind("tar shard", ".tar")
 INDEX, MEMBERS = "index.json", "members.npy"
 IMAGES = (*ENDINGS, "gif")
 """Endings of a sample's image; of several the first counts."""
 TRUSTED = "SSL_VIT_ALLOW_PIPE"
 """Environment variable that lets a URL be a shell command: a person sets it, a recipe or an encoder.json cannot."""
-_LOOKED_AT = {*IMAGES, "cls", "json"}
+_USED = {*IMAGES, "cls", "json"}
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own files
-
-
-class Sample(NamedTuple):
-    """An image of a stream, not yet decoded."""
-
-    encoded: bytes
-    label: int
-    """-1: none."""
-    name: str
-    """What a person finds it by."""
-
-
-class Shards:
-    """Images in shards that are read from the front."""
-
-    names: list[str]
-    counts: Int64[np.ndarray, " shards"] | None
-    """Images of each; None where nobody has counted them."""
-
-    def read(self, shard: int) -> Iterator[Sample]:
-        """The images of one shard. UnreadableImageError where it cannot be read to its end."""
-        raise NotImplementedError
 
 
 class TarShards(Shards):
     """Tar files, by path or URL; WebDataset reads them."""
 
     def __init__(self, urls: list[str], counts: Int64[np.ndarray, " shards"] | None) -> None:
-        _require_webdataset()
+        import_extra("webdataset", "webdataset")
         self.names, self.counts = urls, counts
 
     def read(self, shard: int) -> Iterator[Sample]:
@@ -73,7 +51,7 @@ class TarShards(Shards):
         url = self.names[shard]
         try:
             stream = gopen(url)
-            files = tar_file_expander([{"url": url, "stream": stream}], select_files=_looked_at)
+            files = tar_file_expander([{"url": url, "stream": stream}], select_files=_is_used)
             found = filter(None, (_image(sample, url, bytes) for sample in group_by_keys(files)))
             for position, (encoded, label) in enumerate(found):
                 yield Sample(encoded, label, f"{url} image {position}")
@@ -95,23 +73,45 @@ class TarImages(Source):
             raise ValueError(f"data.path={data.path} holds no images: {len(files)} tar shards without one")
         labels = np.ascontiguousarray(self.members[:, 2])
         index = _index(files[0].parent)
-        classes = list(index["classes"]) if index else []
-        classes += [str(label) for label in range(len(classes), int(labels.max()) + 1)]
-        super().__init__(data, channels, labels, classes if (labels >= 0).any() else [])
+        super().__init__(data, channels, labels, class_names(list(index["classes"]) if index else [], labels))
+
+    @classmethod
+    def open(cls, data: DataConfig, channels: int, split: Split) -> "TarImages | None":
+        """Local shards: those that data.path's braces name, or those of a folder by the names in their names.
+
+        Raises:
+            ValueError: no such path, no shards for training there, or data.test_path is no local path.
+        """
+        files = _files(data, split)
+        return cls(data, channels, files) if files else None
+
+    @classmethod
+    def count(cls, data: DataConfig) -> int:
+        """By the index beside the shards, or their headers."""
+        if data.remote:
+            counts = remote_shards(data).counts
+            return 0 if counts is None else int(counts.sum())
+        return sum(len(table) for table in _tables(_files(data, "train") or []))
+
+    @classmethod
+    def open_shards(cls, data: DataConfig, images: Source | None) -> TarShards:
+        if isinstance(images, cls):
+            return TarShards([str(file) for file in images.files], images.counts)
+        return remote_shards(data)
 
     @property
     def counts(self) -> Int64[np.ndarray, " shards"]:
         """Images of each shard."""
         return np.diff(self.ends, prepend=0)
 
-    def open(self, index: int) -> Image.Image:
+    def open_image(self, index: int) -> Image.Image:
         offset, size, _ = self.members[index].tolist()
         with self.files[self._shard(index)].open("rb") as file:
             file.seek(offset)
             encoded = file.read(size)
         if len(encoded) < size:
             raise OSError("its shard ends before it")
-        return open_image(BytesIO(encoded))
+        return open_encoded(encoded)
 
     def name(self, index: int) -> str:
         shard = self._shard(index)
@@ -121,31 +121,20 @@ class TarImages(Source):
         return int(np.searchsorted(self.ends, index, side="right"))
 
 
-def training_files(data: DataConfig) -> list[Path]:
-    """Local shards: those that data.path's braces name, or of a folder those whose name contains train; without any,
-    all that are not test shards.
-
-    Raises:
-        ValueError: no such path, or no shards for training there.
-    """
-    data = _local(data)
-    if "{" in data.path:
-        return [_existing(data, Path(file)) for file in _expanded(data.path)]
-    return splits.training_files(data, KIND, _labeled)
-
-
-def test_files(data: DataConfig) -> list[Path] | None:
-    """Shards of data.test_path, or those of data.path whose name contains test, val or validation; None without any.
-
-    Raises:
-        ValueError: data.test_path is no local path.
-    """
-    if is_remote(data.test_path):
+def _files(data: DataConfig, split: Split) -> list[Path] | None:
+    """The local shards of a split; None without any for testing."""
+    if split == "test" and is_remote(data.test_path):
         raise ValueError(f"data.test_path={data.test_path} must be shards on this machine: they are read by number")
-    by_name = is_remote(data.path) or "{" in data.path
-    if by_name and not data.test_path:
+    if split == "test" and not data.test_path and (is_remote(data.path) or "{" in data.path):
         return None
-    return splits.test_files(_local(data), KIND, _labeled)
+    path, test_path = (given.removeprefix("file://") for given in (data.path, data.test_path))
+    if split == "test" or "{" not in path:
+        return split_files(replace(data, path=path, test_path=test_path), KIND, split)
+    files = [Path(file) for file in _expanded(path)]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"data.path={path} names {file}, which does not exist")
+    return files
 
 
 def remote_shards(data: DataConfig) -> TarShards:
@@ -159,7 +148,6 @@ def remote_shards(data: DataConfig) -> TarShards:
     urls = _expanded(data.path)
     if data.epoch_size:
         return TarShards(urls, None)
-    _require_webdataset()
     from webdataset.gopen import gopen
 
     try:
@@ -172,26 +160,18 @@ def remote_shards(data: DataConfig) -> TarShards:
         raise ValueError(f"{line}: give data.epoch_size") from error
 
 
-def count(data: DataConfig) -> int:
-    """Number of training images: the index's, or that of the headers. Raises ValueError as the functions above."""
-    if data.remote:
-        counts = remote_shards(data).counts
-        return 0 if counts is None else int(counts.sum())
-    return sum(len(table) for table in _tables(training_files(data)))
-
-
 def scan(file: Path) -> Int64[np.ndarray, "m 3"]:
     """Offset and size in bytes, and label, of each image of a local shard, from its headers.
 
     Raises:
         ValueError: it is no whole tar file, or a label is no integer.
     """
-    _require_webdataset()
+    import_extra("webdataset", "webdataset")
     from webdataset.tariterators import group_by_keys
 
     def headers(shard: tarfile.TarFile) -> Iterator[dict[str, Any]]:
         for member in shard:
-            if member.isreg() and _looked_at(member.name):
+            if member.isreg() and _is_used(member.name):
                 yield {"fname": member.name, "data": (member.offset_data, member.size), "__url__": str(file)}
 
     try:
@@ -212,13 +192,8 @@ def scan(file: Path) -> Int64[np.ndarray, "m 3"]:
 
 def _tables(files: list[Path]) -> list[Int64[np.ndarray, "m 3"]]:
     """scan() of each file, from the index of its folder where there is one."""
-    tables, known = [], dict[Path, Any]()
-    for file in files:
-        if file.parent not in known:
-            known[file.parent] = _index(file.parent)
-        index = known[file.parent]
-        tables.append(scan(file) if index is None else _indexed(file, index))
-    return tables
+    known = {folder: _index(folder) for folder in dict.fromkeys(file.parent for file in files)}
+    return [scan(file) if (index := known[file.parent]) is None else _indexed(file, index) for file in files]
 
 
 def _index(folder: Path) -> dict[str, Any] | None:
@@ -256,9 +231,8 @@ def _image(sample: dict[str, Any], url: str, read: Callable[[Any], bytes]) -> tu
     if "cls" in sample:
         text = read(sample["cls"]).decode(errors="replace").strip()
         if not re.fullmatch(r"-?\d+", text):
-            raise UnreadableImageError(
-                f"{sample['__key__']}.cls of {url} holds {text[:40]!r}: a label must be an integer"
-            )
+            line = f"{sample['__key__']}.cls of {url} holds {text[:40]!r}: a label must be an integer"
+            raise UnreadableImageError(line)
         label = int(text)
     elif "json" in sample:
         metadata = json.loads(read(sample["json"]))
@@ -266,31 +240,19 @@ def _image(sample: dict[str, Any], url: str, read: Callable[[Any], bytes]) -> tu
     return sample[ending], max(label, -1) if type(label) is int else -1
 
 
-def _looked_at(name: str) -> bool:
-    return name.rpartition("/")[2].partition(".")[2].lower() in _LOOKED_AT and not _META.match(name)
+def _is_used(name: str) -> bool:
+    return name.rpartition("/")[2].partition(".")[2].lower() in _USED and not _META.match(name)
 
 
-def _labeled(files: list[Path]) -> bool:
+def _has_labels(files: list[Path]) -> bool:
     return any((table[:, 2] >= 0).any() for table in _tables(files))
 
 
 def _expanded(path: str) -> list[str]:
-    _require_webdataset()
+    import_extra("webdataset", "webdataset")
     from braceexpand import braceexpand
 
     return list(braceexpand(path))
-
-
-def _local(data: DataConfig) -> DataConfig:
-    """With paths for file:// URLs."""
-    path, test_path = (given.removeprefix("file://") for given in (data.path, data.test_path))
-    return replace(data, path=path, test_path=test_path)
-
-
-def _existing(data: DataConfig, file: Path) -> Path:
-    if not file.is_file():
-        raise ValueError(f"data.path={data.path} names {file}, which does not exist")
-    return file
 
 
 def _reason(error: BaseException) -> str:
@@ -301,9 +263,4 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(text).partition(" @ <")[0].split()) or type(error).__name__
 
 
-def _require_webdataset() -> None:
-    try:
-        import webdataset  # noqa: F401
-    except ImportError as error:
-        advice = "uv sync --extra webdataset, or pip install 'ssl_vit[webdataset]'"
-        raise ImportError(f"data.source=webdataset needs webdataset: {advice}") from error
+KIND = FileKind("tar shard", ".tar", _has_labels)

@@ -1,1 +1,1 @@
-"""What an image becomes: crops on the workers, colors on the device."""
+"""What becomes of an image: geometry on the CPU workers, colors in batches on the device."""

@@ -2,6 +2,7 @@
 
 The chain of color changes is that of DINO (Caron et al., 2021, arXiv:2104.14294, from BYOL: Grill et al., 2020,
 arXiv:2006.07733, appendix B). Randomness comes in as uniform numbers on the host, so nothing here waits for a GPU.
+Our own, because torchvision draws one factor for a whole batch.
 
 Letters: B images, C channels, H W pixels.
 """
@@ -33,10 +34,8 @@ from ssl_vit.data.transforms.color_ops import (
 
 ORDERS = np.array(list(itertools.permutations(range(4))))
 """Every order of the jitter's operations; 0 brightness, 1 contrast, 2 saturation, 3 hue."""
-CACHED_BYTES = 2**19
-"""Floats that a CPU changes at a time: they stay in a core's L2 cache from one operation to the next."""
 SMALL_BYTES = 2**16
-"""A larger image (74 x 74 pixels in color) is changed alone there: to gather those an operation meets is slower."""
+"""A larger image (74 x 74 pixels in color) is changed alone on a CPU, where it stays in a core's cache."""
 
 
 def normalize(
@@ -71,13 +70,8 @@ Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From images [B, C, H, W] and a factor for each [B, ...] to images, written into the third, which may be the first."""
 
 
-class Plan(NamedTuple):
-    """What is done to a batch, in order: S operations, the images that each of them meets, and by how much."""
-
-    operations: list[Operation]
-    chosen: Bool[np.ndarray, "S B"]
-    factors: list[Shaped[Tensor, "B ..."]]
-    """On the device of the images."""
+Step = tuple[Operation, Bool[np.ndarray, " B"], Shaped[Tensor, "B ..."]]
+"""An operation, the images of the batch that it changes, and by how much: the factors, on the images' device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +89,7 @@ class ColorAugmentation:
     saturation: float = 0.2
     """The factor is uniform in max(0, 1 - saturation) .. 1 + saturation."""
     hue: float = 0.1
-    """The shift is uniform in -hue .. hue, a share of the color circle; at most 0.5."""
+    """The shift is uniform in -hue .. hue, a fraction of the color circle; at most 0.5."""
     jitter_p: float = 0.8
     """Probability of the four operations above."""
     gray_p: float = 0.2
@@ -149,24 +143,21 @@ class ColorAugmentation:
             ValueError: colors are to change that these channels do not have, or the images are too small for the blur.
         """
         self._check(images.shape[1:])
-        plan = self._plan(self.strengths(u), images.device)
+        steps = self._steps(self.strengths(u), images.device)
         affine = normalized and _affine(*normalized, images.device)
-        if images.device.type == "cpu":
-            changed = torch.from_numpy(np.empty(images.shape, np.float32))  # in huge pages on Linux, as torch's are not
-            together = 1 if _bytes(images) > SMALL_BYTES else CACHED_BYTES // _bytes(images)
-        else:
-            changed = torch.empty(images.shape, device=images.device)
-            together = max(1, len(images))
+        changed = torch.empty(images.shape, device=images.device)
+        alone = images.device.type == "cpu" and 4 * math.prod(images.shape[1:]) > SMALL_BYTES
+        together = 1 if alone else max(1, len(images))
         for start in range(0, len(images), together):
-            part = slice(start, start + together)
-            floats = changed[part].copy_(images[part])
-            _change(floats, plan, part)
+            chunk = slice(start, start + together)
+            floats = changed[chunk].copy_(images[chunk])
+            _change(floats, [(operation, chosen[chunk], factors[chunk]) for operation, chosen, factors in steps])
             if affine:
                 floats.mul_(affine[0]).add_(affine[1])
         return changed
 
-    def _plan(self, strengths: Strengths, device: torch.device) -> Plan:
-        """An operation of the jitter stands once at each place of the order, with the images that it meets there."""
+    def _steps(self, strengths: Strengths, device: torch.device) -> list[Step]:
+        """In order. An operation of the jitter stands once at each place, with the images that it changes there."""
         brightness, contrast, saturation, hue, sigma = (
             _on(device, getattr(strengths, name)).float()
             for name in ("brightness", "contrast", "saturation", "hue", "sigma")
@@ -177,19 +168,16 @@ class ColorAugmentation:
             (mix, self.saturation, saturation_mix(saturation)),
             (turn_hue, self.hue, hue_mix(hue)),
         )
-        steps = [
-            (change, strengths.jitter & (strengths.order[:, place] == number), factor)
+        return [
+            (operation, strengths.jitter & (strengths.order[:, place] == number), factor)
             for place in range(4)
-            for number, (change, strength, factor) in enumerate(jitters)
+            for number, (operation, strength, factor) in enumerate(jitters)
             if strength > 0
-        ]
-        steps += [
+        ] + [
             (lambda images, _, out: to_gray(images, out), strengths.gray, sigma),
             (convolve, strengths.blur, gaussian_band(sigma, self.blur_radius)),
             (lambda images, _, out: solarize(images, out), strengths.solarize, sigma),
         ]
-        operations, chosen, factors = zip(*steps, strict=True)
-        return Plan(list(operations), np.stack(chosen), list(factors))
 
     def _check(self, shape: torch.Size) -> None:
         channels, height, width = shape
@@ -201,14 +189,9 @@ class ColorAugmentation:
             )
         if self.blur_p > 0 and min(height, width) <= self.blur_radius:
             raise ValueError(
-                f"views of {height} x {width} pixels are too small for a blur of {self.blur_sigma[1]} pixels: "
+                f"crops of {height} x {width} pixels are too small for a blur of {self.blur_sigma[1]} pixels: "
                 f"set method.blur_p=0, or make them larger than {self.blur_radius} pixels a side"
             )
-
-
-def _bytes(images: UInt8[Tensor, "B C H W"]) -> int:
-    """Of one image as floats."""
-    return 4 * math.prod(images.shape[1:])
 
 
 def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
@@ -226,19 +209,13 @@ def _on(device: torch.device, values: np.ndarray) -> Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
-def _change(images: Images, plan: Plan, part: slice) -> None:
-    """All operations, in place, on images that are this part of the plan's batch.
-
-    Which of them an operation meets is known on the host, so that nothing is indexed by a mask on a device.
-    """
-    chosen = plan.chosen[:, part]
-    for number, met in enumerate(chosen.sum(axis=1).tolist()):
-        if not met:
-            continue
-        operation, factor = plan.operations[number], plan.factors[number][part]
-        if met == len(images):
-            operation(images, factor, images)
-        else:
-            places = _on(images.device, np.flatnonzero(chosen[number]))
+def _change(images: Images, steps: list[Step]) -> None:
+    """All steps, in place. Which images a step changes is known on the host: no mask indexes on a device."""
+    for operation, chosen, factors in steps:
+        index = np.flatnonzero(chosen)
+        if len(index) == len(images):
+            operation(images, factors, images)
+        elif len(index):
+            places = _on(images.device, index)
             some = images.index_select(0, places)
-            images.index_copy_(0, places, operation(some, factor.index_select(0, places), some))
+            images.index_copy_(0, places, operation(some, factors.index_select(0, places), some))

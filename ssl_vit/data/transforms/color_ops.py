@@ -34,13 +34,8 @@ def adjust_contrast(images: Images, factor: Factor, out: Images | None = None) -
     return torch.mul(images, _each(factor), out=out).add_(_each((1 - factor) * gray)).clamp_(0, 255)
 
 
-def adjust_saturation(images: Images, factor: Factor, out: Images | None = None) -> Images:
-    """Between the gray image (factor 0) and the image (1), or beyond. One or three channels."""
-    return mix(images, saturation_mix(factor), out)
-
-
 def saturation_mix(factor: Factor) -> Mix:
-    """adjust_saturation as what each channel becomes (row) of red, green and blue."""
+    """Between the gray image (factor 0) and the image (1), or beyond; each channel (row) of red, green and blue."""
     luma = _LUMA.to(factor.device, non_blocking=True)
     own = torch.eye(3, device=factor.device)
     return torch.lerp(luma.expand(3, 3), own, factor[:, None, None])
@@ -53,15 +48,12 @@ def mix(images: Images, matrix: Mix, out: Images | None = None) -> Images:
     return torch.clamp(torch.bmm(matrix, images.flatten(2)).view(images.shape), 0, 255, out=out)
 
 
-def adjust_hue(images: Images, shift: Factor, out: Images | None = None) -> Images:
-    """Turned around the color circle by shift in -0.5 .. 0.5 of it; value and saturation (HSV) stay."""
-    return turn_hue(images, hue_mix(shift), out)
-
-
 def hue_mix(shift: Factor) -> HueMix:
-    """adjust_hue as what each channel becomes (row) of red, green, blue, and of the sum of brightest and darkest.
+    """What each channel becomes (row) of red, green, blue, and of the sum of brightest and darkest, in turn_hue.
 
-    Let low and high be the darkest and brightest channel of a pixel. Round the circle a channel stays at high for two
+    shift: around the color circle, in -0.5 .. 0.5 of it; value and saturation (HSV) stay.
+
+    Let low and high be the darkest and brightest channel of a pixel. Around the circle a channel stays at high for two
     sixths, falls for one, stays at low for two, rises for one, each in a straight line. So a turn by t in 0 .. 1 sixths
     makes red - green + (2 t - 1) blue + (1 - t) (high + low) of red, cut off at low and high: read it off in each
     sixth. Green and blue follow in a circle, a turn back swaps the two other channels, and a third of the circle moves
@@ -79,7 +71,7 @@ def hue_mix(shift: Factor) -> HueMix:
 
 
 def turn_hue(images: Images, matrix: HueMix, out: Images | None = None) -> Images:
-    """Each channel as hue_mix describes it."""
+    """Each channel as hue_mix says."""
     if images.shape[1] == 1:
         return images
     high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
@@ -103,16 +95,9 @@ def solarize(images: Images, out: Images | None = None) -> Images:
     return torch.minimum(images, 255 - images, out=out)
 
 
-def gaussian_blur(images: Images, sigma: Factor, radius: int) -> Images:
-    """Convolved with a Gaussian of standard deviation sigma pixels, of 2 radius + 1 pixels, edges reflected.
-
-    H and W must be above radius.
-    """
-    return convolve(images, gaussian_band(sigma, radius))
-
-
 def gaussian_band(sigma: Factor, radius: int) -> Band:
-    """A blur as a matrix that makes BLOCK pixels from span = BLOCK + 2 radius: row i holds the kernel from column i on.
+    """A Gaussian blur of std sigma pixels, cut off at radius, as a matrix that makes BLOCK pixels from span = BLOCK +
+    2 radius: row i holds the kernel from column i on.
 
     torchvision's kernel has its points sqrt(2) times closer than pixels are: the 2 of a Gaussian's exponent.
     """
@@ -126,9 +111,9 @@ def gaussian_band(sigma: Factor, radius: int) -> Band:
 
 
 def convolve(images: Images, band: Band, out: Images | None = None) -> Images:
-    """Rows, then columns, each as products of overlapping windows of span pixels with the image's band matrix.
+    """Blurred, edges reflected: rows, then columns, as products of overlapping windows with the image's band matrix.
 
-    That is faster than a grouped convolution with a kernel per image, on CPUs and GPUs.
+    H and W must be above the radius. Faster than a grouped convolution with a kernel per image, on CPUs and GPUs.
     """
     span = band.shape[2]
     radius = (span - BLOCK) // 2
@@ -139,29 +124,11 @@ def convolve(images: Images, band: Band, out: Images | None = None) -> Images:
         padded = pad(padded, (0, right, 0, below))
     size = (*images.shape[:2], height + below, width + right)
     whole = images.new_empty(size) if out is None or below or right else out
-    if len(images) == 1:
-        _convolve_one(padded[0], band[0], whole[0])
-    else:
-        rows = (band[:, None, None] @ padded.unfold(2, span, BLOCK).mT).flatten(2, 3)
-        columns = rows.unfold(3, span, BLOCK).reshape(len(images), -1, span)
-        torch.bmm(columns, band.mT, out=whole.view(len(images), -1, BLOCK))
+    rows = (band[:, None, None] @ padded.unfold(2, span, BLOCK).mT).flatten(2, 3)
+    columns = rows.unfold(3, span, BLOCK).reshape(len(images), -1, span)
+    torch.bmm(columns, band.mT, out=whole.view(len(images), -1, BLOCK))
     blurred = whole[:, :, :height, :width]
     return blurred if out is None or whole is out else out.copy_(blurred)
-
-
-def _convolve_one(
-    padded: Float32[Tensor, "C Hp Wp"], band: Float32[Tensor, "block span"], blurred: Float32[Tensor, "C H W"]
-) -> None:
-    """convolve for one image: so small a batch needs no copies of the overlapping windows."""
-    span = band.shape[1]
-    windows = padded.unfold(1, span, BLOCK).mT
-    channels, down, _, width = windows.shape
-    rows = padded.new_empty(channels, down, BLOCK, width)
-    for window, row in zip(windows, rows, strict=True):
-        torch.bmm(band.expand(down, -1, -1), window, out=row)
-    windows = rows.view(-1, width).unfold(1, span, BLOCK).transpose(0, 1)
-    across = len(windows)
-    torch.bmm(windows, band.mT.expand(across, -1, -1), out=blurred.view(-1, across, BLOCK).transpose(0, 1))
 
 
 def _each(factor: Tensor) -> Float32[Tensor, "B 1 1 1"]:

@@ -1,6 +1,8 @@
-"""Views: geometry on one uint8 image, on the CPU workers. Randomness comes in as uniform numbers, never from a state.
+"""Geometry on one uint8 image, on the CPU workers. Randomness comes in as uniform numbers, never from a state.
 
-Letters: B images, C channels, H W pixels of the image; h w pixels of the transform.
+That is why these are not torchvision's classes, which draw from PyTorch's global generator; pixels are the same.
+
+Letters: B images, C channels, H W pixels of the image; h w pixels of the crop.
 """
 
 import math
@@ -22,10 +24,10 @@ BICUBIC = InterpolationMode.BICUBIC
 
 @runtime_checkable
 class Transform(Protocol):
-    """What a method asks of an image: one tensor, or a list of them (several crops). It never writes into it.
+    """What a method makes of an image: one tensor, or a list of them (several crops). It never writes into it.
 
-    A transform may also have color(images, u), which changes the colors of a whole batch on the device: images as its
-    calls gave them, stacked; u float64 [B, draws], the numbers of those calls. MultiCrop has.
+    A transform may also have color(images, u, normalized), which changes the colors of a whole batch on the device:
+    images as its calls gave them, stacked; u float64 [B, num_random], the numbers of those calls. MultiCrop has.
     """
 
     num_random: int
@@ -37,13 +39,13 @@ class Transform(Protocol):
 
 
 class RandomCrop:
-    """A random part of the image, resized: torchvision's RandomResizedCrop followed by a random flip.
+    """A random box of the image, resized: torchvision's RandomResizedCrop followed by a random flip.
 
-    size: (h, w) in pixels. scale: area of the part, as a share of the image. ratio: width / height of the part,
-    uniform in its logarithm. flip: mirror half of the views left to right.
+    size: (h, w) in pixels. scale: area of the box, as a fraction of the image. ratio: width / height of the box,
+    uniform in its logarithm. flip: mirror half of the crops left to right.
     """
 
-    TRIES = 10  # as torchvision; then the largest central part with a legal ratio
+    TRIES = 10  # as torchvision; then the largest central box with a legal ratio
 
     def __init__(
         self,
@@ -56,12 +58,12 @@ class RandomCrop:
         self.num_random = 2 * self.TRIES + 3
 
     def box(self, height: int, width: int, u: Float64[np.ndarray, " num_random"]) -> tuple[int, int, int, int]:
-        """(top, left, height, width) of the part, in pixels."""
+        """(top, left, height, width) of the box, in pixels."""
         low, high = self.scale
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for area_draw, ratio_draw in u[: 2 * self.TRIES].reshape(-1, 2).tolist():
-            area = height * width * (low + (high - low) * area_draw)
-            ratio = math.exp(log_low + (log_high - log_low) * ratio_draw)
+        for area_u, ratio_u in u[: 2 * self.TRIES].reshape(-1, 2).tolist():
+            area = height * width * (low + (high - low) * area_u)
+            ratio = math.exp(log_low + (log_high - log_low) * ratio_u)
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 top, left = u[-3] * (height - h + 1), u[-2] * (width - w + 1)
@@ -74,8 +76,8 @@ class RandomCrop:
         self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"]
     ) -> UInt8[Tensor, "C {self.size[0]} {self.size[1]}"]:
         top, left, h, w = self.box(image.shape[-2], image.shape[-1], u)
-        part = image[None, :, top : top + h, left : left + w]
-        crop = interpolate(part, self.size, mode=BICUBIC.value, antialias=True)[0]  # what torchvision's resize calls
+        box = image[None, :, top : top + h, left : left + w]
+        crop = interpolate(box, self.size, mode=BICUBIC.value, antialias=True)[0]  # what torchvision's resize calls
         return crop.flip(-1) if self.flip and u[-1] < 0.5 else crop
 
 
@@ -107,7 +109,7 @@ class MultiCrop:
         """The crops with their colors changed, on the device where they are.
 
         In 0 .. 255, or normalized by mean and std, both of pixels in [0, 1].
-        Crops of one size and one augmentation become one batch: fewer launches on a GPU, larger pages of memory on a CPU.
+        Crops of one size and one augmentation become one batch: fewer launches on a GPU.
         """
         alike: dict[tuple[torch.Size, ColorAugmentation], list[int]] = {}
         for place, (crop, (_, color)) in enumerate(zip(crops, self.crops, strict=True)):
@@ -121,7 +123,7 @@ class MultiCrop:
 
 
 class TokenCrop:
-    """One random part of the image, twice: for an encoder, and for the tokenizer whose tokens it predicts (BEiT).
+    """One random crop of the image, twice: for an encoder, and for the tokenizer whose tokens it predicts (BEiT).
 
     crop: geometry of both. token_size: (h, w) of the tokenizer's, in pixels. color: the colors of both, changed
     alike. The crop's random numbers come first.
@@ -151,7 +153,7 @@ class TokenCrop:
 class CenterCrop:
     """The middle of the image, for evaluation: resize it to cover size / crop, then cut out size.
 
-    size: (h, w) in pixels. crop: share of the resized image that is kept, per side; 224 / 256 = 0.875.
+    size: (h, w) in pixels. crop: fraction of the resized image that is kept, per side; 224 / 256 = 0.875.
     An image that already covers size / crop exactly is not resampled; a small one is enlarged.
     """
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources import Source, count, open_source
 from ssl_vit.data.sources.folder import Listing
-from ssl_vit.data.sources.registry import Source, count, open_source
 
 
 def opened(path, split="train", **options) -> Source | None:
@@ -52,7 +52,7 @@ def test_loops_of_links_end(tmp_path, write):
     (tmp_path / "cat" / "up").symlink_to(tmp_path)
     (tmp_path / "dog" / "self").symlink_to("self")
     (tmp_path / "dog" / "other").symlink_to(tmp_path / "cat")
-    (tmp_path / "broken.png").symlink_to("nowhere.png")
+    (tmp_path / "damaged.png").symlink_to("nowhere.png")
     source = opened(tmp_path)
     assert names(source, tmp_path) == ["cat/a.png", "dog/b.png"]
 
@@ -77,13 +77,13 @@ def test_linked_folders_from_elsewhere_are_classes(tmp_path, write):
     ]
 
 
-@pytest.mark.parametrize("word", ["test", "val", "validation", "Test"])
-def test_train_and_test_folders_are_the_parts(tmp_path, write, word):
-    for name in ("train/cat/a.png", "train/dog/b.png", f"{word}/dog/c.png", "unlabeled/d.png"):
+@pytest.mark.parametrize("folder", ["test", "val", "validation", "Test"])
+def test_train_and_test_folders_are_the_splits(tmp_path, write, folder):
+    for name in ("train/cat/a.png", "train/dog/b.png", f"{folder}/dog/c.png", "unlabeled/d.png"):
         write(tmp_path / name)
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert names(train, tmp_path) == ["train/cat/a.png", "train/dog/b.png"]
-    assert names(test, tmp_path) == [f"{word}/dog/c.png"]
+    assert names(test, tmp_path) == [f"{folder}/dog/c.png"]
     assert test.classes == ["dog"]
 
 
@@ -124,7 +124,7 @@ def test_the_training_folder_may_be_tested_on(tmp_path, write):
 def test_count_is_the_number_of_training_images(tmp_path, write):
     for name in ("train/cat/a.png", "train/dog/b.png", "test/c.png"):
         write(tmp_path / name)
-    (tmp_path / "train" / "broken.jpg").write_bytes(b"")
+    (tmp_path / "train" / "damaged.jpg").write_bytes(b"")
     assert count(DataConfig(path=str(tmp_path))) == 3  # counted, not opened
 
 

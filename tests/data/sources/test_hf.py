@@ -1,7 +1,7 @@
 """Data sets of Hugging Face, by number and as a stream; all of them local, no network."""
 
-import builtins
 import io
+import sys
 
 import numpy as np
 import pytest
@@ -9,8 +9,8 @@ from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.sources import count, open_shards, open_source
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.registry import count, open_shards, open_source
 from ssl_vit.data.transforms.crops import RandomCrop
 
 datasets = pytest.importorskip("datasets", reason="needs the extra hf")
@@ -57,15 +57,15 @@ def test_a_saved_set_is_read_by_number(tmp_path):
     assert opened(tmp_path / "a", "test") is None
 
 
-def test_a_part_with_labels_is_the_test_part(tmp_path):
-    parts = {"train": rows([1, 2], [0, 1]), "test": rows([3], [None]), "validation": rows([4], [1])}
-    datasets.DatasetDict(parts).save_to_disk(tmp_path / "a")
+def test_a_split_with_labels_is_the_test_split(tmp_path):
+    splits = {"train": rows([1, 2], [0, 1]), "test": rows([3], [None]), "validation": rows([4], [1])}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "a")
     assert values(opened(tmp_path / "a")) == [1, 2]
     assert values(opened(tmp_path / "a", "test")) == [4]
     rows([9]).save_to_disk(tmp_path / "b")
     assert values(opened(tmp_path / "a", "test", test_path=str(tmp_path / "b"))) == [9]
     datasets.DatasetDict({"left": rows([1])}).save_to_disk(tmp_path / "c")
-    with pytest.raises(ValueError, match=r"has no part train, only left$"):
+    with pytest.raises(ValueError, match=r"has no split train, only left$"):
         opened(tmp_path / "c")
 
 
@@ -83,7 +83,7 @@ def test_a_selection_keeps_its_labels(tmp_path):
     assert (values(source), source.labels.tolist(), source.classes) == ([2, 3], [2, 0], ["0", "1", "2"])
 
 
-def test_a_row_without_a_image_is_named(tmp_path):
+def test_a_row_without_an_image_is_named(tmp_path):
     features = datasets.Features({"image": datasets.Image()})
     datasets.Dataset.from_dict({"image": [None]}, features).save_to_disk(tmp_path / "a")
     with pytest.raises(
@@ -146,13 +146,6 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path, monkeypatch):
 
 
 def test_a_missing_extra_is_named(tmp_path, monkeypatch):
-    imported = builtins.__import__
-
-    def without(name, *arguments, **keywords):
-        if name == "datasets":
-            raise ImportError(name)
-        return imported(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match=r"uv sync --extra hf, or pip install 'ssl_vit\[hf\]'"):
         opened(tmp_path)

@@ -1,14 +1,14 @@
-import builtins
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.sources import count, open_source, parquet
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.registry import count, open_source, parquet
 
 pa = pytest.importorskip("pyarrow", reason="needs the extra parquet")
 from pyarrow import parquet as pq  # noqa: E402
@@ -93,11 +93,11 @@ def test_class_names_come_from_the_metadata(tmp_path, metadata):
 
 
 @pytest.mark.parametrize("names", ["train-{}.parquet", "train/{}.parquet", "set-train-{}.parquet", "{}.parquet"])
-@pytest.mark.parametrize("word", ["test", "val", "validation"])
-def test_files_are_parted_by_name(tmp_path, names, word):
+@pytest.mark.parametrize("name", ["test", "val", "validation"])
+def test_files_are_split_by_name(tmp_path, names, name):
     for i in range(2):
         store(tmp_path / names.format(i), [encoded(i)], [i])
-    store(tmp_path / f"set-{word}.parquet", [encoded(7)], [0])
+    store(tmp_path / f"set-{name}.parquet", [encoded(7)], [0])
     train, test = opened(tmp_path), opened(tmp_path, "test")
     assert [np.array_equal(train.read(i), decoded(i)) for i in range(len(train))] == [True, True]
     assert train.name(1) == f"{tmp_path / names.format(1)} row 0"
@@ -105,7 +105,7 @@ def test_files_are_parted_by_name(tmp_path, names, word):
     assert np.array_equal(test.read(0), decoded(7))
 
 
-def test_of_several_test_parts_the_labeled_one_is_taken(tmp_path):
+def test_of_several_test_splits_the_labeled_one_is_taken(tmp_path):
     store(tmp_path / "train.parquet", [encoded(0)], [0])
     store(tmp_path / "test.parquet", [encoded(1)], [-1])
     store(tmp_path / "validation.parquet", [encoded(2)], [0])
@@ -127,7 +127,7 @@ def test_files_to_test_on_are_not_trained_on(tmp_path):
     assert len(train) == 2
 
 
-def test_a_broken_row_is_named(tmp_path):
+def test_a_damaged_row_is_named(tmp_path):
     files = [
         store(tmp_path / "a.parquet", [encoded(0)] * 2),
         store(tmp_path / "b.parquet", [encoded(0), b"no image", encoded(0)[:60]]),
@@ -145,7 +145,7 @@ def test_a_broken_row_is_named(tmp_path):
     ("make", "message"),
     [
         (
-            lambda file: store(file, [encoded(0)], images=[1]).rename(file.with_name("x")),
+            lambda file: store(file, [encoded(0)], other=[1]).rename(file.with_name("x")),
             "does not exist: give a parq",
         ),
         (
@@ -172,7 +172,7 @@ def test_a_wrong_file_is_said(tmp_path, make, message):
     [[encoded(0), None, encoded(1)], [{"bytes": encoded(0), "path": ""}, {"bytes": None, "path": "a.png"}]],
     ids=["null", "null in struct"],
 )
-def test_a_row_without_bytes_is_a_image_that_cannot_be_read(tmp_path, images):
+def test_a_row_without_bytes_is_an_image_that_cannot_be_read(tmp_path, images):
     file = store(tmp_path / "a.parquet", images)
     assert opened(file).read(0).shape == (4, 6, 3)
     with pytest.raises(
@@ -209,16 +209,9 @@ def test_a_folder_without_parquet_or_without_training_files_is_said(tmp_path):
         opened("")
 
 
-def test_missing_pyarrow_names_the_extra(tmp_path, monkeypatch):
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     file = store(tmp_path / "a.parquet", [encoded(0)])
-    plain_import = builtins.__import__
-
-    def without_pyarrow(name, *args, **kwargs):
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return plain_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_pyarrow)
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"uv sync --extra parquet, or pip install 'ssl_vit\[parquet\]'"):
         opened(file)
 

@@ -1,10 +1,10 @@
 """Shards that others made, that are damaged, remote or hostile."""
 
-import builtins
 import http.server
 import io
 import json
 import pickle
+import sys
 import tarfile
 import threading
 from functools import partial
@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources import webdataset
+from ssl_vit.data.sources import count, open_source, webdataset
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.registry import count, open_source
 from ssl_vit.data.sources.webdataset import TarShards, remote_shards
 
 
@@ -90,7 +89,7 @@ def test_braces_and_file_urls_name_shards(foreign):
         opened(f"{foreign}/{{a,c}}.tar")
 
 
-def test_shards_are_parted_by_name(tmp_path):
+def test_shards_are_split_by_name(tmp_path):
     for name in ("set-train-0.tar", "set-val-0.tar"):
         tar(tmp_path / name, {"0.png": encoded(len(name))})
     assert values(opened(tmp_path)) == [15]
@@ -99,7 +98,7 @@ def test_shards_are_parted_by_name(tmp_path):
     assert values(opened(f"{tmp_path}/set-{{train,val}}-0.tar", "test", test_path=str(tmp_path))) == [13]
 
 
-def test_nothing_but_images_and_labels_is_looked_at(tmp_path):
+def test_nothing_but_images_and_labels_is_read(tmp_path):
     """WebDataset's own decoders would unpickle 0.pyd."""
     flag = tmp_path / "flag"
 
@@ -177,7 +176,7 @@ def test_a_shard_that_the_index_does_not_fit_is_one_line(indexed):
 
 
 @pytest.mark.parametrize("name", ["members.npy", "index.json"])
-def test_a_broken_index_is_one_line(indexed, name):
+def test_a_damaged_index_is_one_line(indexed, name):
     (indexed / name).write_bytes((indexed / name).read_bytes()[:20])
     with pytest.raises(ValueError, match=r"index\.json cannot be used: .*: delete it, or make the shards again$"):
         count(config(indexed))
@@ -230,19 +229,12 @@ def test_a_url_that_does_not_answer_is_one_line(served):
         streamed(shards)
 
 
-def test_images_to_judge_on_lie_on_this_machine():
+def test_images_to_evaluate_on_lie_on_this_machine():
     with pytest.raises(ValueError, match=r"^data.test_path=http://x/a.tar must be shards on this machine"):
         opened("http://x/a.tar", "test", test_path="http://x/a.tar")
 
 
 def test_a_missing_extra_is_named(foreign, monkeypatch):
-    imported = builtins.__import__
-
-    def without(name, *arguments, **keywords):
-        if name.startswith("webdataset"):
-            raise ImportError(name)
-        return imported(name, *arguments, **keywords)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "webdataset", None)
     with pytest.raises(ImportError, match=r"uv sync --extra webdataset, or pip install 'ssl_vit\[webdataset\]'"):
         opened(foreign)

@@ -14,7 +14,7 @@ from ssl_vit.data.rng import uniforms
 from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import BICUBIC, CenterCrop, MultiCrop, RandomCrop, Transform
 
-DRAWS = 4000
+COUNT = 4000
 
 
 def image(height: int, width: int, channels: int = 3) -> torch.Tensor:
@@ -44,11 +44,11 @@ def largest_gap(first: np.ndarray, second: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (200, 90)])
 @pytest.mark.parametrize("scale", [(0.2, 1.0), (0.05, 0.4)])
-def test_parts_are_drawn_as_torchvision_draws_them(height, width, scale):
+def test_boxes_are_drawn_as_torchvision_draws_them(height, width, scale):
     transform = RandomCrop((32, 32), scale)
-    ours = [transform.box(height, width, u) for u in uniforms(0, 0, np.arange(DRAWS), transform.num_random)]
+    ours = [transform.box(height, width, u) for u in uniforms(0, 0, np.arange(COUNT), transform.num_random)]
     canvas, ratio = torch.empty(3, height, width), [3 / 4, 4 / 3]
-    theirs = [RandomResizedCrop.get_params(canvas, list(scale), ratio) for _ in range(DRAWS)]
+    theirs = [RandomResizedCrop.get_params(canvas, list(scale), ratio) for _ in range(COUNT)]
     ours, theirs = (statistics(np.array(boxes), height, width) for boxes in (ours, theirs))
     for name in ours:
         counts = len(ours[name]), len(theirs[name])
@@ -57,7 +57,7 @@ def test_parts_are_drawn_as_torchvision_draws_them(height, width, scale):
 
 
 @pytest.mark.parametrize(("height", "width", "box"), [(10, 400, (0, 193, 10, 13)), (400, 10, (193, 0, 13, 10))])
-def test_without_a_legal_part_the_middle_is_taken(height, width, box):
+def test_without_a_legal_box_the_middle_is_taken(height, width, box):
     transform = RandomCrop((8, 8), (0.9, 1.0))
     assert transform.box(height, width, np.full(transform.num_random, 0.5)) == box
     assert RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], [3 / 4, 4 / 3]) == box
@@ -65,7 +65,7 @@ def test_without_a_legal_part_the_middle_is_taken(height, width, box):
 
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 10**6))
 @settings(deadline=None, max_examples=60)
-def test_a_part_lies_inside_and_the_view_has_its_size(height, width, index):
+def test_a_box_lies_inside_and_the_crop_has_its_size(height, width, index):
     transform = RandomCrop((16, 24), (0.08, 1.0))
     u = uniforms(0, 0, np.array([index]), transform.num_random)[0]
     top, left, h, w = transform.box(height, width, u)
@@ -95,7 +95,7 @@ def test_pixels_are_those_of_resized_crop(channels, last):
         assert (expected.int() - pil.int()).abs().max() <= 2
 
 
-def test_half_of_the_views_are_mirrored_and_none_without_flip():
+def test_half_of_the_crops_are_mirrored_and_none_without_flip():
     source, whole = image(8, 8), (1.0, 1.0)
     random_numbers = uniforms(0, 0, np.arange(2000), RandomCrop((8, 8), whole).num_random)
     for flip, fraction in ((True, 0.5), (False, 0.0)):
@@ -113,7 +113,7 @@ def test_the_middle_is_that_of_resize_and_center_crop(height, width):
     assert torch.equal(transform, resized[:, top : top + 224, left : left + 224])
 
 
-def test_a_image_that_fits_is_not_resampled():
+def test_an_image_that_fits_is_not_resampled():
     source = torch.randint(0, 256, (3, 40, 64), dtype=torch.uint8)
     assert torch.equal(CenterCrop((40, 64), 1.0)(source), source)
     assert torch.equal(CenterCrop((20, 32), 0.5)(source), source[:, 10:30, 16:48])
@@ -132,7 +132,7 @@ REST = ColorAugmentation(blur_p=0.5, solarize_p=0.0)
 MULTI = MultiCrop([(WHOLE, FIRST), (WHOLE, SECOND), (PART, REST), (PART, REST), (PART, REST)])
 
 
-def test_the_crops_are_those_of_random_crop_with_the_same_draws():
+def test_the_crops_are_those_of_random_crop_with_the_same_numbers():
     assert isinstance(MULTI, Transform)
     geometry, colors = 2 * WHOLE.num_random + 3 * PART.num_random, 5 * FIRST.num_random
     assert MULTI.num_random == geometry + colors
@@ -147,7 +147,7 @@ def test_the_crops_are_those_of_random_crop_with_the_same_draws():
     assert all(map(torch.equal, crops, MULTI(source, u)))
 
 
-def test_each_crop_has_draws_of_its_own_within_its_scale():
+def test_each_crop_has_numbers_of_its_own_within_its_scale():
     random_numbers = uniforms(0, 0, np.arange(1000), MULTI.num_random)
     areas = []
     for place, (transform, _) in enumerate(MULTI.crops):
@@ -160,7 +160,7 @@ def test_each_crop_has_draws_of_its_own_within_its_scale():
     assert abs(correlations).max() < 4.5 / math.sqrt(1000)
 
 
-def test_each_crop_gets_the_colors_of_its_own_photometry_and_draws():
+def test_each_crop_gets_the_colors_of_its_own_augmentation_and_numbers():
     random_numbers = uniforms(0, 0, np.arange(4), MULTI.num_random)
     crops = [
         torch.stack(transform) for transform in zip(*(MULTI(image(60, 70), u) for u in random_numbers), strict=True)

@@ -1,0 +1,104 @@
+"""From a source to images as a method sees them, a whole batch at a time, on the workers.
+
+The sampler hands out (epoch, index), so a worker knows all that the random numbers of an image depend on and holds no
+state: a batch is a function of (seed, epoch, its place in the epoch), whatever the number of workers.
+
+Letters: B images of a batch, C channels, H W pixels.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ssl_vit.data.corrupt import ReadError, ReadErrors, Replacements
+from ssl_vit.data.rng import uniforms
+from ssl_vit.data.sources.base import Source
+from ssl_vit.data.transforms.crops import Transform
+
+Batch = dict[str, Any]
+"""images: uint8 [B, C, H, W], or a list of such; label: int64 [B], -1 = none; index: int64 [B].
+
+For a transform with color also random: its uniform numbers, float64 [B, num_random], which stay on the CPU. Where
+data.on_error=skip skipped images, skipped: how many.
+"""
+
+
+class AugmentedDataset(Dataset):
+    """One transform of each image, a whole batch at a time.
+
+    replacements: for images that cannot be read; without them such an image raises UnreadableImageError. numbers: of
+    the images, where the source holds a part of a larger one; random numbers depend on them, and a batch has them as
+    index.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        transform: Transform,
+        seed: int,
+        labels: np.ndarray,
+        replacements: Replacements | None = None,
+        numbers: np.ndarray | None = None,
+    ) -> None:
+        self.source, self.transform, self.seed, self.labels = source, transform, seed, labels
+        self.replacements, self.numbers = replacements, numbers
+
+    @property
+    def read_errors(self) -> ReadErrors | None:
+        """The record of images that cannot be read; None where such an image stops the run."""
+        return None if self.replacements is None else self.replacements.read_errors
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
+        """The batch of (epoch, index) keys, all of one epoch; with `read_errors` where images could not be read.
+
+        An image that replaces another comes under that one's index, label and random numbers. Where none can, the batch
+        is empty but for read_errors.
+        """
+        found: list[ReadError] = []
+        skips = self.replacements is not None and self.replacements.skips
+        batch = self._batch(keys, found, skips) or (self._batch(keys, found, False) if skips else {})
+        return batch | {"read_errors": found} if found else batch
+
+    def _batch(self, keys: list[tuple[int, int]], found: list[ReadError], skips: bool) -> Batch:
+        """{} where an image can neither be read nor be replaced; with skips where that is true of all of them."""
+        index = np.array([key[1] for key in keys])
+        numbers = index if self.numbers is None else self.numbers[index]
+        random_numbers = uniforms(self.seed, keys[0][0], numbers, self.transform.num_random)
+        transformed, kept = [], []
+        for place, number in enumerate(index.tolist()):
+            image = self._image(number, found, skips)
+            if image is not None:
+                transformed.append(self.transform(image, random_numbers[place]))
+                kept.append(place)
+            elif not skips:
+                return {}
+        if not kept:
+            return {}
+        batch = {"images": _stack(transformed), "label": torch.from_numpy(self.labels[index[kept]])}
+        batch |= {"index": torch.from_numpy(numbers[kept])}
+        batch |= {"random": random_numbers[kept]} if hasattr(self.transform, "color") else {}
+        return batch | {"skipped": len(keys) - len(kept)} if len(kept) < len(keys) else batch
+
+    def _image(self, index: int, found: list[ReadError], skips: bool) -> Tensor | None:
+        if self.replacements is None:
+            pixels = self.source.read(index)
+        else:
+            pixels = self.replacements.read(index, found)
+            if pixels is None and not skips:
+                pixels = self.replacements.replace(index, found)
+        if pixels is None:
+            return None
+        return torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)  # PIL's memory is read-only
+
+
+def _stack(images: list[Any]) -> Tensor | list[Tensor]:
+    """[B, C, H, W], or where each image became a list of crops one such stack per crop."""
+    if isinstance(images[0], Tensor):
+        return torch.stack(images).contiguous()
+    return [torch.stack(crops).contiguous() for crops in zip(*images, strict=True)]
