@@ -1,32 +1,40 @@
-"""What is judged: an encoder, a random one of its shape, raw pixels; each says which features it has.
+"""What is evaluated: an encoder, a random one of its shape, raw pixels, any model of timm; each names its features.
 
 Letters: B images, C channels, H x W pixels, S tokens (class token first), D width.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vit.config.checks import require
+from ssl_vit.config.checks import nearest, require
+from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import POOLS
 from ssl_vit.models.vit import VisionTransformer, patchify
 
 WHOLE = "whole"
-"""The pooling of what has one feature an image: pixels, a convolutional network's pooled output."""
+"""The pooling of a backbone with one feature an image: pixels, a convolutional network's pooled output."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Some blocks of a subject, pooled one way and put side by side."""
+    """Some blocks of a backbone, pooled one way and put side by side."""
 
     blocks: tuple[int, ...]
     """From 0, in order."""
     pool: str
     """cls, mean, both, or whole."""
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of one token's width that stand side by side."""
+        return len(self.blocks) * (2 if self.pool == "both" else 1)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -36,7 +44,7 @@ class Feature:
 
 @dataclass(kw_only=True)
 class Backbone:
-    """Something that describes images by tokens of its blocks. Its kinds say how."""
+    """A network that turns images into the tokens of its blocks; each subclass in its own way."""
 
     module: nn.Module
     depth: int
@@ -51,7 +59,7 @@ class Backbone:
     """Of the images it was made for, in pixels."""
     channels: int
     metadata: dict[str, Any] = field(default_factory=dict)
-    """mean and std of its images, where it knows them."""
+    """mean and std of its images, where they are known."""
 
     def tokens(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int], normed: bool = True
@@ -64,18 +72,22 @@ class Backbone:
     ) -> Float[Tensor, "B _"]:
         """One vector per image: for each block the class token and, or, the mean of the patches, side by side."""
         patches = slice(1 if "cls" in self.pools else 0, None)
-        parts = []
+        vectors = []
         for tokens in self.tokens(images, layers, normed):
-            parts += [tokens[:, 0]] if pool != "mean" else []
-            parts += [tokens[:, patches].mean(1)] if pool != "cls" else []
-        return torch.cat(parts, dim=1)
+            vectors += [tokens[:, 0]] if pool != "mean" else []
+            vectors += [tokens[:, patches].mean(1)] if pool != "cls" else []
+        return torch.cat(vectors, dim=1)
+
+    def extractor(self, feature: Feature, normed: bool = True) -> Callable[[Tensor], Tensor]:
+        """The function from images [B, C, H, W] to a feature of them [B, D]."""
+        return partial(self.features, layers=feature.blocks, pool=feature.pool, normed=normed)
 
     def random(self, seed: int) -> "Backbone":
         """The same architecture, untrained."""
         raise NotImplementedError
 
     def feature(self, pool: str, layer: Any, blocks: int) -> Feature:
-        """The feature of `blocks` blocks up to `layer` (last, or a number from 1); for what has only one, that one.
+        """The feature of `blocks` blocks up to `layer` (last, or a number from 1); where there is only one, that one.
 
         ValueError where there is no such block, or no such pooling.
         """
@@ -132,3 +144,76 @@ class RawPixels(Backbone):
 
     def features(self, images: Tensor, layers: Sequence[int], pool: str, normed: bool = True) -> Tensor:
         return images.flatten(1)
+
+
+class TimmBackbone(Backbone):
+    """A model of timm: the tokens of every block of a transformer, any other model's one pooled feature.
+
+    Args:
+        model: without a classifier, as timm_model(..., num_classes=0) makes it.
+    """
+
+    def __init__(self, name: str, model: Any) -> None:
+        self.name, self.model, trained = name, model, model.pretrained_cfg
+        channels, height, width = trained["input_size"]
+        known = {"depth": 1, "width": getattr(model, "head_hidden_size", model.num_features), "patch_size": 1}
+        known["pools"] = (WHOLE,)
+        reads = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters
+        if "return_prefix_tokens" in reads and hasattr(model, "num_prefix_tokens") and hasattr(model, "blocks"):
+            known = {"depth": len(model.blocks), "width": model.num_features}
+            known["patch_size"] = model.patch_embed.patch_size[0]
+            known["pools"] = POOLS if model.num_prefix_tokens else ("mean",)
+        statistics = {key: list(trained[key]) for key in ("mean", "std")}
+        super().__init__(module=model, height_width=(height, width), channels=channels, metadata=statistics, **known)
+
+    def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
+        if WHOLE in self.pools:
+            raise ValueError(f"encoder={TIMM}{self.name} has no tokens: choose another protocol= than attentive")
+        blocks = [range(self.depth)[layer] for layer in layers]
+        indices = sorted(set(blocks))
+        found = self.model.forward_intermediates(
+            images, indices=indices, return_prefix_tokens=True, norm=normed, output_fmt="NLC", intermediates_only=True
+        )
+        if "cls" in self.pools:
+            found = [torch.cat([prefix[:, :1], patches], dim=1) for patches, prefix in found]
+        return [found[indices.index(block)] for block in blocks]
+
+    def features(self, images: Tensor, layers: Sequence[int], pool: str, normed: bool = True) -> Tensor:
+        return self.model(images) if WHOLE in self.pools else super().features(images, layers, pool, normed)
+
+    def random(self, seed: int) -> Backbone:
+        return load_timm(self.name, pretrained=False, seed=seed)
+
+
+def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> TimmBackbone:
+    """A model of timm by name; pretrained weights are downloaded on first use, untrained ones are drawn by the seed.
+
+    Raises:
+        ValueError, OSError: as timm_model.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = timm_model(f"encoder={TIMM}{name}", name, pretrained=pretrained, num_classes=0)
+    return TimmBackbone(name, model.eval())
+
+
+def timm_model(key: str, name: str, **options: Any) -> Any:
+    """timm.create_model, imported when it is used.
+
+    Args:
+        key: begins every message: the setting that names the model.
+
+    Raises:
+        ValueError: timm has no such model.
+        OSError: its weights could not be downloaded.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise ValueError(f"{key}: timm has no model of this name{nearest(name, timm.list_models())}")
+    try:
+        return timm.create_model(name, **options)
+    except Exception as error:  # each downloader raises errors of its own kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        advice = "they are downloaded on first use, and kept"
+        raise OSError(f"{key}: its weights could not be had ({reason}); {advice}") from error

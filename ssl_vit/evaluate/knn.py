@@ -26,8 +26,10 @@ def evaluate_knn(evaluation: Evaluation[KNNConfig], backbone: Backbone) -> Resul
     train, test = (evaluation.bank(backbone, features, split) for split in ("train", "test"))
     counts = sorted({min(k, len(train)) for k in config.neighbors})
 
-    def votes(known: Tensor, labels: Tensor, asked: Tensor) -> list[Tensor]:
-        return [part.cpu() for part in knn_votes(known, labels, asked.to(device), counts, config.temperature)]
+    def votes(known: Tensor, labels: Tensor, unknown: Tensor) -> list[Tensor]:
+        return [
+            fractions.cpu() for fractions in knn_votes(known, labels, unknown.to(device), counts, config.temperature)
+        ]
 
     best, which = features[0], 0
     if len(features) * len(counts) > 1:
@@ -72,7 +74,7 @@ def knn_votes(
     neighbors: Sequence[int],
     temperature: float = 0.07,
 ) -> list[Float[Tensor, "m K"]]:
-    """Share of the votes for each class, for each k of `neighbors`, from one search.
+    """Fraction of the votes for each class, for each k of `neighbors`, from one search.
 
     A neighbor weighs exp(similarity / temperature). Columns are the classes 0 .. max(labels); a k above the number of
     training images means all of them.

@@ -59,8 +59,8 @@ def test_a_small_set_has_more_epochs():
     assert enough_epochs(1000, 10) == 100
 
 
-def test_logreg_is_scikit_learns_on_the_named_feature(make_exam, backbone):
-    evaluation = make_exam(protocol="logreg", pool="both", layer=2)
+def test_logreg_is_scikit_learns_on_the_named_feature(make_evaluation, backbone):
+    evaluation = make_evaluation(protocol="logreg", pool="both", layer=2)
     feature = Feature((1,), "both")
     train, test = (evaluation.bank(backbone, [feature], split) for split in ("train", "test"))
     model = LogisticRegression(max_iter=1000).fit(train.values.numpy(), train.labels.numpy())
@@ -70,14 +70,14 @@ def test_logreg_is_scikit_learns_on_the_named_feature(make_exam, backbone):
     assert result.head == feature.metadata
 
 
-def test_logreg_tries_every_block_with_best(make_exam, backbone):
-    result = evaluate_logreg(make_exam(protocol="logreg", layer="best"), backbone)
+def test_logreg_tries_every_block_with_best(make_evaluation, backbone):
+    result = evaluate_logreg(make_evaluation(protocol="logreg", layer="best"), backbone)
     assert result.head["blocks"][0] in (1, 2, 3)
     assert len(result.head["blocks"]) == 1
 
 
-def test_the_same_seed_gives_the_same_figures(make_exam, backbone):
-    one, two = (evaluate_grid(make_exam(epochs=2), backbone) for _ in range(2))
+def test_the_same_seed_gives_the_same_figures(make_evaluation, backbone):
+    one, two = (evaluate_grid(make_evaluation(epochs=2), backbone) for _ in range(2))
     assert torch.equal(one.probabilities, two.probabilities)
     assert one.head == two.head
     assert torch.allclose(one.probabilities.sum(1), torch.ones(12))

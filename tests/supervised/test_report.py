@@ -35,12 +35,12 @@ def run_dir(tmp_path, monkeypatch, encoder, labeled):
     return tmp_path / "run"
 
 
-def linear(run_dir: Path, *words: str):
-    return evaluate(read_probe_args([f"encoder={run_dir}", *words], LinearProbeConfig).config)
+def linear(run_dir: Path, *args: str):
+    return evaluate(read_probe_args([f"encoder={run_dir}", *args], LinearProbeConfig).config)
 
 
-def knn(run_dir: Path, *words: str):
-    return evaluate(read_probe_args([f"encoder={run_dir}", *words], KNNConfig).config)
+def knn(run_dir: Path, *args: str):
+    return evaluate(read_probe_args([f"encoder={run_dir}", *args], KNNConfig).config)
 
 
 def test_every_protocol_has_settings_and_a_judge():
@@ -52,8 +52,8 @@ def test_a_run_says_which_protocol_judges_it_unless_the_command_does(tmp_path, e
     save_encoder(encoder, tmp_path / "run", data=data, readout=readout)
     save_encoder(encoder, tmp_path / "silent", data=data)
 
-    def resolved(run: str, config_class: type, *words: str):
-        return read_probe_args([f"encoder={tmp_path / run}", *words], config_class).config
+    def resolved(run: str, config_class: type, *args: str):
+        return read_probe_args([f"encoder={tmp_path / run}", *args], config_class).config
 
     as_trained = resolved("run", LinearProbeConfig)
     assert (as_trained.protocol, as_trained.pool, as_trained.layer) == ("logreg", "cls", "best")
@@ -71,10 +71,10 @@ def test_a_run_says_which_protocol_judges_it_unless_the_command_does(tmp_path, e
 def test_each_protocol_runs_from_the_command_line_on_digits(protocol, tmp_path):
     made = VisionTransformer(embed_dim=16, depth=2, num_heads=2, patch_size=16, image_size=32)
     save_encoder(made, tmp_path / "run", mean=[0.2] * 3, std=[0.2] * 3, data={"source": "digits", "batch_size": 256})
-    words = [f"encoder={tmp_path / 'run'}", f"protocol={protocol}", "train_limit=200", "controls=false"]
-    words += [] if protocol == "logreg" else ["epochs=2"]
+    args = [f"encoder={tmp_path / 'run'}", f"protocol={protocol}", "train_limit=200", "controls=false"]
+    args += [] if protocol == "logreg" else ["epochs=2"]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tools/linear_probe.py"), *words], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, str(ROOT / "tools/linear_probe.py"), *args], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -86,14 +86,14 @@ def test_each_protocol_runs_from_the_command_line_on_digits(protocol, tmp_path):
 
 def test_two_processes_judge_as_one_does_and_the_first_speaks(run_dir, free_port):
     """Live crops: each process describes half of a batch, and both train the same head on the whole of it."""
-    words = [f"encoder={run_dir}", "protocol=dino", "epochs=2", "batch_size=10", "base_lr=1", "controls=false"]
+    args = [f"encoder={run_dir}", "protocol=dino", "epochs=2", "batch_size=10", "base_lr=1", "controls=false"]
     results = {}
     for processes in (1, 2):
         running = []
         for rank in range(processes):
             shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "RANK": str(rank)}
             environment = {**os.environ, **shared, "WORLD_SIZE": str(processes), "PYTHONPATH": str(ROOT)}
-            command = [sys.executable, str(ROOT / "tools/linear_probe.py"), *words]
+            command = [sys.executable, str(ROOT / "tools/linear_probe.py"), *args]
             running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
         printed = [process.communicate(timeout=240)[0] for process in running]
         assert [process.returncode for process in running] == [0] * processes
@@ -132,8 +132,8 @@ def test_test_labels_choose_nothing(run_dir, labeled, tmp_path):
     for name, other in zip(("bird", "cat", "dog"), ("cat", "dog", "bird"), strict=True):
         (moved / "test" / name).symlink_to(labeled / "test" / other)
     for judge, words in ((linear, ["epochs=2"]), (knn, ["layer=best"]), (linear, ["protocol=beit", "epochs=1"])):
-        words = [*words, "controls=false"]
-        assert judge(run_dir, *words)["head"] == judge(run_dir, *words, f"data.path={moved}")["head"]
+        args = [*args, "controls=false"]
+        assert judge(run_dir, *args)["head"] == judge(run_dir, *args, f"data.path={moved}")["head"]
 
 
 def test_knn_says_which_k(run_dir):
@@ -159,8 +159,8 @@ def test_a_model_of_timm_is_judged_by_name(labeled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
-    words = ["encoder=timm:resnet10t", "data.source=folder", f"data.path={labeled}", "data.workers=0"]
-    result = evaluate(read_probe_args([*words, "protocol=logreg"], LinearProbeConfig).config)
+    args = ["encoder=timm:resnet10t", "data.source=folder", f"data.path={labeled}", "data.workers=0"]
+    result = evaluate(read_probe_args([*args, "protocol=logreg"], LinearProbeConfig).config)
     assert (result["encoder"], result["layer"], result["head"]["pool"]) == ("timm:resnet10t", 1, "whole")
     assert (tmp_path / "runs" / "timm-resnet10t" / "linear_probe.json").exists()
     with pytest.raises(ConfigError, match="encoder=timm:resnet10t does not say what it was trained on: give data"):
@@ -187,29 +187,29 @@ def test_images_that_cannot_judge_are_one_line(run_dir, tmp_path, judge):
         judge(run_dir, f"data.path={more}")
 
 
-@pytest.mark.parametrize("words", [["protocol=grid"], ["protocol=attentive"], ["protocol=dino", "epochs=1"]])
-def test_broken_weights_are_one_line(run_dir, encoder, words):
+@pytest.mark.parametrize("args", [["protocol=grid"], ["protocol=attentive"], ["protocol=dino", "epochs=1"]])
+def test_broken_weights_are_one_line(run_dir, encoder, args):
     encoder.blocks[0].attn.qkv.weight.data[0, 0] = torch.nan
     metadata = json.loads((run_dir / "encoder.json").read_text())
     metadata.pop("encoder")
     save_encoder(encoder, run_dir, **metadata)
     with pytest.raises(ValueError, match="features are not finite: the encoder's weights are broken"):
-        linear(run_dir, *words)
+        linear(run_dir, *args)
 
 
 def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
     save_encoder(
         VisionTransformer(embed_dim=8, depth=1, num_heads=1, patch_size=8, image_size=16, channels=4), tmp_path
     )
-    words = ["data.source=folder", f"data.path={labeled}"]
+    args = ["data.source=folder", f"data.path={labeled}"]
     with pytest.raises(ValueError, match=r"takes images of 4 channels, data.mean=\[.*\] is of 3"):
-        linear(tmp_path, *words)
+        linear(tmp_path, *args)
     with pytest.raises(ValueError, match=r"has 3 bands \(RGB\), encoder.channels=4 asks for 4"):
-        linear(tmp_path, *words, "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "protocol=logreg", "controls=false")
+        linear(tmp_path, *args, "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "protocol=logreg", "controls=false")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["protocol=gird"], r"protocol=gird must be one of grid, .*did you mean grid\?"),
         (["protocol=logreg", "epochs=3"], "epochs=3 must be null with protocol=logreg, which has none"),
@@ -230,7 +230,7 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
 )
 def test_a_wrong_setting_is_one_line(run_dir, words, message):
     with pytest.raises(ConfigError, match=message):
-        read_probe_args([f"encoder={run_dir}", *words], LinearProbeConfig)
+        read_probe_args([f"encoder={run_dir}", *args], LinearProbeConfig)
 
 
 @pytest.mark.parametrize(
