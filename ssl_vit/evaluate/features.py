@@ -73,7 +73,6 @@ def allocate(rows: int, shape: tuple[int, ...], dtype: torch.dtype, resources: R
         return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(rows, *shape)
 
 
-@torch.no_grad()
 def extract_features(
     extractor: Callable[[Tensor], Tensor],
     data: ImageDataModule,
@@ -105,6 +104,7 @@ def extract_features(
     return features, torch.cat(labels)[:count]
 
 
+@torch.no_grad()
 def extract_batch(
     extractor: Callable[[Tensor], Tensor], data: ImageDataModule, images: Shaped[Tensor, "B C H W"], device: str
 ) -> Shaped[Tensor, "B ..."]:

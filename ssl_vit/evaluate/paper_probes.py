@@ -179,7 +179,6 @@ def train_live(
     return f"lr {lr:g}, {epochs} epochs of batch {batch_size}, random crops"
 
 
-@torch.no_grad()
 def cropped_features(
     evaluation: Evaluation[Any], extractor: Callable[[Tensor], Tensor], loader: DataLoader, bar: str
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

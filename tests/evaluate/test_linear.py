@@ -1,6 +1,5 @@
 """The linear probe's two ways on cached features, against scikit-learn."""
 
-import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
@@ -14,20 +13,17 @@ from ssl_vit.evaluate.linear_heads import Training
 WHOLE = Feature((0,), "mean")
 
 
-def blobs(count: int, seed: int, conditioned: bool) -> FeatureBank:
-    """Four overlapping classes in 24 channels; badly conditioned, they are mixed and of sizes from .001 to 1."""
+def blobs(count: int, seed: int) -> FeatureBank:
+    """Four overlapping classes in 24 channels, badly conditioned: mixed, and of sizes from .001 to 1."""
     generator = torch.Generator().manual_seed(0)
     centers, mixing = torch.randn(4, 24, generator=generator), torch.randn(24, 24, generator=generator)
     labels = torch.arange(count) % 4
     values = centers[labels] + 1.5 * torch.randn(count, 24, generator=torch.Generator().manual_seed(seed))
-    if not conditioned:
-        values = (values @ mixing + 3) * torch.logspace(-3, 0, 24)
-    return FeatureBank(values, labels, WHOLE)
+    return FeatureBank((values @ mixing + 3) * torch.logspace(-3, 0, 24), labels, WHOLE)
 
 
-@pytest.mark.parametrize("conditioned", [True, False])
-def test_the_grid_is_as_good_as_logistic_regression_whatever_the_scale_of_channels(conditioned):
-    train, test = blobs(1200, 1, conditioned), blobs(2000, 2, conditioned)
+def test_the_grid_is_as_good_as_logistic_regression_whatever_the_scale_of_channels():
+    train, test = blobs(1200, 1), blobs(2000, 2)
     winner, _ = best_head(train, [WHOLE], Training(4, enough_epochs(1200, 10), 256))
     hits = winner.logits(test, torch.arange(2000))[:, 0].argmax(1) == test.labels
     model = LogisticRegression(max_iter=1000).fit(train.values.numpy(), train.labels.numpy())

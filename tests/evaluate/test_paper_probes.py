@@ -29,7 +29,7 @@ def batches(evaluation, epoch: int):
         yield images, torch.from_numpy(source.labels[some]), torch.from_numpy(some)
 
 
-def test_images_of(evaluation):
+def normalized_test_images(evaluation):
     """Normalized test images."""
     return torch.cat([evaluation.data.normalize(batch["images"]) for batch in evaluation.data.eval_dataloader("test")])
 
@@ -70,7 +70,7 @@ def test_mae_is_a_batch_norm_and_a_linear_map_by_lars(make_evaluation, backbone,
                 parameter.data -= rate * buffer
     norm.eval()
     with torch.no_grad():
-        features = encoder.features(test_images_of(evaluation), [-1], pool or "cls")
+        features = encoder.features(normalized_test_images(evaluation), [-1], pool or "cls")
         expected = head(norm(features)).softmax(1)
     result = evaluate_mae(evaluation, backbone)
     torch.testing.assert_close(result.probabilities, expected, atol=1e-5, rtol=1e-4)
@@ -78,7 +78,9 @@ def test_mae_is_a_batch_norm_and_a_linear_map_by_lars(make_evaluation, backbone,
 
 
 def test_lars_scales_matrices_and_takes_plain_steps_where_nothing_can_be_scaled():
-    zero, bias, matrix = (torch.nn.Parameter(values) for values in (torch.zeros(2, 2), torch.ones(2), torch.randn(2, 2)))
+    zero, bias, matrix = (
+        torch.nn.Parameter(values) for values in (torch.zeros(2, 2), torch.ones(2), torch.randn(2, 2))
+    )
     start, gradient = matrix.detach().clone(), torch.randn(2, 2)
     optimizer = lars([zero, bias, matrix], lr=0.5)
     zero.grad, bias.grad, matrix.grad = torch.ones(2, 2), torch.ones(2), gradient.clone()
@@ -105,7 +107,7 @@ def test_dino_reads_by_width_and_steps_by_epoch(make_evaluation, backbone, encod
             sgd.step()
         schedule.step()
     with torch.no_grad():
-        expected = head(encoder.features(test_images_of(evaluation), layers, pool)).softmax(1)
+        expected = head(encoder.features(normalized_test_images(evaluation), layers, pool)).softmax(1)
     result = evaluate_dino(evaluation, backbone)
     torch.testing.assert_close(result.probabilities, expected, atol=1e-6, rtol=1e-5)
     assert result.head == {"blocks": [1 + layer for layer in layers], "pool": pool, "lr": lr}
@@ -139,7 +141,7 @@ def test_beit_chooses_a_block_on_training_images_that_its_chooser_never_saw(make
     truth = evaluation.train_labels[held_out]
     hits = [int((heads[b, True](features(train[held_out], b)).argmax(1) == truth).sum()) for b in range(3)]
     chosen = hits.index(max(hits))
-    expected = heads[chosen, False](features(test_images_of(evaluation), chosen)).softmax(1).detach()
+    expected = heads[chosen, False](features(normalized_test_images(evaluation), chosen)).softmax(1).detach()
     result = evaluate_beit(evaluation, backbone)
     assert result.head == {"blocks": [1 + chosen], "pool": "both", "lr": lr}
     torch.testing.assert_close(result.probabilities, expected, atol=2e-3, rtol=1e-3)  # Adam divides by its noise
