@@ -4,7 +4,7 @@ Letters: n training images, m test images, K classes, D feature channels.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -18,7 +18,7 @@ from ssl_vit.config.evaluation_schema import EvaluationConfig, LinearProbeConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources.registry import Split
 from ssl_vit.evaluate.backbones import Backbone, Feature
-from ssl_vit.evaluate.features import FeatureBank, Resources, cover, extract_features
+from ssl_vit.evaluate.features import FeatureBank, Resources, best_feature, cover, extract_features
 from ssl_vit.optim.param_groups import scaled_lr
 
 SEEN = 100_000
@@ -78,6 +78,10 @@ class Evaluation(Generic[ConfigT]):
         holds = cover(features)
         return FeatureBank(*self.extract(backbone, backbone.extractor(holds, normed), split), holds)
 
+    def banks(self, backbone: Backbone, features: list[Feature], normed: bool = True) -> Iterator[FeatureBank]:
+        """Frozen features of the training images, then of the test images."""
+        return (self.bank(backbone, features, split, normed) for split in ("train", "test"))
+
     def extract(
         self,
         backbone: Backbone,
@@ -93,6 +97,24 @@ class Evaluation(Generic[ConfigT]):
         )
         require_finite(values)
         return values, labels
+
+    def best_of(
+        self, backbone: Backbone, scores_of: Callable[[Tensor, Tensor, Tensor], list[Tensor]], count: int = 1
+    ) -> tuple[Float[Tensor, "m K"], Feature, int]:
+        """Test scores of one of `count` classifiers on a readable feature, the feature, the classifier's number.
+
+        Where there are several of either, held-out training images choose.
+
+        Args:
+            scores_of: (training features, training labels, test features) -> scores per class of each classifier.
+        """
+        features, which = self.readable(backbone), 0
+        train, test = self.banks(backbone, features)
+        best = features[0]
+        if len(features) * count > 1:
+            best, which = best_feature(scores_of, train, features, self.config.seed)
+        scores = scores_of(train.select(best), train.labels, test.select(best))[which]
+        return self.as_classes(scores), best, which
 
     def as_classes(self, scores: Float[Tensor, "m _"]) -> Float[Tensor, "m K"]:
         """Scores with a column for every class; those of classes after the last trained one are 0."""

@@ -17,12 +17,14 @@ from ssl_vit.evaluate.backbones import Backbone
 from ssl_vit.evaluate.evaluation import Evaluation
 from ssl_vit.evaluate.metrics import top_k
 
-DRAWS = 5
-"""Of as many images, each by a seed of its own."""
+SUBSETS = 5
+"""Of each size, each by a seed of its own."""
 
 
-def draw(labels: Int64[np.ndarray, " n"], count_of: Callable[[int], int], seed: int) -> Int64[np.ndarray, " _"]:
-    """Sorted numbers of images: of each class, `count_of(its images)` at random."""
+def random_subset(
+    labels: Int64[np.ndarray, " n"], count_of: Callable[[int], int], seed: int
+) -> Int64[np.ndarray, " _"]:
+    """Sorted indices of images: of each class, `count_of(its images)` at random."""
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -48,29 +50,29 @@ def require_shots(evaluation: Evaluation) -> None:
 def evaluate_few_shot(
     evaluation: Evaluation, backbone: Backbone, scores_of: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """For each of the shots, and each fraction: mean and std of top-1 over five draws, and mean top-5.
+    """For each of the shots, and each fraction: mean and std of top-1 over five random subsets, and mean top-5.
 
     Args:
         scores_of: (training features, training labels, test features) -> scores per class.
     """
     feature = evaluation.readable(backbone)[0]
-    train, test = (evaluation.bank(backbone, [feature], split) for split in ("train", "test"))
+    train, test = evaluation.banks(backbone, [feature])
     labels, results = train.labels.numpy(), dict[str, dict[str, dict[str, float | None]]]()
     wanted = [("shots", shots, lambda _, shots=shots: shots) for shots in evaluation.config.shots]
     wanted += [("fraction", fraction, of_fraction(fraction)) for fraction in evaluation.config.fraction]
     for kind, amount, count_of in wanted:
         scores = []
-        for number in range(DRAWS):
-            rows = torch.from_numpy(draw(labels, count_of, evaluation.config.seed + number))
+        for number in range(SUBSETS):
+            rows = torch.from_numpy(random_subset(labels, count_of, evaluation.config.seed + number))
             few = train.select(feature, rows), train.labels[rows]
             scores.append(evaluation.as_classes(scores_of(*few, test.select(feature))))
         results.setdefault(kind, {})[f"{amount:g}"] = summary(scores, test.labels)
     return results
 
 
-def summary(draws: list[Tensor], labels: Int64[Tensor, " m"]) -> dict[str, Any]:
-    """Mean and standard deviation of top-1 over the draws, and mean of top-5 where there are more than five classes."""
-    found = ([top_k(scores, labels, k) for scores in draws] for k in (1, 5))
+def summary(subsets: list[Tensor], labels: Int64[Tensor, " m"]) -> dict[str, Any]:
+    """Mean and std of top-1 over the subsets, and mean of top-5 where there are more than five classes."""
+    found = ([top_k(scores, labels, k) for scores in subsets] for k in (1, 5))
     top1, top5 = ([value for value in values if value is not None] for values in found)
     return {
         "mean": round(mean(top1), 4),

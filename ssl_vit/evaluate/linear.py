@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
 from ssl_vit.evaluate.backbones import Backbone, Feature
 from ssl_vit.evaluate.evaluation import SEEN, Evaluation, Result, require_finite, schedule_of
-from ssl_vit.evaluate.features import FeatureBank, best_feature, held_out_folds
+from ssl_vit.evaluate.features import FeatureBank, held_out_folds
 from ssl_vit.evaluate.linear_heads import Heads, Training, train_heads
 from ssl_vit.optim.param_groups import scaled_lr
 
@@ -30,7 +30,7 @@ BLOCKS = (1, 4)
 def evaluate_grid(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
     """Linear heads of every learning rate on every feature, trained together; held-out images choose one."""
     features = grid_features(evaluation.config, backbone)
-    train, test = (evaluation.bank(backbone, features, split) for split in ("train", "test"))
+    train, test = evaluation.banks(backbone, features)
     epochs, batch_size, _ = schedule_of(evaluation, SEEN)
     training = Training(evaluation.classes, epochs, batch_size, evaluation.config.seed, evaluation.resources.device)
     winner, rate = best_head(train, features, training)
@@ -64,13 +64,8 @@ def grid_features(config: LinearProbeConfig, backbone: Backbone) -> list[Feature
 
 def evaluate_logreg(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
     """scikit-learn's logistic regression, C = 1, on one feature; with layer=best held-out images choose the block."""
-    features = evaluation.readable(backbone)
-    train, test = (evaluation.bank(backbone, features, split) for split in ("train", "test"))
-    best = features[0]
-    if len(features) > 1:
-        best, _ = best_feature(lambda *given: [logistic_scores(*given)], train, features, evaluation.config.seed)
-    scores = logistic_scores(train.select(best), train.labels, test.select(best))
-    return Result(evaluation.as_classes(scores), "logistic regression, C=1", best.metadata)
+    scores, best, _ = evaluation.best_of(backbone, lambda *given: [logistic_scores(*given)])
+    return Result(scores, "logistic regression, C=1", best.metadata)
 
 
 def logistic_scores(

@@ -82,14 +82,14 @@ def layer_of(name: str, depth: int) -> int:
 
 
 class FineTune(Objective):
-    """A classifier trained on labels, and on a teacher's answers where there is one.
+    """A classifier trained on labels, and on a teacher's scores where there is one.
 
     Args:
         encoder: where to start; it is copied.
         classes: names, in the order of the labels.
         optim: an OptimConfig, or a dict of the fields that differ from MAE's.
-        seed: every draw of a step is a function of (seed, epoch, batch, rank).
-        image_size: image in pixels, a side or [height, width]; None is the encoder's.
+        seed: all random numbers of a step are a function of (seed, epoch, batch, rank).
+        image_size: in pixels, a side or [height, width]; None: the encoder's.
         counts: training images of each class, for class_weights.
         teacher: normalized images [B, C, H, W] -> class scores [B, K]; adds a distillation token.
         distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
@@ -168,13 +168,13 @@ class FineTune(Objective):
         if by_teacher is None or self.teacher is None:
             return {"classification": loss}
         with torch.no_grad():
-            answers = self.teacher(images)
+            scores = self.teacher(images)
         cfg = self.distill
         if cfg.kind == "hard":
-            taught = hard_distillation(by_teacher, answers)
+            distillation = hard_distillation(by_teacher, scores)
         else:
-            taught = soft_distillation(by_teacher, answers, cfg.temperature)
-        return {"classification": (1 - cfg.alpha) * loss, "distillation": cfg.alpha * taught}
+            distillation = soft_distillation(by_teacher, scores, cfg.temperature)
+        return {"classification": (1 - cfg.alpha) * loss, "distillation": cfg.alpha * distillation}
 
     def augment(
         self, images: Float[Tensor, "B C H W"], labels: Int64[Tensor, " B"]
@@ -189,7 +189,7 @@ class FineTune(Objective):
         return mix_images(images, mix), targets
 
     def random(self) -> np.random.Generator:
-        """Source of this step's draws on the host; outside a trainer PyTorch's own state decides."""
+        """This step's random numbers on the host; outside a trainer they come from PyTorch's own state."""
         generator = self.generator(torch.device("cpu"))
         return np.random.default_rng(int(torch.randint(2**62, ())) if generator is None else generator.initial_seed())
 
@@ -214,9 +214,9 @@ class FineTune(Objective):
             ema_update(self.averaged, self.model, self.config.ema)
 
     def judged(self) -> Classifier:
-        """The classifier that is saved and judged: the averaged one where there is one."""
+        """The classifier that is saved and evaluated: the averaged one where there is one."""
         return self.model if self.averaged is None else self.averaged
 
     def export(self, folder: Path, **metadata: Any) -> Path:
-        """Write the classifier, and its encoder."""
+        """Write the classifier and its encoder; the classifier's file."""
         return save_classifier(self.judged(), folder, **metadata)

@@ -153,7 +153,7 @@ def test_knn_says_which_k(run_dir):
 
 
 @pytest.mark.parametrize("probe", [linear, knn])
-def test_few_labels_are_means_of_five_draws(run_dir, probe):
+def test_few_labels_are_means_of_five_subsets(run_dir, probe):
     result = probe(run_dir, "shots=1,5", "fraction=0.2")
     assert set(result["shots"]) == {"1", "5"}
     assert result["top1"] == result["fraction"]["0.2"]["mean"]
