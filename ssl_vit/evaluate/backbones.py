@@ -4,8 +4,9 @@ Letters: B images, C channels, H x W pixels, S tokens (class token first), D wid
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -42,7 +43,6 @@ class Feature:
         return {"blocks": [1 + block for block in self.blocks], "pool": self.pool}
 
 
-@dataclass(kw_only=True)
 class Backbone:
     """A network that turns images into the tokens of its blocks; each subclass in its own way."""
 
@@ -58,7 +58,7 @@ class Backbone:
     height_width: tuple[int, int]
     """Of the images it was made for, in pixels."""
     channels: int
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any]
     """mean and std of its images, where they are known."""
 
     def tokens(
@@ -103,16 +103,10 @@ class EncoderBackbone(Backbone):
     """A VisionTransformer of this project."""
 
     def __init__(self, encoder: VisionTransformer) -> None:
-        super().__init__(
-            module=encoder,
-            depth=encoder.depth,
-            width=encoder.embed_dim,
-            patch_size=encoder.patch_size,
-            height_width=encoder.config.height_width,
-            channels=encoder.config.channels,
-            metadata=encoder.metadata,
-        )
-        self.encoder = encoder
+        self.module = self.encoder = encoder
+        self.depth, self.width, self.patch_size = encoder.depth, encoder.embed_dim, encoder.patch_size
+        self.height_width, self.channels = encoder.config.height_width, encoder.config.channels
+        self.metadata = encoder.metadata
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         if normed:
@@ -129,15 +123,9 @@ class RawPixels(Backbone):
     """The normalized pixels themselves: the image as one feature, its patches as tokens."""
 
     def __init__(self, height_width: tuple[int, int], channels: int, patch_size: int) -> None:
-        super().__init__(
-            module=nn.Identity(),
-            depth=1,
-            width=channels * height_width[0] * height_width[1],
-            patch_size=patch_size,
-            pools=(WHOLE,),
-            height_width=height_width,
-            channels=channels,
-        )
+        self.module, self.depth, self.pools, self.metadata = nn.Identity(), 1, (WHOLE,), {}
+        self.width, self.patch_size = channels * math.prod(height_width), patch_size
+        self.height_width, self.channels = height_width, channels
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         return [patchify(images, self.patch_size) for _ in layers]
@@ -154,17 +142,18 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(self, name: str, model: Any) -> None:
-        self.name, self.model, trained = name, model, model.pretrained_cfg
-        channels, height, width = trained["input_size"]
-        known = {"depth": 1, "width": getattr(model, "head_hidden_size", model.num_features), "patch_size": 1}
-        known["pools"] = (WHOLE,)
+        self.name, self.module, self.model = name, model, model
+        self.channels, height, width = model.pretrained_cfg["input_size"]
+        self.height_width = (height, width)
+        self.metadata = {key: list(model.pretrained_cfg[key]) for key in ("mean", "std")}
         reads = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters
         if "return_prefix_tokens" in reads and hasattr(model, "num_prefix_tokens") and hasattr(model, "blocks"):
-            known = {"depth": len(model.blocks), "width": model.num_features}
-            known["patch_size"] = model.patch_embed.patch_size[0]
-            known["pools"] = POOLS if model.num_prefix_tokens else ("mean",)
-        statistics = {key: list(trained[key]) for key in ("mean", "std")}
-        super().__init__(module=model, height_width=(height, width), channels=channels, metadata=statistics, **known)
+            self.depth, self.width = len(model.blocks), model.num_features
+            self.patch_size = model.patch_embed.patch_size[0]
+            self.pools = POOLS if model.num_prefix_tokens else ("mean",)
+        else:
+            self.depth, self.width, self.patch_size = 1, getattr(model, "head_hidden_size", model.num_features), 1
+            self.pools = (WHOLE,)
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         if WHOLE in self.pools:
