@@ -71,7 +71,7 @@ def classify(model: Classifier, pixels: UInt8[Tensor, "B C H W"], top: int) -> l
 
 def as_csv(rows: list[Row], top: int) -> str:
     """Rows of file, prediction, probability, class_2, probability_2, ... and error."""
-    names = [f"{name}_{place}" for place in range(2, top + 1) for name in ("class", "probability")]
+    names = [f"{name}_{number}" for number in range(2, top + 1) for name in ("class", "probability")]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["file", "prediction", "probability", *names, "error"])
