@@ -18,8 +18,7 @@ from ssl_vit.evaluate.features import (
     Resources,
     best_feature,
     cover,
-    extract,
-    feature_extractor,
+    extract_features,
     feature_std,
     rankme,
 )
@@ -120,8 +119,8 @@ class OnlineProbe(ImageLogger):
         layers = range(1, 1 + backbone.depth) if choosing else [readout.layer]
         features = [backbone.feature(readout.pool, layer, readout.blocks) for layer in layers]
         holds = cover(features)
-        extract_features = feature_extractor(backbone, holds)
-        bank = FeatureBank(*extract(extract_features, data, "train", config.train_limit, resources=resources), holds)
+        extractor = backbone.extractor(holds)
+        bank = FeatureBank(*extract_features(extractor, data, "train", config.train_limit, resources=resources), holds)
         judged &= len(bank.labels.unique()) > 1 and bool(bank.values.isfinite().all())
         best = features[-1]
         if choosing:
@@ -131,7 +130,7 @@ class OnlineProbe(ImageLogger):
         train = bank.select(best)
         figures |= {"monitor/feature_std": float(feature_std(train)), "monitor/rankme": rankme(train)}
         if judged:
-            values, test_labels = extract(extract_features, data, "test", config.test_limit, resources=resources)
+            values, test_labels = extract_features(extractor, data, "test", config.test_limit, resources=resources)
             test = FeatureBank(values, test_labels, holds).select(best)
             linear, neighbors = (judge(train, bank.labels, test) for judge in (logistic_scores, knn_scores))
             for name, scores in (("linear", linear), ("knn", neighbors)):

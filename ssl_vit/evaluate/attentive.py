@@ -16,9 +16,7 @@ from ssl_vit.config.evaluation_schema import LinearProbeConfig
 from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Backbone
-from ssl_vit.evaluate.evaluation import Evaluation, Result, enough_epochs, require_finite
-from ssl_vit.evaluate.features import extract
-from ssl_vit.optim.param_groups import scaled_lr
+from ssl_vit.evaluate.evaluation import SEEN, Evaluation, Result, schedule_of
 from ssl_vit.optim.schedules import cosine
 
 HEADS = 12
@@ -39,37 +37,34 @@ class AttentiveHead(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B S D"]) -> Float[Tensor, "B K"]:
         tokens = self.norm(tokens.transpose(1, 2)).transpose(1, 2)
-        keys, values = (part(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for part in (self.key, self.value))
+        keys, values = (read(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2) for read in (self.key, self.value))
         query = self.query.view(self.heads, 1, -1).expand(len(tokens), -1, -1, -1)  # [B, heads, 1, D / heads]
         return self.classifier(F.scaled_dot_product_attention(query, keys, values).flatten(1))
 
 
 def evaluate_attentive(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
     """An attentive head on the tokens of one block, by default the last; tokens are kept in 16 bits."""
-    config, resources = evaluation.config, evaluation.resources
+    config, device = evaluation.config, evaluation.resources.device
     block = backbone.feature(backbone.pools[-1], config.layer or "last", 1).blocks[0]
-    train, labels = tokens_of(evaluation, backbone, block, "train")
-    test, _ = tokens_of(evaluation, backbone, block, "test")
-    least, batch_size, base_lr = config.schedule
-    epochs = config.epochs or enough_epochs(len(train), least)
-    batch_size = min(batch_size, len(train))
-    lr, steps = scaled_lr(base_lr, batch_size), epochs * -(-len(train) // batch_size)
+    (train, labels), (test, _) = (tokens_of(evaluation, backbone, block, split) for split in ("train", "test"))
+    epochs, batch_size, lr = schedule_of(evaluation, SEEN)
+    steps = epochs * -(-len(train) // batch_size)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        head = AttentiveHead(train.shape[2], evaluation.classes).to(resources.device)
+        head = AttentiveHead(train.shape[2], evaluation.classes).to(device)
     optimizer, step = torch.optim.AdamW(head.parameters(), lr), 0
     for epoch in range(epochs):
         for rows in torch.from_numpy(permutation(config.seed, epoch, len(train))).split(batch_size):
             for group in optimizer.param_groups:
                 group["lr"] = cosine(step / steps, lr, 0.0)
-            loss = F.cross_entropy(head(train[rows].to(resources.device).float()), labels[rows].to(resources.device))
+            loss = F.cross_entropy(head(train[rows].to(device).float()), labels[rows].to(device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             step += 1
     head.eval()
     with torch.no_grad():
-        logits = torch.cat([head(some.to(resources.device).float()).cpu() for some in test.split(batch_size)])
+        logits = torch.cat([head(some.to(device).float()).cpu() for some in test.split(batch_size)])
     how = f"attentive probe of {head.heads} heads, AdamW, lr {lr:g}, {epochs} epochs of batch {batch_size}"
     return Result(logits.softmax(1), how, {"blocks": [1 + block], "pool": "attention", "lr": lr})
 
@@ -78,22 +73,4 @@ def tokens_of(
     evaluation: Evaluation, backbone: Backbone, block: int, split: Split
 ) -> tuple[Float[Tensor, "n S D"], Tensor]:
     """Normed tokens of a split's images after a block, in float16, and labels; ValueError where not finite."""
-
-    def extract_features(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
-        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
-            return backbone.tokens(images, [block])[0]
-
-    backbone.module.to(evaluation.resources.device).eval()
-    limit = evaluation.config.train_limit if split == "train" else 0
-    tokens, labels = extract(
-        extract_features,
-        evaluation.data,
-        split,
-        limit,
-        evaluation.config.seed,
-        evaluation.resources,
-        f"{split} tokens",
-        torch.float16,
-    )
-    require_finite(tokens)
-    return tokens, labels
+    return evaluation.extract(backbone, lambda images: backbone.tokens(images, [block])[0], split, torch.float16)

@@ -1,27 +1,31 @@
-"""What is judged: an encoder, a random one of its shape, raw pixels; each says which features it has.
+"""What is evaluated: an encoder, a random one of its shape, raw pixels, any model of timm; each names its features.
 
 Letters: B images, C channels, H x W pixels, S tokens (class token first), D width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vit.config.checks import require
+from ssl_vit.config.checks import nearest, require
+from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import POOLS
 from ssl_vit.models.vit import VisionTransformer, patchify
 
 WHOLE = "whole"
-"""The pooling of what has one feature an image: pixels, a convolutional network's pooled output."""
+"""The pooling of a backbone with one feature an image: pixels, a convolutional network's pooled output."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Some blocks of a subject, pooled one way and put side by side."""
+    """Some blocks of a backbone, pooled one way and put side by side."""
 
     blocks: tuple[int, ...]
     """From 0, in order."""
@@ -29,14 +33,18 @@ class Feature:
     """cls, mean, both, or whole."""
 
     @property
+    def vectors(self) -> int:
+        """Vectors of one token's width that stand side by side."""
+        return len(self.blocks) * (2 if self.pool == "both" else 1)
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """As people count: blocks from 1."""
         return {"blocks": [1 + block for block in self.blocks], "pool": self.pool}
 
 
-@dataclass(kw_only=True)
 class Backbone:
-    """Something that describes images by tokens of its blocks. Its kinds say how."""
+    """A network that turns images into the tokens of its blocks; each subclass in its own way."""
 
     module: nn.Module
     depth: int
@@ -50,8 +58,8 @@ class Backbone:
     height_width: tuple[int, int]
     """Of the images it was made for, in pixels."""
     channels: int
-    metadata: dict[str, Any] = field(default_factory=dict)
-    """mean and std of its images, where it knows them."""
+    metadata: dict[str, Any]
+    """mean and std of its images, where they are known."""
 
     def tokens(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int], normed: bool = True
@@ -64,18 +72,22 @@ class Backbone:
     ) -> Float[Tensor, "B _"]:
         """One vector per image: for each block the class token and, or, the mean of the patches, side by side."""
         patches = slice(1 if "cls" in self.pools else 0, None)
-        parts = []
+        vectors = []
         for tokens in self.tokens(images, layers, normed):
-            parts += [tokens[:, 0]] if pool != "mean" else []
-            parts += [tokens[:, patches].mean(1)] if pool != "cls" else []
-        return torch.cat(parts, dim=1)
+            vectors += [tokens[:, 0]] if pool != "mean" else []
+            vectors += [tokens[:, patches].mean(1)] if pool != "cls" else []
+        return torch.cat(vectors, dim=1)
+
+    def extractor(self, feature: Feature, normed: bool = True) -> Callable[[Tensor], Tensor]:
+        """The function from images [B, C, H, W] to a feature of them [B, D]."""
+        return partial(self.features, layers=feature.blocks, pool=feature.pool, normed=normed)
 
     def random(self, seed: int) -> "Backbone":
         """The same architecture, untrained."""
         raise NotImplementedError
 
     def feature(self, pool: str, layer: Any, blocks: int) -> Feature:
-        """The feature of `blocks` blocks up to `layer` (last, or a number from 1); for what has only one, that one.
+        """The feature of `blocks` blocks up to `layer` (last, or a number from 1); where there is only one, that one.
 
         ValueError where there is no such block, or no such pooling.
         """
@@ -91,16 +103,10 @@ class EncoderBackbone(Backbone):
     """A VisionTransformer of this project."""
 
     def __init__(self, encoder: VisionTransformer) -> None:
-        super().__init__(
-            module=encoder,
-            depth=encoder.depth,
-            width=encoder.embed_dim,
-            patch_size=encoder.patch_size,
-            height_width=encoder.config.height_width,
-            channels=encoder.config.channels,
-            metadata=encoder.metadata,
-        )
-        self.encoder = encoder
+        self.module = self.encoder = encoder
+        self.depth, self.width, self.patch_size = encoder.depth, encoder.embed_dim, encoder.patch_size
+        self.height_width, self.channels = encoder.config.height_width, encoder.config.channels
+        self.metadata = encoder.metadata
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         if normed:
@@ -117,18 +123,86 @@ class RawPixels(Backbone):
     """The normalized pixels themselves: the image as one feature, its patches as tokens."""
 
     def __init__(self, height_width: tuple[int, int], channels: int, patch_size: int) -> None:
-        super().__init__(
-            module=nn.Identity(),
-            depth=1,
-            width=channels * height_width[0] * height_width[1],
-            patch_size=patch_size,
-            pools=(WHOLE,),
-            height_width=height_width,
-            channels=channels,
-        )
+        self.module, self.depth, self.pools, self.metadata = nn.Identity(), 1, (WHOLE,), {}
+        self.width, self.patch_size = channels * math.prod(height_width), patch_size
+        self.height_width, self.channels = height_width, channels
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         return [patchify(images, self.patch_size) for _ in layers]
 
     def features(self, images: Tensor, layers: Sequence[int], pool: str, normed: bool = True) -> Tensor:
         return images.flatten(1)
+
+
+class TimmBackbone(Backbone):
+    """A model of timm: the tokens of every block of a transformer, any other model's one pooled feature.
+
+    Args:
+        model: without a classifier, as timm_model(..., num_classes=0) makes it.
+    """
+
+    def __init__(self, name: str, model: Any) -> None:
+        self.name, self.module, self.model = name, model, model
+        self.channels, height, width = model.pretrained_cfg["input_size"]
+        self.height_width = (height, width)
+        self.metadata = {key: list(model.pretrained_cfg[key]) for key in ("mean", "std")}
+        reads = inspect.signature(getattr(model, "forward_intermediates", lambda: None)).parameters
+        if "return_prefix_tokens" in reads and hasattr(model, "num_prefix_tokens") and hasattr(model, "blocks"):
+            self.depth, self.width = len(model.blocks), model.num_features
+            self.patch_size = model.patch_embed.patch_size[0]
+            self.pools = POOLS if model.num_prefix_tokens else ("mean",)
+        else:
+            self.depth, self.width, self.patch_size = 1, getattr(model, "head_hidden_size", model.num_features), 1
+            self.pools = (WHOLE,)
+
+    def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
+        if WHOLE in self.pools:
+            raise ValueError(f"encoder={TIMM}{self.name} has no tokens: choose another protocol= than attentive")
+        blocks = [range(self.depth)[layer] for layer in layers]
+        indices = sorted(set(blocks))
+        found = self.model.forward_intermediates(
+            images, indices=indices, return_prefix_tokens=True, norm=normed, output_fmt="NLC", intermediates_only=True
+        )
+        if "cls" in self.pools:
+            found = [torch.cat([prefix[:, :1], patches], dim=1) for patches, prefix in found]
+        return [found[indices.index(block)] for block in blocks]
+
+    def features(self, images: Tensor, layers: Sequence[int], pool: str, normed: bool = True) -> Tensor:
+        return self.model(images) if WHOLE in self.pools else super().features(images, layers, pool, normed)
+
+    def random(self, seed: int) -> Backbone:
+        return load_timm(self.name, pretrained=False, seed=seed)
+
+
+def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> TimmBackbone:
+    """A model of timm by name; pretrained weights are downloaded on first use, untrained ones are drawn by the seed.
+
+    Raises:
+        ValueError, OSError: as timm_model.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = timm_model(f"encoder={TIMM}{name}", name, pretrained=pretrained, num_classes=0)
+    return TimmBackbone(name, model.eval())
+
+
+def timm_model(key: str, name: str, **options: Any) -> Any:
+    """timm.create_model, imported when it is used.
+
+    Args:
+        key: begins every message: the setting that names the model.
+
+    Raises:
+        ValueError: timm has no such model.
+        OSError: its weights could not be downloaded.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise ValueError(f"{key}: timm has no model of this name{nearest(name, timm.list_models())}")
+    try:
+        return timm.create_model(name, **options)
+    except Exception as error:  # each downloader raises errors of its own kinds
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        advice = "they are downloaded on first use, and kept"
+        raise OSError(f"{key}: its weights could not be had ({reason}); {advice}") from error

@@ -1,32 +1,34 @@
-"""An exam: the images, what is asked, and where it is worked out; the same one for an encoder and its controls.
+"""An evaluation: labeled images, settings and resources; the same one for an encoder and its controls.
 
 Letters: n training images, m test images, K classes, D feature channels.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from ssl_vit.config.evaluation_schema import EvaluationConfig
+from ssl_vit.config.evaluation_schema import EvaluationConfig, LinearProbeConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Backbone, Feature
-from ssl_vit.evaluate.features import FeatureBank, Resources, cover, extract, feature_extractor
+from ssl_vit.evaluate.features import FeatureBank, Resources, best_feature, cover, extract_features
+from ssl_vit.optim.param_groups import scaled_lr
 
 SEEN = 100_000
-"""Images that a head is trained on at least, where its protocol says no more."""
+"""Images that a head is trained on at least, where its protocol has no more."""
 ConfigT = TypeVar("ConfigT", bound=EvaluationConfig)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a protocol says of a subject."""
+    """What a protocol finds of a backbone."""
 
     probabilities: Float[Tensor, "m K"]
     """Of the test images' classes."""
@@ -74,14 +76,45 @@ class Evaluation(Generic[ConfigT]):
     def bank(self, backbone: Backbone, features: list[Feature], split: Split, normed: bool = True) -> FeatureBank:
         """Frozen features of a split's images; ValueError where they are not finite."""
         holds = cover(features)
-        limit = self.config.train_limit if split == "train" else 0
+        return FeatureBank(*self.extract(backbone, backbone.extractor(holds, normed), split), holds)
+
+    def banks(self, backbone: Backbone, features: list[Feature], normed: bool = True) -> Iterator[FeatureBank]:
+        """Frozen features of the training images, then of the test images."""
+        return (self.bank(backbone, features, split, normed) for split in ("train", "test"))
+
+    def extract(
+        self,
+        backbone: Backbone,
+        extractor: Callable[[Tensor], Tensor],
+        split: Split,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"]]:
+        """What an extractor makes of a split's images, and labels; ValueError where it is not finite."""
+        limit, bar = self.config.train_limit if split == "train" else 0, f"{split} features"
         backbone.module.to(self.resources.device).eval()
-        extract_features = feature_extractor(backbone, holds, normed)
-        values, labels = extract(
-            extract_features, self.data, split, limit, self.config.seed, self.resources, f"{split} features"
+        values, labels = extract_features(
+            extractor, self.data, split, limit, self.config.seed, self.resources, bar, dtype
         )
         require_finite(values)
-        return FeatureBank(values, labels, holds)
+        return values, labels
+
+    def best_of(
+        self, backbone: Backbone, scores_of: Callable[[Tensor, Tensor, Tensor], list[Tensor]], count: int = 1
+    ) -> tuple[Float[Tensor, "m K"], Feature, int]:
+        """Test scores of one of `count` classifiers on a readable feature, the feature, the classifier's number.
+
+        Where there are several of either, held-out training images choose.
+
+        Args:
+            scores_of: (training features, training labels, test features) -> scores per class of each classifier.
+        """
+        features, which = self.readable(backbone), 0
+        train, test = self.banks(backbone, features)
+        best = features[0]
+        if len(features) * count > 1:
+            best, which = best_feature(scores_of, train, features, self.config.seed)
+        scores = scores_of(train.select(best), train.labels, test.select(best))[which]
+        return self.as_classes(scores), best, which
 
     def as_classes(self, scores: Float[Tensor, "m _"]) -> Float[Tensor, "m K"]:
         """Scores with a column for every class; those of classes after the last trained one are 0."""
@@ -89,10 +122,10 @@ class Evaluation(Generic[ConfigT]):
 
 
 def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = None) -> None:
-    """ValueError where there is nothing to learn, or something asked that was not taught.
+    """ValueError where there is nothing to learn, or a test class without training images.
 
     Args:
-        limit, seed: of the training images, as eval_labels takes them.
+        limit, seed: of the training images, as ImageDataModule.labels takes them.
     """
     data.setup()
     path, test_path = data.data.path, data.data.test_path
@@ -101,11 +134,11 @@ def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = No
             f"data.path={path} has no labels: give data.path= with a folder for each class, or a parquet file with a "
             "label column"
         )
-    taught, asked = set(data.labels("train", limit, seed).tolist()), set(data.labels("test").tolist())
-    if len(taught) < 2:
-        only = data.classes[taught.pop()]
+    trained, tested = set(data.labels("train", limit, seed).tolist()), set(data.labels("test").tolist())
+    if len(trained) < 2:
+        only = data.classes[trained.pop()]
         raise ValueError(f"data.path={path} has training images of one class alone, {only}: two are needed at least")
-    unknown = list(dict.fromkeys([*data.foreign_classes, *(data.classes[label] for label in sorted(asked - taught))]))
+    unknown = list(dict.fromkeys([*data.foreign_classes, *(data.classes[label] for label in sorted(tested - trained))]))
     if unknown:
         more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
         where = f"data.test_path={test_path}" if test_path else f"data.path={path}"
@@ -115,12 +148,26 @@ def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = No
         )
 
 
-def enough_epochs(count: int, least: int) -> int:
-    """Passes over so many training images: `least`, over a small set as many as show SEEN images."""
-    return max(least, math.ceil(SEEN / count))
+def enough_epochs(count: int, least: int, seen: int = SEEN) -> int:
+    """Passes over so many training images: `least`, over a small set as many as show `seen` images."""
+    return max(least, math.ceil(seen / count))
+
+
+def schedule_of(evaluation: Evaluation[LinearProbeConfig], seen: int = 0) -> tuple[int, int, float]:
+    """(epochs, images a step, peak learning rate): as set, else the protocol's own.
+
+    A batch is as large as the training set at most, and the learning rate goes with it.
+
+    Args:
+        seen: images that the protocol's own epochs show at least.
+    """
+    config, count = evaluation.config, len(evaluation.train_labels)
+    least, batch_size, base_lr = config.schedule
+    batch_size = min(batch_size, count)
+    return config.epochs or enough_epochs(count, least, seen), batch_size, scaled_lr(base_lr, batch_size)
 
 
 def require_finite(features: Tensor) -> None:
     """ValueError unless every feature is a number."""
     if not all(bool(some.isfinite().all()) for some in features.split(8192)):
-        raise ValueError("features are not finite: the encoder's weights are broken; go back to an earlier checkpoint")
+        raise ValueError("features are not finite: the encoder's weights are damaged; go back to an earlier checkpoint")

@@ -1,8 +1,9 @@
-"""Frozen features of images, and what they say without labels: spread and effective rank.
+"""Frozen features of images, what to choose by them, and what they say without labels: spread and effective rank.
 
-Letters: B images, C channels, H x W pixels, n images, D feature channels, S tokens.
+Letters: B images, C channels, n images, D feature channels.
 """
 
+import math
 import os
 import sys
 import tempfile
@@ -10,7 +11,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
@@ -19,38 +19,43 @@ from torch.utils.data import DataLoader
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.rng import stratified
 from ssl_vit.data.sources.base import Split
-from ssl_vit.evaluate.backbones import Backbone, Feature
+from ssl_vit.evaluate.backbones import Feature
 from ssl_vit.parallel.distributed import all_gather
 
 MIN_HELD_OUT = 1000
 """Held-out images on which something is chosen, at least."""
-FeatureExtractor = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Where features are worked out and kept."""
+    """The device that features are computed on, the processes that share the images, and room for the features."""
 
     device: str = "cpu"
-    ranks: tuple[int, int] = (0, 1)
-    """(rank, processes): each describes its share of the images, all of them then have every feature."""
-    memory_gb: float = float("inf")
-    """What is larger is kept in a file."""
+    rank: int = 0
+    """This process's, of those that share the images."""
+    world_size: int = 1
+    memory_gb: float = math.inf
+    """Features that need more are kept in a file."""
     folder: Path = Path(".")
     """Of that file, which has no name and is gone with the process."""
 
-    def whole(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """(rank, world size), as ImageDataModule takes them."""
+        return self.rank, self.world_size
+
+    def from_all_ranks(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
         """The rows of all processes that share the images, in the images' order, on the CPU."""
-        return all_gather(rows.cpu()) if self.ranks[1] > 1 else rows.cpu()
+        return all_gather(rows.cpu()) if self.world_size > 1 else rows.cpu()
 
 
-LOCAL = Resources()
+CPU = Resources()
+"""One process, the CPU, everything in memory."""
 
 
-def local_resources(ranks: tuple[int, int], memory_gb: float, folder: Path) -> Resources:
-    """This process's place: its own GPU where there are any."""
-    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-    return Resources(device, ranks, memory_gb, folder)
+def local_device() -> str:
+    """This process's own GPU, or the CPU where there are none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def allocate(rows: int, shape: tuple[int, ...], dtype: torch.dtype, resources: Resources) -> Shaped[Tensor, "n ..."]:
@@ -58,69 +63,65 @@ def allocate(rows: int, shape: tuple[int, ...], dtype: torch.dtype, resources: R
 
     OSError where the disk has no room for it.
     """
-    count = rows * int(np.prod(shape))
+    count = rows * math.prod(shape)
     if count * dtype.itemsize <= resources.memory_gb * 1e9:
         return torch.empty(rows, *shape, dtype=dtype)
     resources.folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        dir=resources.folder, prefix=".features-"
-    ) as file:  # the mapping outlives the name
+    with tempfile.NamedTemporaryFile(dir=resources.folder, prefix=".features-") as file:  # the mapping outlives it
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)  # now, not as a bus error half-way
-        flat = torch.from_file(file.name, shared=True, size=count, dtype=dtype)
-    return flat.view(rows, *shape)
+        return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(rows, *shape)
 
 
-@torch.no_grad()
-def extract(
-    extract_features: FeatureExtractor,
+def extract_features(
+    extractor: Callable[[Tensor], Tensor],
     data: ImageDataModule,
     split: Split,
     limit: int = 0,
     seed: int = 0,
-    resources: Resources = LOCAL,
+    resources: Resources = CPU,
     bar: str = "",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"]]:
-    """`describe(normalized images [B, C, H, W]) -> [B, D] or [B, S, D]` of a split's images, on the CPU; labels.
+    """Features and labels of a split's images, on the CPU.
 
     Args:
-        limit: most images, 0 for all; with labels each class keeps its share.
-        bar: what a progress bar on a terminal says; none without.
+        extractor: normalized images [B, C, H, W] -> features [B, D] or [B, S, D]; in bf16 on a GPU.
+        limit: most images, 0 for all; with labels each class keeps its fraction.
+        bar: label of a progress bar on a terminal; none without.
     """
     loader = data.eval_dataloader(split, limit, seed, resources.ranks)
     count, done, features, labels = len(data.eval_index(split, limit, seed)), 0, None, []
     for batch in tracked(loader, bar):
-        extracted = extract_features(data.normalize(batch["images"].to(resources.device, non_blocking=True)))
-        rows = resources.whole(extracted.to(dtype))[: count - done]
+        extracted = extract_batch(extractor, data, batch["images"], resources.device)
+        rows = resources.from_all_ranks(extracted.to(dtype))[: count - done]
         if features is None:
             features = allocate(count, tuple(rows.shape[1:]), dtype, resources)
         features[done : done + len(rows)] = rows
         done += len(rows)
-        labels.append(resources.whole(batch["label"]))
+        labels.append(resources.from_all_ranks(batch["label"]))
     assert features is not None  # a split has images
     return features, torch.cat(labels)[:count]
+
+
+@torch.no_grad()
+def extract_batch(
+    extractor: Callable[[Tensor], Tensor], data: ImageDataModule, images: Shaped[Tensor, "B C H W"], device: str
+) -> Shaped[Tensor, "B ..."]:
+    """What an extractor makes of a loader's images, on the device; in bf16 on a GPU."""
+    images = data.normalize(images.to(device, non_blocking=True))
+    with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
+        return extractor(images)
 
 
 def tracked(loader: DataLoader, bar: str) -> Iterator:
     """A loader's batches; with a bar that disappears, where standard error is a terminal."""
     if not (bar and sys.stderr.isatty()):
-        yield from loader
-        return
+        return iter(loader)
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(loader, bar, transient=True, console=Console(stderr=True))
-
-
-def feature_extractor(backbone: Backbone, feature: Feature, normed: bool = True) -> FeatureExtractor:
-    """What gives a feature of images; in bf16 on a GPU."""
-
-    def extract_features(images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B _"]:
-        with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
-            return backbone.features(images, feature.blocks, feature.pool, normed)
-
-    return extract_features
+    return iter(track(loader, bar, transient=True, console=Console(stderr=True)))
 
 
 @dataclass(frozen=True)
@@ -135,11 +136,11 @@ class FeatureBank:
         return len(self.labels)
 
     def columns(self, feature: Feature) -> list[slice]:
-        """Where a feature stands; ValueError where the table has not got it."""
+        """Where a feature stands; ValueError where the bank has not got it."""
         halves = 2 if self.holds.pool == "both" else 1
-        width = self.values.shape[1] // (len(self.holds.blocks) * halves)
+        width = self.values.shape[1] // self.holds.vectors
         if feature.pool not in (self.holds.pool, *(("cls", "mean") if halves == 2 else ())):
-            raise ValueError(f"a table of {self.holds} has no {feature}")
+            raise ValueError(f"a bank of {self.holds} has no {feature}")
         first, count = (1, 1) if halves == 2 and feature.pool == "mean" else (0, 2 if feature.pool == "both" else 1)
         starts = [self.holds.blocks.index(block) * halves + first for block in feature.blocks]
         return [slice(start * width, (start + count) * width) for start in starts]
@@ -147,8 +148,8 @@ class FeatureBank:
     def select(self, feature: Feature, rows: Tensor | slice = slice(None)) -> Float[Tensor, "_ _"]:
         """A feature of the images, or of some of them."""
         some = self.values[rows]
-        parts = [some[:, columns] for columns in self.columns(feature)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        blocks = [some[:, columns] for columns in self.columns(feature)]
+        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
 
 
 def cover(features: list[Feature]) -> Feature:
@@ -158,10 +159,10 @@ def cover(features: list[Feature]) -> Feature:
     return Feature(tuple(blocks), pools.pop() if len(pools) == 1 else "both")
 
 
-def held_out_parts(labels: Int64[Tensor, " n"], seed: int = 0) -> Iterator[Bool[Tensor, " n"]]:
-    """Masks of held-out fifths of training images, each class in its share: to choose by, never test images.
+def held_out_folds(labels: Int64[Tensor, " n"], seed: int = 0) -> Iterator[Bool[Tensor, " n"]]:
+    """Masks of held-out fifths of the training images, each class in its fraction: to choose by, never test images.
 
-    Fifths are drawn until a thousand images are judged, five at most: one fifth of a small set decides by chance.
+    Fifths are drawn until they count a thousand images, five at most: one fifth of a small set decides by chance.
     """
     fifth = max(1, len(labels) // 5)
     for fold in range(min(5, -(-MIN_HELD_OUT // fifth))):
@@ -176,16 +177,16 @@ def best_feature(
     features: list[Feature],
     seed: int = 0,
 ) -> tuple[Feature, int]:
-    """The feature, and the number of the classifier on it, that tell held-out training images best.
+    """The feature, and the number of the classifier on it, that classify held-out training images best.
 
     Args:
         scores_of: (training features, training labels, held-out features) -> scores per class of each classifier.
     """
     hits: dict[tuple[int, int], int] = {}
-    for held_out in held_out_parts(bank.labels, seed):
+    for held_out in held_out_folds(bank.labels, seed):
         for number, feature in enumerate(features):
-            part, truth = bank.select(feature), bank.labels[held_out]
-            for which, scores in enumerate(scores_of(part[~held_out], bank.labels[~held_out], part[held_out])):
+            values, truth = bank.select(feature), bank.labels[held_out]
+            for which, scores in enumerate(scores_of(values[~held_out], bank.labels[~held_out], values[held_out])):
                 hits[number, which] = hits.get((number, which), 0) + int((scores.argmax(1) == truth).sum())
     number, which = max(hits, key=lambda pair: hits[pair])
     return features[number], which

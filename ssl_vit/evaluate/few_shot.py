@@ -1,4 +1,4 @@
-"""Few labels: a few training images of each class, or a share of them, drawn five times.
+"""Few labels: a few training images of each class, or a fraction of them, drawn five times.
 
 Letters: n training images, K classes.
 """
@@ -17,11 +17,14 @@ from ssl_vit.evaluate.backbones import Backbone
 from ssl_vit.evaluate.evaluation import Evaluation
 from ssl_vit.evaluate.metrics import top_k
 
-DRAWS = 5
+SUBSETS = 5
+"""Of each size, each by a seed of its own."""
 
 
-def draw(labels: Int64[np.ndarray, " n"], count_of: Callable[[int], int], seed: int) -> Int64[np.ndarray, " _"]:
-    """Sorted numbers of images: of each class, `count_of(its images)` at random."""
+def random_subset(
+    labels: Int64[np.ndarray, " n"], count_of: Callable[[int], int], seed: int
+) -> Int64[np.ndarray, " _"]:
+    """Sorted indices of images: of each class, `count_of(its images)` at random."""
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
@@ -30,12 +33,12 @@ def draw(labels: Int64[np.ndarray, " n"], count_of: Callable[[int], int], seed: 
 
 
 def of_fraction(fraction: float) -> Callable[[int], int]:
-    """How many of a class's images a share is: rounded, one at least."""
+    """How many of a class's images a fraction is: rounded, one at least."""
     return lambda count: max(1, round(fraction * count))
 
 
 def require_shots(evaluation: Evaluation) -> None:
-    """ValueError where a class has fewer training images than `shots` asks for."""
+    """ValueError where a class has fewer training images than `shots` takes."""
     counts = torch.bincount(evaluation.train_labels, minlength=evaluation.classes)
     least = int(torch.where(counts > 0, counts, counts.max()).argmin())
     for shots in evaluation.config.shots:
@@ -47,30 +50,30 @@ def require_shots(evaluation: Evaluation) -> None:
 def evaluate_few_shot(
     evaluation: Evaluation, backbone: Backbone, scores_of: Callable[[Tensor, Tensor, Tensor], Tensor]
 ) -> dict[str, dict[str, dict[str, float | None]]]:
-    """For each of the shots, and each fraction: mean and deviation of top-1 over five draws, and mean top-5.
+    """For each of the shots, and each fraction: mean and std of top-1 over five random subsets, and mean top-5.
 
     Args:
         scores_of: (training features, training labels, test features) -> scores per class.
     """
     feature = evaluation.readable(backbone)[0]
-    train, test = (evaluation.bank(backbone, [feature], split) for split in ("train", "test"))
-    labels, answers = train.labels.numpy(), dict[str, dict[str, dict[str, float | None]]]()
+    train, test = evaluation.banks(backbone, [feature])
+    labels, results = train.labels.numpy(), dict[str, dict[str, dict[str, float | None]]]()
     wanted = [("shots", shots, lambda _, shots=shots: shots) for shots in evaluation.config.shots]
     wanted += [("fraction", fraction, of_fraction(fraction)) for fraction in evaluation.config.fraction]
     for kind, amount, count_of in wanted:
         scores = []
-        for number in range(DRAWS):
-            rows = torch.from_numpy(draw(labels, count_of, evaluation.config.seed + number))
-            answer = scores_of(train.select(feature, rows), train.labels[rows], test.select(feature))
-            scores.append(evaluation.as_classes(answer))
-        answers.setdefault(kind, {})[f"{amount:g}"] = summary(scores, test.labels)
-    return answers
+        for number in range(SUBSETS):
+            rows = torch.from_numpy(random_subset(labels, count_of, evaluation.config.seed + number))
+            few = train.select(feature, rows), train.labels[rows]
+            scores.append(evaluation.as_classes(scores_of(*few, test.select(feature))))
+        results.setdefault(kind, {})[f"{amount:g}"] = summary(scores, test.labels)
+    return results
 
 
-def summary(num_random: list[Tensor], labels: Int64[Tensor, " m"]) -> dict[str, Any]:
-    """Mean and standard deviation of top-1 over the draws, and mean of top-5 where there are more than five classes."""
-    tops = {k: [top_k(scores, labels, k) for scores in num_random] for k in (1, 5)}
-    top1, top5 = ([value for value in tops[k] if value is not None] for k in (1, 5))
+def summary(subsets: list[Tensor], labels: Int64[Tensor, " m"]) -> dict[str, Any]:
+    """Mean and std of top-1 over the subsets, and mean of top-5 where there are more than five classes."""
+    found = ([top_k(scores, labels, k) for scores in subsets] for k in (1, 5))
+    top1, top5 = ([value for value in values if value is not None] for values in found)
     return {
         "mean": round(mean(top1), 4),
         "std": round(stdev(top1), 4),

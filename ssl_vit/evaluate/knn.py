@@ -13,7 +13,6 @@ from torch import Tensor
 from ssl_vit.config.evaluation_schema import KNNConfig
 from ssl_vit.evaluate.backbones import Backbone
 from ssl_vit.evaluate.evaluation import Evaluation, Result
-from ssl_vit.evaluate.features import best_feature
 
 TRAIN_CHUNK, TEST_CHUNK = 16384, 1024
 """Training and test images at a time: their similarities take 64 MB, however many images there are."""
@@ -22,19 +21,14 @@ TRAIN_CHUNK, TEST_CHUNK = 16384, 1024
 def evaluate_knn(evaluation: Evaluation[KNNConfig], backbone: Backbone) -> Result:
     """Weighted k-NN; held-out training images choose k where several are given, and the block with layer=best."""
     config, device = evaluation.config, evaluation.resources.device
-    features = evaluation.readable(backbone)
-    train, test = (evaluation.bank(backbone, features, split) for split in ("train", "test"))
-    counts = sorted({min(k, len(train)) for k in config.neighbors})
+    counts = sorted({min(k, len(evaluation.train_labels)) for k in config.neighbors})
 
-    def votes(known: Tensor, labels: Tensor, asked: Tensor) -> list[Tensor]:
-        return [part.cpu() for part in knn_votes(known, labels, asked.to(device), counts, config.temperature)]
+    def votes(train: Tensor, labels: Tensor, test: Tensor) -> list[Tensor]:
+        return [each.cpu() for each in knn_votes(train, labels, test.to(device), counts, config.temperature)]
 
-    best, which = features[0], 0
-    if len(features) * len(counts) > 1:
-        best, which = best_feature(votes, train, features, config.seed)
-    fractions = votes(train.select(best), train.labels, test.select(best))[which]
+    fractions, best, which = evaluation.best_of(backbone, votes, len(counts))
     how = f"{counts[which]}-NN, cosine, T={config.temperature:g}"
-    return Result(evaluation.as_classes(fractions), how, best.metadata | {"neighbors": counts[which]})
+    return Result(fractions, how, best.metadata | {"neighbors": counts[which]})
 
 
 def nearest(
@@ -72,7 +66,7 @@ def knn_votes(
     neighbors: Sequence[int],
     temperature: float = 0.07,
 ) -> list[Float[Tensor, "m K"]]:
-    """Share of the votes for each class, for each k of `neighbors`, from one search.
+    """Fraction of the votes for each class, for each k of `neighbors`, from one search.
 
     A neighbor weighs exp(similarity / temperature). Columns are the classes 0 .. max(labels); a k above the number of
     training images means all of them.

@@ -1,13 +1,12 @@
 """Linear probes on cached features: a grid of heads trained together, and logistic regression to its optimum.
 
 Whatever is chosen is chosen on held-out training images; the winner is then trained on all of them, and the test
-images are judged once.
+images are used once.
 
 Letters: n training images, m test images, D feature channels, K classes.
 """
 
 import warnings
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
 from ssl_vit.evaluate.backbones import Backbone, Feature
-from ssl_vit.evaluate.evaluation import Evaluation, Result, enough_epochs, require_finite
-from ssl_vit.evaluate.features import FeatureBank, best_feature, held_out_parts
+from ssl_vit.evaluate.evaluation import SEEN, Evaluation, Result, require_finite, schedule_of
+from ssl_vit.evaluate.features import FeatureBank, held_out_folds
 from ssl_vit.evaluate.linear_heads import Heads, Training, train_heads
 from ssl_vit.optim.param_groups import scaled_lr
 
@@ -30,25 +29,22 @@ BLOCKS = (1, 4)
 
 def evaluate_grid(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
     """Linear heads of every learning rate on every feature, trained together; held-out images choose one."""
-    config = evaluation.config
-    features = grid_features(config, backbone)
-    train, test = (evaluation.bank(backbone, features, split) for split in ("train", "test"))
-    least, batch_size, _ = config.schedule
-    epochs = config.epochs or enough_epochs(len(train), least)
-    training = Training(evaluation.classes, epochs, min(batch_size, len(train)), config.seed)
-    training = replace(training, device=evaluation.resources.device)
+    features = grid_features(evaluation.config, backbone)
+    train, test = evaluation.banks(backbone, features)
+    epochs, batch_size, _ = schedule_of(evaluation, SEEN)
+    training = Training(evaluation.classes, epochs, batch_size, evaluation.config.seed, evaluation.resources.device)
     winner, rate = best_head(train, features, training)
     probabilities = winner.logits(test, torch.arange(len(test)))[:, 0].softmax(1).cpu()
-    heads, passes = len(features) * len(RATES), f"{training.epochs} epochs of batch {training.batch_size}"
-    how = f"best on held-out parts of {heads} linear heads, SGD, {passes}"
+    heads = len(features) * len(RATES)
+    how = f"best of {heads} linear heads on held-out images, SGD, {epochs} epochs of batch {batch_size}"
     return Result(probabilities, how, winner.feature.metadata | {"lr": rate})
 
 
 def best_head(bank: FeatureBank, features: list[Feature], training: Training) -> tuple[Heads, float]:
-    """The one of all heads that tells held-out images best, trained anew on all; and its rate per 256 images."""
+    """The head that classifies held-out images best, trained anew on all images; and its rate per 256 images."""
     rates = [scaled_lr(rate, training.batch_size) for rate in RATES]
     hits = torch.zeros(len(features), len(rates))
-    for held_out in held_out_parts(bank.labels, training.seed):
+    for held_out in held_out_folds(bank.labels, training.seed):
         rows = held_out.nonzero()[:, 0]
         for number, heads in enumerate(train_heads(bank, features, rates, (~held_out).nonzero()[:, 0], training)):
             guesses = heads.logits(bank, rows).argmax(2).cpu()
@@ -59,7 +55,7 @@ def best_head(bank: FeatureBank, features: list[Feature], training: Training) ->
 
 
 def grid_features(config: LinearProbeConfig, backbone: Backbone) -> list[Feature]:
-    """Last 1 and 4 blocks x class token, mean, both, as far as the subject has them and the settings leave it open."""
+    """Last 1 and 4 blocks x class token, mean, both, as far as the backbone has them and the settings leave it open."""
     pools = [config.pool] if config.pool else backbone.pools
     counts = [config.blocks] if config.blocks else BLOCKS
     found = [backbone.feature(pool, config.layer or "last", count) for count in counts for pool in pools]
@@ -68,13 +64,8 @@ def grid_features(config: LinearProbeConfig, backbone: Backbone) -> list[Feature
 
 def evaluate_logreg(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
     """scikit-learn's logistic regression, C = 1, on one feature; with layer=best held-out images choose the block."""
-    features = evaluation.readable(backbone)
-    train, test = (evaluation.bank(backbone, features, split) for split in ("train", "test"))
-    best = features[0]
-    if len(features) > 1:
-        best, _ = best_feature(lambda *parts: [logistic_scores(*parts)], train, features, evaluation.config.seed)
-    scores = logistic_scores(train.select(best), train.labels, test.select(best))
-    return Result(evaluation.as_classes(scores), "logistic regression, C=1", best.metadata)
+    scores, best, _ = evaluation.best_of(backbone, lambda *given: [logistic_scores(*given)])
+    return Result(scores, "logistic regression, C=1", best.metadata)
 
 
 def logistic_scores(

@@ -1,14 +1,14 @@
-"""Linear heads trained together on cached features: learning rates x features, as DINOv2 judges (arXiv:2304.07193).
+"""Linear heads trained together on cached features: learning rates x features, as DINOv2's (arXiv:2304.07193).
 
 Heads that read the same feature share one weight tensor, so a step is one matrix product per feature however many there
 are. They differ in their learning rate alone, and with SGD with momentum and without weight decay a rate per head is a
 weight per head on its loss under a common rate: the momentum buffer and with it the step are linear in the gradient. So
 one optimizer steps all of them, on loss = sum_h rate_h * CE_h at the common rate schedule(t).
 
-Features are standardized by the training images' mean and deviation, each by itself, which a head then takes into
-its weights.
+Features are standardized by the training images' mean and std, each channel by itself; trained heads take both into
+their weights.
 
-Letters: n images, B of a batch, m of a part, H heads, K classes, D feature channels.
+Letters: n images, B of a batch, m of a subset, H heads, K classes, D feature channels.
 """
 
 from collections.abc import Sequence
@@ -40,13 +40,11 @@ class Heads:
     bias: Float[Tensor, "H K"]
 
     def logits(self, bank: FeatureBank, rows: Tensor) -> Float[Tensor, "m H K"]:
-        """Of some of a table's images."""
-        H, K, _ = self.weight.shape
-        parts = []
+        """Of some of a bank's images."""
+        weight, bias, logits = self.weight.flatten(0, 1), self.bias.flatten(), []
         for some in rows.split(ROWS):
-            features = bank.select(self.feature, some).to(self.weight.device)
-            parts.append(F.linear(features, self.weight.flatten(0, 1), self.bias.flatten()).unflatten(1, (H, K)))
-        return torch.cat(parts)
+            logits.append(F.linear(bank.select(self.feature, some).to(weight.device), weight, bias))
+        return torch.cat(logits).unflatten(1, self.bias.shape)
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,12 @@ class Training:
     epochs: int
     batch_size: int
     seed: int = 0
-    """Draws the order of the images."""
+    """Of the order of the images."""
     device: str = "cpu"
 
 
 def standard(bank: FeatureBank, rows: Int64[Tensor, " m"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:
-    """Mean and deviation of each channel over some of a table's images, in two passes of ROWS at a time."""
+    """Mean and std of each channel over some of a bank's images, in two passes of ROWS at a time."""
     mean = torch.stack([bank.values[some].sum(0, dtype=torch.float64) for some in rows.split(ROWS)]).sum(0) / len(rows)
     center = mean.float()
     squares = [(bank.values[some] - center).square().sum(0, dtype=torch.float64) for some in rows.split(ROWS)]
@@ -76,7 +74,7 @@ def train_heads(
     rows: Int64[Tensor, " m"],
     training: Training,
 ) -> list[Heads]:
-    """For each feature a head for each learning rate, trained on some of a table's images in one pass over them.
+    """For each feature a head for each learning rate, all trained together on some of a bank's images.
 
     SGD with momentum .9 from zero weights, the rate falling by a cosine per step to 0.
 
@@ -85,9 +83,9 @@ def train_heads(
     """
     classes, epochs, device, H = training.classes, training.epochs, training.device, len(rates)
     mean, std = (figure.to(device) for figure in standard(bank, rows))
-    widths = [sum(part.stop - part.start for part in bank.columns(feature)) for feature in features]
-    weights = [nn.Parameter(torch.zeros(H * classes, width, device=device)) for width in widths]
-    biases = [nn.Parameter(torch.zeros(H * classes, device=device)) for _ in widths]
+    columns = [torch.cat([torch.arange(some.start, some.stop) for some in bank.columns(f)]) for f in features]
+    weights = [nn.Parameter(torch.zeros(H * classes, len(some), device=device)) for some in columns]
+    biases = [nn.Parameter(torch.zeros(H * classes, device=device)) for _ in columns]
     scale = torch.tensor(rates, device=device)
     optimizer = torch.optim.SGD([*weights, *biases], lr=1.0, momentum=MOMENTUM)
     steps_per_epoch = -(-len(rows) // training.batch_size)
@@ -107,10 +105,8 @@ def train_heads(
             loss.backward()
             optimizer.step()
     trained = []
-    for feature, weight, bias in zip(features, weights, biases, strict=True):
-        gain = torch.cat([1 / std[part] for part in bank.columns(feature)])
-        center = torch.cat([mean[part] for part in bank.columns(feature)])
-        raw = weight.detach() * gain
-        shift = bias.detach() - raw @ center
+    for feature, some, weight, bias in zip(features, columns, weights, biases, strict=True):
+        raw = weight.detach() * (1 / std[some])
+        shift = bias.detach() - raw @ mean[some]
         trained.append(Heads(feature, raw.unflatten(0, (H, classes)), shift.unflatten(0, (H, classes))))
     return trained

@@ -1,4 +1,4 @@
-"""How good class scores are: top-1, top-5, each class by itself, calibration, and what is taken for what.
+"""How good class scores are: top-1, top-5, each class by itself, calibration, and the confusion matrix.
 
 Letters: m test images, K classes.
 """
@@ -21,7 +21,7 @@ CELL = 12
 
 
 def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> float | None:
-    """Share of test images whose class is among the k best scores; None where there are no more than k classes.
+    """Fraction of test images whose class is among the k best scores; None where there are no more than k classes.
 
     A label that has no column was in no training image, and is never right.
     """
@@ -34,11 +34,11 @@ def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> 
 
 
 def figures(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], classes: list[str]) -> dict[str, Any]:
-    """top1, top5 (None for five classes or fewer), calibration_error and per_class (share of each class found).
+    """top1, top5 (None for five classes or fewer), calibration_error and per_class (recall of each class).
 
     Args:
         probabilities: of each class, an image's adding up to 1.
-        classes: names, in the order of the columns. A class without test images has no share.
+        classes: names, in the order of the columns. A class without test images is not in per_class.
     """
     count = probabilities.shape[1]
     per_class = multiclass_accuracy(probabilities, labels, num_classes=count, average="none")

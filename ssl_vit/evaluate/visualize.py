@@ -3,20 +3,19 @@
 Letters: B images, C channels, H x W pixels.
 """
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.config.tool_schema import VisualizeConfig
-from ssl_vit.data.decode import open_encoded, pixels
-from ssl_vit.data.sources.folder import Folder, scan
+from ssl_vit.data.sources.folder import Folder, files_at
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.evaluate.attention import attention_images, attention_mask, enlarge, principal_colors
+from ssl_vit.evaluate.features import local_device
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.run.files import newest_run, write_atomic
@@ -32,12 +31,12 @@ def visualize(config: VisualizeConfig) -> list[Path]:
         FileNotFoundError, ValueError: there is no encoder or no image, or an image cannot be read.
     """
     source = Path(config.encoder) if config.encoder else newest_run()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder = load_encoder(source).to(device)
+    encoder = load_encoder(source).to(local_device())
+    mean, std = encoder.metadata.get("mean", IMAGENET_MEAN), encoder.metadata.get("std", IMAGENET_STD)
     folder = Path(config.out) if config.out else (source if source.is_dir() else source.parent) / "visualize"
     names, features, written = [], [], []
     for name, image in read_images(config, encoder):
-        images = normalized(image[None].to(device), encoder)
+        images = normalize(image[None].to(local_device()), mean, std)
         grid = encoder.grid_of(images)
         with torch.inference_mode():
             attention = encoder.attention_maps(images)
@@ -47,9 +46,8 @@ def visualize(config: VisualizeConfig) -> list[Path]:
         masks = enlarge(kept, encoder.patch_size).cpu()
         shown = image if len(image) == 3 else image[:1].expand(3, -1, -1)
         dimmed = (shown * (0.25 + 0.75 * masks[:, None])).round().to(torch.uint8)  # [heads, 3, H, W]
-        rows = {"attention": heads[:, None].expand(-1, 3, -1, -1), "mask": dimmed}
-        for kind, row in rows.items():
-            written.append(_write(folder / f"{name}-{kind}.png", [shown, *row]))
+        written.append(_write(folder / f"{name}-attention.png", [shown, *heads[:, None].expand(-1, 3, -1, -1)]))
+        written.append(_write(folder / f"{name}-mask.png", [shown, *dimmed]))
         names.append((name, shown))
     for (name, shown), colors in zip(names, principal_colors(features), strict=True):
         written.append(_write(folder / f"{name}-pca.png", [shown, enlarge(colors, encoder.patch_size)]))
@@ -58,20 +56,11 @@ def visualize(config: VisualizeConfig) -> list[Path]:
 
 def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
     """(unique name, pixels) of the image file, or of the first `limit` images below a folder."""
-    path, channels, P = Path(config.images), encoder.config.channels, encoder.patch_size
-    if not path.exists():
-        raise FileNotFoundError(f"images={config.images}: there is no such file or folder")
-    if path.is_file():
-        with open_encoded(str(path)) as opened:
-            arrays = [(path.stem, pixels(opened, channels, DataConfig().white_16bit))]
-    else:
-        files = Folder(DataConfig(), channels, scan(os.fsencode(path), least_classes=2))
-        if not len(files):
-            raise ValueError(f"images={config.images} holds no images: {files.listing.other}")
-        count = min(config.limit, len(files))
-        arrays = ((f"{i:03}-{Path(files.name(i)).stem}", files.read(i)) for i in range(count))
-    for name, array in arrays:
-        image = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    P, numbered = encoder.patch_size, Path(config.images).is_dir()
+    files = Folder(DataConfig(), encoder.config.channels, files_at("images", config.images))
+    for i in range(min(config.limit, len(files))):
+        name = f"{i:03}-" * numbered + Path(files.name(i)).stem
+        image = torch.from_numpy(files.read(i).copy()).permute(2, 0, 1)
         if config.size:
             from torchvision.transforms.v2.functional import resize
 
@@ -81,11 +70,6 @@ def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator
             given = " x ".join(str(side) for side in image.shape[1:])
             raise ValueError(f"{name} is {given} pixels, less than a patch of {P}: give size={P} or more")
         yield name, image[:, :H, :W]
-
-
-def normalized(images: UInt8[Tensor, "B C H W"], encoder: VisionTransformer) -> Float[Tensor, "B C H W"]:
-    """As the encoder was trained to see them; ImageNet's statistics where it does not say."""
-    return normalize(images, encoder.metadata.get("mean", IMAGENET_MEAN), encoder.metadata.get("std", IMAGENET_STD))
 
 
 def _write(path: Path, images: list[UInt8[Tensor, "3 H W"]]) -> Path:

@@ -25,18 +25,18 @@ from ssl_vit.run.files import MODEL, write_atomic
 class Classifier(nn.Module):
     """Images to class scores.
 
-    The head sees the mean of the patches, through a norm of its own (then the encoder's is left out, as MAE's authors
-    do), or the class token after the encoder's norm.
+    The head reads the mean of the patches, through a norm of its own in place of the encoder's (as MAE's authors have
+    it), or the class token after the encoder's norm.
 
     Args:
-        encoder: it becomes a part of the classifier; with pool=mean its final norm is taken off.
+        encoder: not copied; with pool=mean its final norm is removed.
         classes: names, in the order of the scores.
         pool: mean or cls.
         distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4).
-        head_std: deviation of the head's initial weights; biases are 0.
+        head_std: std of the head's initial weights; biases are 0.
 
     Raises:
-        ValueError: a distillation token in an encoder with relative positions, where it would have no place.
+        ValueError: a distillation token in an encoder with relative positions, which has none for it.
     """
 
     def __init__(
@@ -49,14 +49,13 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         one_of("finetune.pool", pool, ("mean", "cls"))
-        positions = encoder.config.pos_embed
         if distilled and encoder.config.relative:
             raise ValueError(
-                f"distill.teacher= adds a token, which has no place with encoder.pos_embed={positions}: "
+                f"distill.teacher= adds a token, which has no place with encoder.pos_embed={encoder.config.pos_embed}: "
                 "fine-tune an encoder with learned or sincos positions"
             )
         self.encoder, self.classes, self.pool, self.distilled = encoder, list(classes), pool, distilled
-        self.metadata: dict[str, Any] = {}  # what a saved classifier knows of its training: mean, std, method, data
+        self.metadata: dict[str, Any] = {}  # of a saved classifier: mean, std, method, data
         if pool == "mean":
             encoder.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
             self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=1e-6)
@@ -85,7 +84,7 @@ class Classifier(nn.Module):
         return by_labels, self.head_dist(norm(x[:, -1])) if self.distilled else None
 
     def export_encoder(self) -> VisionTransformer:
-        """The encoder by itself, a copy; with pool=mean its final norm is the one that the mean went through."""
+        """A copy of the encoder; with pool=mean its final norm is the one that the mean went through."""
         state = self.encoder.state_dict()
         if self.pool == "mean":
             state |= {f"norm.{name}": tensor for name, tensor in self.fc_norm.state_dict().items()}
@@ -94,8 +93,8 @@ class Classifier(nn.Module):
         return encoder.eval()
 
 
-def _head(width: int, classes: int, std: float) -> nn.Linear:
-    head = nn.Linear(width, classes)
+def _head(embed_dim: int, classes: int, std: float) -> nn.Linear:
+    head = nn.Linear(embed_dim, classes)
     nn.init.trunc_normal_(head.weight, std=std)
     nn.init.zeros_(head.bias)
     return head
@@ -104,23 +103,23 @@ def _head(width: int, classes: int, std: float) -> nn.Linear:
 def tuned_config(
     config: EncoderConfig, image_size: Any = None, drop_path: float = 0.0, rel_pos_per_block: bool = True
 ) -> EncoderConfig:
-    """The architecture of an encoder to be fine-tuned: on another image size, with drop path.
+    """The architecture of an encoder to be fine-tuned: for another image size, with drop path.
 
     Sine-cosine positions become a learned parameter that starts from them, as in MAE's authors' fine-tuning. Relative
     positions shared by the blocks become a table for each block, as in BEiT's.
 
     Args:
-        image_size: a side or [height, width], in pixels; None is the start's.
+        image_size: a side or [height, width], in pixels; None: as pretrained.
 
     Raises:
         ValueError: image_size is no multiple of the patch.
     """
-    kinds = {"sincos": "learned", "relative": "relative_per_block" if rel_pos_per_block else "relative"}
-    positions = kinds.get(config.pos_embed, config.pos_embed)
+    tuned = {"sincos": "learned", "relative": "relative_per_block" if rel_pos_per_block else "relative"}
+    pos_embed = tuned.get(config.pos_embed, config.pos_embed)
     size, patch = config.image_size if image_size is None else image_size, config.patch_size
-    whole = all(side % patch == 0 for side in (size if isinstance(size, list | tuple) else [size]))
-    require(whole, "image_size", size, f"a multiple of {patch}, the encoder's patch")
-    return replace(config, image_size=size, drop_path=drop_path, pos_embed=positions)
+    fits = all(side % patch == 0 for side in (size if isinstance(size, list | tuple) else [size]))
+    require(fits, "image_size", size, f"a multiple of {patch}, the encoder's patch")
+    return replace(config, image_size=size, drop_path=drop_path, pos_embed=pos_embed)
 
 
 def tunable(start: VisionTransformer, *changes: Any, **more: Any) -> VisionTransformer:
@@ -132,7 +131,7 @@ def tunable(start: VisionTransformer, *changes: Any, **more: Any) -> VisionTrans
 
 
 def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
-    """Where a run starts, the pretrained encoder or one like it with fresh weights; the architecture it is tuned with.
+    """The encoder that a run starts from, pretrained or with fresh weights; the architecture it is fine-tuned in.
 
     Raises:
         FileNotFoundError, ValueError: as load_encoder and tuned_config.
@@ -149,7 +148,7 @@ def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:
     """Write model.safetensors (complete in itself) and its encoder as encoder.safetensors and encoder.json.
 
     Args:
-        facts: JSON values worth keeping: mean, std, method, data, step.
+        metadata: JSON values worth keeping: mean, std, method, data, step.
     """
     head = {"classes": model.classes, "pool": model.pool, "distilled": model.distilled}
     known = {"encoder": asdict(model.encoder.config), "classifier": head, **metadata}
@@ -162,7 +161,7 @@ def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:
 def load_classifier(source: str | Path) -> Classifier:
     """A classifier in eval mode from a fine-tuned run or its model.safetensors.
 
-    `classes` are the names of its scores, in their order; `facts` what is known of it, mean and std of its images
+    `classes` are the names of its scores, in their order; `metadata` what is known of it, mean and std of its images
     among them.
 
     Raises:

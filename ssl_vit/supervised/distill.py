@@ -12,20 +12,25 @@ from torch import Tensor, nn
 
 from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
-from ssl_vit.evaluate.timm_models import timm_model
+from ssl_vit.evaluate.backbones import timm_model
+from ssl_vit.models.weights import require_fit
 from ssl_vit.supervised.classifier import load_classifier
 
 Statistics = tuple[list[float], list[float]]
-"""Mean and deviation of each channel, of pixels in [0, 1]."""
+"""Mean and std of each channel, of pixels in [0, 1]."""
 
 
 class Renormalized(nn.Module):
-    """A network that sees images normalized by other statistics than they come with."""
+    """A network for images that are normalized by other statistics than it was trained with.
 
-    def __init__(self, network: nn.Module, come: Statistics, seen: Statistics) -> None:
+    Args:
+        given: statistics that the images are normalized by. trained: the network's own.
+    """
+
+    def __init__(self, network: nn.Module, given: Statistics, trained: Statistics) -> None:
         super().__init__()
         self.network = network
-        (mean, std), (its_mean, its_std) = (torch.tensor(values) for values in (come, seen))
+        (mean, std), (its_mean, its_std) = (torch.tensor(values) for values in (given, trained))
         self.gain: Tensor
         self.shift: Tensor
         self.register_buffer("gain", (std / its_std).view(1, -1, 1, 1), persistent=False)
@@ -36,7 +41,7 @@ class Renormalized(nn.Module):
         return self.network(torch.addcmul(self.shift, images, self.gain))
 
 
-def load_teacher(source: str, classes: list[str], image: EncoderConfig, come: Statistics) -> Renormalized:
+def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: Statistics) -> Renormalized:
     """A frozen teacher in eval mode, tried on one image.
 
     Args:
@@ -44,16 +49,15 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, come: St
             or .pth), or what load_classifier reads.
         classes: of the student; a timm teacher's must be in the same order.
         image: size and channels of the student's images.
-        come: mean and deviation that those are normalized by.
+        given: mean and std that those are normalized by.
 
     Raises:
         ValueError: no such model, other classes, or one that does not take such images.
         OSError: no such file, or weights that could not be downloaded.
-        ImportError: timm is not installed.
     """
     key = f"distill.teacher={source}"
     if source.startswith(TIMM):
-        network, seen = _from_timm(source, len(classes), image.channels)
+        network, trained = _from_timm(key, source, len(classes), image.channels)
     else:
         try:
             network = load_classifier(source)
@@ -62,13 +66,13 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, come: St
         if network.classes != classes:
             theirs, ours = ", ".join(network.classes[:5]), ", ".join(classes[:5])
             raise ValueError(f"{key} knows the classes {theirs} ..., the images are of {ours} ...: they must be alike")
-        seen = (network.metadata["mean"], network.metadata["std"])
-    teacher = Renormalized(network, come, seen).requires_grad_(False).eval()
+        trained = (network.metadata["mean"], network.metadata["std"])
+    teacher = Renormalized(network, given, trained).requires_grad_(False).eval()
     height, width = image.height_width
     try:
         with torch.no_grad():
             scores = teacher(torch.zeros(1, image.channels, height, width))
-    except Exception as error:  # what a network says of a wrong size differs by its kind
+    except Exception as error:  # each network has its own error for a wrong size
         reason = str(error).splitlines()[0]
         raise ValueError(f"{key} does not take images of {height} x {width} pixels: {reason}") from error
     if scores.shape != (1, len(classes)):
@@ -76,38 +80,24 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, come: St
     return teacher
 
 
-def _from_timm(source: str, classes: int, channels: int) -> tuple[nn.Module, Statistics]:
-    key = f"distill.teacher={source}"
+def _from_timm(key: str, source: str, classes: int, channels: int) -> tuple[nn.Module, Statistics]:
+    """A network of timm with its published weights or those of a file, and the statistics that it knows."""
     name, _, file = source.removeprefix(TIMM).partition(":")
     if file:
         network = timm_model(key, name, num_classes=classes, in_chans=channels)
         if not Path(file).exists():
             raise FileNotFoundError(f"{key}: there is no file {file}")
-        _load(network, Path(file), source)
+        from timm.models import load_state_dict
+
+        state = load_state_dict(file, use_ema=False, weights_only=True)
+        require_fit(network.state_dict(), state, key)
+        network.load_state_dict(state)
     else:
         try:
             network = timm_model(key, name, pretrained=True)
         except OSError as error:
             raise OSError(f"{error}: or give a file of yours, {TIMM}{name}:FILE") from error
     known: dict[str, Any] = getattr(network, "pretrained_cfg", {})
-    fits = channels == len(known.get("mean", ()))
-    mean, std = (
-        list(known[key]) if fits else default for key, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-    )
-    return network, (mean, std)
-
-
-def _load(network: nn.Module, file: Path, source: str) -> None:
-    """Every weight of a network from a file, strictly."""
-    from ssl_vit.models.weights import require_fit
-
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(file)
-    else:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        for key in ("model", "state_dict"):
-            state = state.get(key, state)
-    require_fit(network.state_dict(), state, f"distill.teacher={source}")
-    network.load_state_dict(state)
+    if channels != len(known.get("mean", ())):
+        return network, (IMAGENET_MEAN, IMAGENET_STD)
+    return network, (list(known["mean"]), list(known["std"]))

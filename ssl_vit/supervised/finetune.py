@@ -80,14 +80,14 @@ def layer_of(name: str, depth: int) -> int:
 
 
 class FineTune(Objective):
-    """A classifier trained on labels, and on a teacher's answers where there is one.
+    """A classifier trained on labels, and on a teacher's scores where there is one.
 
     Args:
         encoder: where to start; it is copied.
         classes: names, in the order of the labels.
         optim: an OptimConfig, or a dict of the fields that differ from MAE's.
-        seed: every draw of a step is a function of (seed, epoch, batch, rank).
-        image_size: image in pixels, a side or [height, width]; None is the encoder's.
+        seed: all random numbers of a step are a function of (seed, epoch, batch, rank).
+        image_size: in pixels, a side or [height, width]; None: the encoder's.
         counts: training images of each class, for class_weights.
         teacher: normalized images [B, C, H, W] -> class scores [B, K]; adds a distillation token.
         distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
@@ -166,13 +166,13 @@ class FineTune(Objective):
         if by_teacher is None or self.teacher is None:
             return {"classification": loss}
         with torch.no_grad():
-            answers = self.teacher(images)
+            scores = self.teacher(images)
         cfg = self.distill
         if cfg.kind == "hard":
-            taught = hard_distillation(by_teacher, answers)
+            distillation = hard_distillation(by_teacher, scores)
         else:
-            taught = soft_distillation(by_teacher, answers, cfg.temperature)
-        return {"classification": (1 - cfg.alpha) * loss, "distillation": cfg.alpha * taught}
+            distillation = soft_distillation(by_teacher, scores, cfg.temperature)
+        return {"classification": (1 - cfg.alpha) * loss, "distillation": cfg.alpha * distillation}
 
     def step_seed(self) -> int:
         """Seed of this step's augmentation, by (seed, epoch, batch, rank); outside a trainer drawn from PyTorch."""

@@ -1,4 +1,4 @@
-"""Judge an encoder beside its controls; write the figures, their image, and the line that an evaluation ends with."""
+"""Evaluate an encoder beside its controls; write the figures, a confusion image, and the evaluation's last line."""
 
 import json
 import time
@@ -11,15 +11,14 @@ from torch import Tensor
 from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, KNNConfig, LinearProbeConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.evaluate.attentive import evaluate_attentive
-from ssl_vit.evaluate.backbones import Backbone, EncoderBackbone, RawPixels
+from ssl_vit.evaluate.backbones import Backbone, EncoderBackbone, RawPixels, load_timm
 from ssl_vit.evaluate.evaluation import Evaluation, Result
-from ssl_vit.evaluate.features import local_resources
+from ssl_vit.evaluate.features import Resources, local_device
 from ssl_vit.evaluate.few_shot import evaluate_few_shot, require_shots
 from ssl_vit.evaluate.knn import evaluate_knn, knn_scores
 from ssl_vit.evaluate.linear import evaluate_grid, evaluate_logreg, logistic_scores
 from ssl_vit.evaluate.metrics import confusion_image, figures
 from ssl_vit.evaluate.paper_probes import evaluate_beit, evaluate_dino, evaluate_mae
-from ssl_vit.evaluate.timm_models import load_timm
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.parallel.distributed import process_group
 from ssl_vit.run.files import RUNS, newest_run, write_atomic, write_json
@@ -36,30 +35,27 @@ LINEAR = {
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
-    """Judge the encoder of a config, and a random encoder and raw pixels beside it; write <task>.json beside it.
+    """Evaluate the encoder of a config, and a random encoder and raw pixels beside it; write <task>.json beside it.
 
-    Under torchrun every process describes its share of the images. The first one writes, and has the result; the
+    Under torchrun every process extracts the features of its images. The first one writes, and has the result; the
     others have None.
 
     Raises:
         ValueError: the images have no labels, or do not fit the encoder.
     """
-    with process_group() as ranks:
+    with process_group() as (rank, world_size):
         started = time.time()
-        backbone, name, folder = opened(config)
-        evaluation = Evaluation(
-            config, images_for(backbone, name, config), local_resources(ranks, config.data.cache_gb, folder)
-        )
+        backbone, name, folder = open_backbone(config)
+        resources = Resources(local_device(), rank, world_size, config.data.cache_gb, folder)
+        evaluation = Evaluation(config, images_for(backbone, name, config), resources)
         backbones = {"encoder": backbone}
         if config.controls:
             backbones["random encoder"] = backbone.random(config.seed)
             backbones["raw pixels"] = RawPixels(backbone.height_width, backbone.channels, backbone.patch_size)
-        rows = (
-            few_rows(evaluation, backbones) if config.few else full_rows(evaluation, backbones, folder, ranks[0] == 0)
-        )
-        if ranks[0]:
+        rows = few_rows(evaluation, backbones) if config.few else full_rows(evaluation, backbones)
+        if rank:
             return None
-        own = rows.pop("encoder")
+        own, trained_on = rows.pop("encoder"), len(evaluation.train_labels)
         result = {
             "task": config.task,
             "top1": own.pop("top1"),
@@ -67,7 +63,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
             "encoder": name,
             "data": f"{config.data.source}:{config.data.path}".rstrip(":"),
             "layer": own["head"]["blocks"][-1],
-            "protocol": f"{own.pop('how')}; {len(evaluation.train_labels)} training images; {evaluation.data.split_note}",
+            "protocol": f"{own.pop('how')}; {trained_on} training images; {evaluation.data.split_note}",
             "controls": {control: row["top1"] for control, row in rows.items()},
             **own,
             "test_images": len(evaluation.test_labels),
@@ -79,8 +75,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
         return result
 
 
-def opened(config: EvaluationConfig) -> tuple[Backbone, str, Path]:
-    """The encoder to judge, its name, and the folder that its figures go to."""
+def open_backbone(config: EvaluationConfig) -> tuple[Backbone, str, Path]:
+    """The encoder to evaluate, its name, and the folder that its figures go to."""
     if config.encoder.startswith(TIMM):
         folder = RUNS / config.encoder.replace(":", "-").replace("/", "-")
         return load_timm(config.encoder.removeprefix(TIMM)), config.encoder, folder
@@ -89,7 +85,7 @@ def opened(config: EvaluationConfig) -> tuple[Backbone, str, Path]:
 
 
 def images_for(backbone: Backbone, name: str, config: EvaluationConfig) -> ImageDataModule:
-    """The images, in the encoder's size and normalized as it was trained, where it says how.
+    """The images, in the encoder's size and normalized as in its training, where that is known.
 
     ValueError where they have other channels than it takes.
     """
@@ -103,52 +99,38 @@ def images_for(backbone: Backbone, name: str, config: EvaluationConfig) -> Image
     return ImageDataModule(None, data, image_size=backbone.height_width, channels=backbone.channels, seed=config.seed)
 
 
-def judged(evaluation: Evaluation, backbone: Backbone) -> Result:
-    """What the protocol that the settings name says of a subject."""
-    if isinstance(evaluation.config, LinearProbeConfig):
-        return LINEAR[evaluation.config.protocol](evaluation, backbone)
-    return evaluate_knn(evaluation, backbone)
-
-
-def full_rows(
-    evaluation: Evaluation, backbones: dict[str, Backbone], folder: Path, writes: bool
-) -> dict[str, dict[str, Any]]:
-    """Figures of each subject from all training images; the encoder's with each class, and a confusion image."""
-    rows = {}
+def full_rows(evaluation: Evaluation, backbones: dict[str, Backbone]) -> dict[str, dict[str, Any]]:
+    """Figures of each backbone from all training images; of the encoder a confusion image too, by the first process."""
+    config, labels, resources, rows = evaluation.config, evaluation.test_labels, evaluation.resources, {}
+    protocol = LINEAR[config.protocol] if isinstance(config, LinearProbeConfig) else evaluate_knn
     for name, backbone in backbones.items():
-        result, labels = judged(evaluation, backbone), evaluation.test_labels
+        result: Result = protocol(evaluation, backbone)
         rows[name] = {"how": result.how, "head": result.head}
         rows[name] |= figures(result.probabilities, labels, evaluation.data.classes)
-        if name == "encoder" and writes:
+        if name == "encoder" and resources.rank == 0:
             from torchvision.io import encode_png
 
             image = encode_png(confusion_image(result.probabilities, labels))
-            write_atomic(folder / f"{evaluation.config.task}-confusion.png", image.numpy().tobytes())
+            write_atomic(resources.folder / f"{config.task}-confusion.png", image.numpy().tobytes())
     return rows
 
 
 def few_rows(evaluation: Evaluation, backbones: dict[str, Backbone]) -> dict[str, dict[str, Any]]:
-    """Figures of each subject from few training images; top1 and top5 are the means of the last number of them."""
+    """Figures of each backbone from few training images; top1 and top5 are the means of the last number of them."""
     require_shots(evaluation)
-    config, scores_of, how = evaluation.config, logistic_scores, "logistic regression, C=1"
+    config, scores_of, how, rows = evaluation.config, logistic_scores, "logistic regression, C=1", {}
     if isinstance(config, KNNConfig):
-        k = min(config.neighbors)
+        k, device = min(config.neighbors), evaluation.resources.device
         how = f"{k}-NN or all, cosine, T={config.temperature:g}"
 
         def scores_of(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-            return knn_scores(train, labels, test.to(evaluation.resources.device), k, config.temperature).cpu()
+            return knn_scores(train, labels, test.to(device), k, config.temperature).cpu()
 
-    rows = {}
     for name, backbone in backbones.items():
-        answers = evaluate_few_shot(evaluation, backbone, scores_of)
-        last = list(list(answers.values())[-1].values())[-1]
-        rows[name] = {
-            "how": how,
-            "head": evaluation.readable(backbone)[0].metadata,
-            "top1": last["mean"],
-            "top5": last["top5"],
-        }
-        rows[name] |= answers
+        found = evaluate_few_shot(evaluation, backbone, scores_of)
+        last = list(list(found.values())[-1].values())[-1]
+        head = evaluation.readable(backbone)[0].metadata
+        rows[name] = {"how": how, "head": head, "top1": last["mean"], "top5": last["top5"], **found}
     return rows
 
 

@@ -21,7 +21,7 @@ from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig, Encod
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources import open_source
 from ssl_vit.evaluate.evaluation import require_classes
-from ssl_vit.evaluate.features import Resources, extract
+from ssl_vit.evaluate.features import Resources, extract_features
 from ssl_vit.evaluate.metrics import confusion_image, figures
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.directory import open_run
@@ -117,7 +117,7 @@ class Grader(ImageLogger):
     """Judges the classifier on test images: monitor/top1, monitor/top5 and monitor/calibration_error."""
 
     def measure(self, objective: FineTune, data: ImageDataModule) -> dict[str, float]:
-        probabilities, labels = extract(
+        probabilities, labels = extract_features(
             feature_extractor(objective.judged()),
             data,
             "test",
@@ -144,7 +144,7 @@ def feature_extractor(model: Classifier) -> Callable[[Tensor], Tensor]:
 def judge(config: FinetuneRun, objective: FineTune, data: ImageDataModule, run_dir: Path) -> dict[str, Any]:
     """Score the final weights on all test images: the JSON line, confusion.png and TensorBoard's test/*."""
     device = "cuda" if torch.cuda.is_available() else "cpu"  # the trainer has put the weights back on the CPU
-    probabilities, labels = extract(
+    probabilities, labels = extract_features(
         feature_extractor(objective.judged().to(device)), data, "test", resources=Resources(device)
     )
     found, step = figures(probabilities, labels, data.classes), objective.global_step

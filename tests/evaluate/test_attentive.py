@@ -39,8 +39,8 @@ def test_it_has_no_bias_anywhere():
     }
 
 
-def test_tokens_are_those_of_the_block_in_16_bits(make_exam, backbone, encoder):
-    evaluation = make_exam(protocol="attentive")
+def test_tokens_are_those_of_the_block_in_16_bits(make_evaluation, backbone, encoder):
+    evaluation = make_evaluation(protocol="attentive")
     tokens, labels = tokens_of(evaluation, backbone, 1, "test")
     images = torch.cat(
         [evaluation.data.normalize(batch["images"]) for batch in evaluation.data.eval_dataloader("test")]
@@ -52,9 +52,9 @@ def test_tokens_are_those_of_the_block_in_16_bits(make_exam, backbone, encoder):
     assert torch.equal(labels, evaluation.test_labels)
 
 
-def test_it_finds_the_one_patch_that_tells_the_class(make_exam, monkeypatch):
+def test_it_finds_the_one_patch_that_tells_the_class(make_evaluation, monkeypatch):
     """Every image has the same mean over patches, so no pooled feature can tell."""
-    evaluation = make_exam(protocol="attentive", epochs=60, base_lr=0.1)
+    evaluation = make_evaluation(protocol="attentive", epochs=60, base_lr=0.1)
     pixels = RawPixels((16, 16), 3, 4)
 
     def tokens(evaluation, backbone, block, split):
@@ -70,8 +70,8 @@ def test_it_finds_the_one_patch_that_tells_the_class(make_exam, monkeypatch):
     assert float((result.probabilities.argmax(1) == evaluation.test_labels).float().mean()) >= 0.9
 
 
-def test_the_same_seed_gives_the_same_figures(make_exam, backbone):
+def test_the_same_seed_gives_the_same_figures(make_evaluation, backbone):
     settings = {"protocol": "attentive", "epochs": 2, "layer": 2}
-    one, two = (evaluate_attentive(make_exam(**settings), backbone) for _ in range(2))
+    one, two = (evaluate_attentive(make_evaluation(**settings), backbone) for _ in range(2))
     assert torch.equal(one.probabilities, two.probabilities)
     assert one.head["blocks"] == [2]

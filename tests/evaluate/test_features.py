@@ -1,33 +1,34 @@
-"""Frozen features: every pooling from one pass, in memory or in a file, alone or shared over processes."""
+"""Frozen features: every pooling from one pass, in memory or in a file, by one process or two."""
 
-import os
-import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from evaluations import on_ranks
 
+from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.evaluate.backbones import Feature, RawPixels
 from ssl_vit.evaluate.features import (
     FeatureBank,
     Resources,
     best_feature,
     cover,
-    extract,
-    feature_extractor,
+    extract_features,
     feature_std,
-    held_out_parts,
+    held_out_folds,
     rankme,
     tracked,
 )
+from ssl_vit.parallel.distributed import process_group
 
-ROOT = Path(__file__).resolve().parents[2]
 FEATURES = [Feature(blocks, pool) for blocks in ((2,), (0, 1, 2), (1,)) for pool in ("cls", "mean", "both")]
 
 
-def test_every_feature_is_read_in_one_pass(make_exam, backbone, encoder):
-    evaluation = make_exam()
+def test_every_feature_is_read_in_one_pass(make_evaluation, backbone, encoder):
+    evaluation = make_evaluation()
     bank = evaluation.bank(backbone, FEATURES, "test")
     images = torch.cat(
         [evaluation.data.normalize(batch["images"]) for batch in evaluation.data.eval_dataloader("test")]
@@ -39,7 +40,7 @@ def test_every_feature_is_read_in_one_pass(make_exam, backbone, encoder):
         torch.testing.assert_close(bank.select(feature, torch.tensor([3, 1])), expected[[3, 1]], atol=1e-5, rtol=1e-4)
 
 
-def test_tokens_before_the_final_norm(make_exam, backbone, encoder):
+def test_tokens_before_the_final_norm(make_evaluation, backbone, encoder):
     images = torch.randn(2, 3, 16, 16)
     for block, tokens in enumerate(backbone.tokens(images, [0, 1, 2], normed=False)):
         (normed,) = backbone.tokens(images, [block])
@@ -53,18 +54,17 @@ def test_a_cover_holds_what_it_must():
     assert cover([Feature((2,), "cls"), Feature((1,), "mean")]) == Feature((1, 2), "both")
 
 
-def test_a_table_without_the_feature_says_so():
+def test_a_bank_without_the_feature_is_an_error():
     bank = FeatureBank(torch.zeros(2, 4), torch.zeros(2, dtype=torch.long), Feature((0,), "mean"))
     with pytest.raises(ValueError, match="has no Feature"):
         bank.select(Feature((0,), "cls"))
 
 
-def test_what_memory_does_not_hold_lies_in_a_file_that_leaves_nothing_behind(make_exam, backbone, tmp_path):
-    evaluation, extract_features = make_exam(), feature_extractor(backbone, FEATURES[0])
-    inside, _ = extract(extract_features, evaluation.data, "train")
-    outside, labels = extract(
-        extract_features, evaluation.data, "train", resources=Resources(memory_gb=1e-7, folder=tmp_path / "made")
-    )
+def test_what_memory_does_not_hold_lies_in_a_file_that_leaves_nothing_behind(make_evaluation, backbone, tmp_path):
+    evaluation, extractor = make_evaluation(), backbone.extractor(FEATURES[0])
+    inside, _ = extract_features(extractor, evaluation.data, "train")
+    resources = Resources(memory_gb=1e-7, folder=tmp_path / "made")
+    outside, labels = extract_features(extractor, evaluation.data, "train", resources=resources)
     assert torch.equal(inside, outside)
     assert torch.equal(labels, evaluation.train_labels)
     assert ".features-" in Path("/proc/self/maps").read_text()
@@ -88,67 +88,46 @@ def test_a_block_or_pooling_that_is_not_there_is_named(backbone):
         backbone.feature("cls", "last", 1)
 
 
-def test_held_out_parts_keep_shares_and_grow_in_number_as_sets_shrink():
+def test_held_out_folds_keep_fractions_and_grow_in_number_as_sets_shrink():
     labels = torch.arange(100) % 4
-    parts = list(held_out_parts(labels))
-    assert len(parts) == 5
-    assert len(list(held_out_parts(torch.arange(5000) % 4))) == 1
-    for part in parts:
-        assert torch.bincount(labels[part]).tolist() == [5] * 4
-    assert not torch.equal(parts[0], parts[1])
+    folds = list(held_out_folds(labels))
+    assert len(folds) == 5
+    assert len(list(held_out_folds(torch.arange(5000) % 4))) == 1
+    for fold in folds:
+        assert torch.bincount(labels[fold]).tolist() == [5] * 4
+    assert not torch.equal(folds[0], folds[1])
 
 
-def test_the_best_feature_is_the_one_that_tells_held_out_images():
+def test_the_best_feature_is_the_one_that_classifies_held_out_images():
     labels = torch.arange(60) % 3
     values = torch.cat([torch.randn(60, 3), torch.nn.functional.one_hot(labels, 3).float()], dim=1)
     bank = FeatureBank(values, labels, Feature((0, 1), "mean"))
-    asked = []
+    seen = []
 
     def scores_of(train, train_labels, held_out):
-        asked.append((len(train), len(held_out)))
+        seen.append((len(train), len(held_out)))
         return [torch.zeros(len(held_out), 3), held_out]
 
     best = best_feature(scores_of, bank, [Feature((0,), "mean"), Feature((1,), "mean")])
     assert best == (Feature((1,), "mean"), 1)
-    assert set(asked) == {(48, 12)}
+    assert set(seen) == {(48, 12)}
 
 
-SHARED = """
-import sys, torch
-from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.parallel.distributed import joined
-from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.evaluate.features import Place, feature_extractor, extract
-from ssl_vit.evaluate.backbones import EncoderBackbone
-torch.manual_seed(3)
-subject = EncoderBackbone(VisionTransformer(embed_dim=24, depth=3, num_heads=2, patch_size=4, image_size=16).eval())
-config = DataConfig(source="folder", path=sys.argv[1], batch_size=4, workers=0)
-with joined() as share:
-    data = ImageDataModule(None, config, image_size=16)
-    describe = feature_extractor(subject, subject.feature("both", "last", 1))
-    found = [extract(describe, data, split, limit, resources=Place(share=share)) for split, limit in
-             (("train", 0), ("train", 29), ("test", 11))]
-if share[0] == 0:
-    torch.save(found, sys.argv[2])
-"""
-
-
-def test_two_processes_find_what_one_does(data_config, tmp_path, free_port):
+def test_two_processes_find_what_one_does(data_config, backbone, free_port):
     """29 and 11 images do not divide by two, and 15 are no whole number of batches of 4."""
-    found = {}
-    for processes in (1, 2):
-        out, running = tmp_path / f"{processes}.pt", []
-        for rank in range(processes):
-            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "RANK": str(rank)}
-            environment = {**os.environ, **shared, "WORLD_SIZE": str(processes), "PYTHONPATH": str(ROOT)}
-            words = [sys.executable, "-c", SHARED, data_config.path, str(out)]
-            running.append(subprocess.Popen(words, env=environment))
-        assert [process.wait(timeout=120) for process in running] == [0] * processes
-        found[processes] = torch.load(out, weights_only=True)
-    for (one, labels), (two, other_labels) in zip(found[1], found[2], strict=True):
-        torch.testing.assert_close(one, two)  # batches differ in size, so the last bits of a product may
-        assert torch.equal(labels, other_labels)
+
+    def found():
+        data = ImageDataModule(None, replace(data_config, batch_size=4), image_size=16)
+        extractor = backbone.extractor(backbone.feature("both", "last", 1))
+        with process_group() as ranks:
+            cases = ("train", 0), ("train", 29), ("test", 11)
+            extracted = [extract_features(extractor, data, *case, resources=Resources("cpu", *ranks)) for case in cases]
+        return [tensor.numpy() for pair in extracted for tensor in pair]
+
+    first, second = on_ranks(2, free_port, found)
+    for one, two, other in zip(found(), first, second, strict=True):
+        np.testing.assert_allclose(two, one, atol=1e-5, rtol=1e-5)  # batches differ in size
+        np.testing.assert_array_equal(other, two)
 
 
 def test_feature_std_is_one_for_noise_and_zero_for_a_collapse():
@@ -163,8 +142,8 @@ def test_rankme_counts_directions():
     assert rankme(rotated[:, :5] @ basis[:5]) == pytest.approx(5, rel=1e-2)
 
 
-def test_a_bar_is_shown_on_a_terminal_alone_and_leaves_no_line(make_exam, monkeypatch, capsys):
-    loader = make_exam().data.eval_dataloader("test")
+def test_a_bar_is_shown_on_a_terminal_alone_and_leaves_no_line(make_evaluation, monkeypatch, capsys):
+    loader = make_evaluation().data.eval_dataloader("test")
     assert len(list(tracked(loader, "test features"))) == 2
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)

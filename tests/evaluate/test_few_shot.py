@@ -1,4 +1,4 @@
-"""Few labels: who is drawn, and what is said of it."""
+"""Few labels: which images are drawn, and the figures of them."""
 
 from statistics import mean, stdev
 
@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from ssl_vit.evaluate.few_shot import draw, evaluate_few_shot, of_fraction, require_shots
+from ssl_vit.evaluate.few_shot import evaluate_few_shot, of_fraction, random_subset, require_shots
 from ssl_vit.evaluate.linear import logistic_scores
 
 
 def test_shots_are_as_many_of_each_class_drawn_anew_by_each_seed():
     labels = np.array([0] * 40 + [1] * 7 + [4] * 90)
-    random_numbers = [draw(labels, lambda _: 5, seed) for seed in range(5)]
-    for rows in random_numbers:
+    subsets = [random_subset(labels, lambda _: 5, seed) for seed in range(5)]
+    for rows in subsets:
         assert np.bincount(labels[rows]).tolist() == [5, 5, 0, 0, 5]
         assert len(set(rows)) == 15
-    assert len({tuple(rows) for rows in random_numbers}) == 5
+    assert len({tuple(rows) for rows in subsets}) == 5
 
 
 @pytest.mark.parametrize(("fraction", "counts"), [(0.1, [4, 1, 9]), (0.01, [1, 1, 1]), (1.0, [40, 7, 90])])
 def test_a_fraction_is_of_each_class_and_one_at_least(fraction, counts):
     labels = np.repeat([0, 1, 2], [40, 7, 90])
-    assert np.bincount(labels[draw(labels, of_fraction(fraction), 0)]).tolist() == counts
+    assert np.bincount(labels[random_subset(labels, of_fraction(fraction), 0)]).tolist() == counts
 
 
-def test_five_draws_are_judged_by_logistic_regression(make_exam, backbone):
-    evaluation = make_exam(shots=[1, 4], fraction=[0.5])
+def test_five_subsets_are_classified_by_logistic_regression(make_evaluation, backbone):
+    evaluation = make_evaluation(shots=[1, 4], fraction=[0.5])
     answers = evaluate_few_shot(evaluation, backbone, logistic_scores)
     assert {kind: list(answer) for kind, answer in answers.items()} == {"shots": ["1", "4"], "fraction": ["0.5"]}
     feature = evaluation.readable(backbone)[0]
@@ -34,7 +34,7 @@ def test_five_draws_are_judged_by_logistic_regression(make_exam, backbone):
     train, test = (evaluation.bank(backbone, [feature], split) for split in ("train", "test"))
     tops = []
     for seed in range(5):
-        rows = draw(train.labels.numpy(), lambda _: 4, seed)
+        rows = random_subset(train.labels.numpy(), lambda _: 4, seed)
         model = LogisticRegression(max_iter=1000).fit(train.values[rows].numpy(), train.labels[rows].numpy())
         tops.append(float(model.score(test.values.numpy(), test.labels.numpy())))
     assert answers["shots"]["4"]["mean"] == pytest.approx(mean(tops), abs=1e-4)
@@ -42,7 +42,7 @@ def test_five_draws_are_judged_by_logistic_regression(make_exam, backbone):
     assert answers["shots"]["4"]["top5"] is None  # three classes
 
 
-def test_more_shots_than_images_name_the_class(make_exam):
-    require_shots(make_exam(shots=[10]))
+def test_more_shots_than_images_name_the_class(make_evaluation):
+    require_shots(make_evaluation(shots=[10]))
     with pytest.raises(ValueError, match="shots=11: class 'bird' has only 10 training images"):
-        require_shots(make_exam(shots=[2, 11]))
+        require_shots(make_evaluation(shots=[2, 11]))

@@ -43,7 +43,7 @@ def test_classes_that_training_lacks_get_no_score():
     assert top_k(scores, torch.tensor([1, 3, 7, 1, 3]), 1) == 0.0
 
 
-def test_one_class_or_broken_features_are_refused():
+def test_one_class_or_features_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="two classes at least"):
         logistic_scores(torch.randn(4, 2), torch.zeros(4, dtype=torch.long), torch.randn(1, 2))
     with pytest.raises(ValueError, match="features are not finite"):

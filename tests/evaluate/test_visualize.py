@@ -71,7 +71,7 @@ def test_images_of_any_size_are_drawn(encoder, tmp_path):
         assert written.size == (2 * (48 + 2) + 2, 20 + 4)  # cut to 48 x 20; two images, white lines of 2
 
 
-def test_a_image_is_scaled_when_asked(encoder, tmp_path):
+def test_an_image_is_scaled_to_size(encoder, tmp_path):
     image(tmp_path / "in" / "one.png", 10, 20)
     out = tmp_path / "out"
     visualize(VisualizeConfig(images=str(tmp_path / "in" / "one.png"), encoder=str(encoder), size=16, out=str(out)))
@@ -86,7 +86,7 @@ def test_missing_images_are_one_line(encoder, tmp_path, name, message):
         visualize(VisualizeConfig(images=str(tmp_path / name), encoder=str(encoder)))
 
 
-def test_a_image_less_than_a_patch_is_refused(encoder, tmp_path):
+def test_an_image_less_than_a_patch_is_refused(encoder, tmp_path):
     image(tmp_path / "in" / "tiny.png", 3, 30)
     with pytest.raises(ValueError, match="tiny is 30 x 3 pixels, less than a patch of 4: give size=4 or more"):
         visualize(VisualizeConfig(images=str(tmp_path / "in" / "tiny.png"), encoder=str(encoder)))

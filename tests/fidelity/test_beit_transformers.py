@@ -42,7 +42,7 @@ def reference_model(relative: bool) -> BeitForMaskedImageModeling:
     return model.eval()
 
 
-PARTS = {
+BLOCK = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
     "attn.proj": "attention.o_proj",
@@ -70,7 +70,7 @@ def ours_from(theirs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     for i in range(3):
         ours, other = f"encoder.blocks.{i}", f"beit.layers.{i}"
         named |= {f"{ours}.ls{j}.gamma": theirs[f"{other}.lambda_{j}"] for j in (1, 2)}
-        for part, name in PARTS.items():
+        for part, name in BLOCK.items():
             named |= {f"{ours}.{part}.{kind}": theirs[f"{other}.{name}.{kind}"] for kind in ("weight", "bias")}
         weights = [theirs[f"{other}.attention.{which}_proj.weight"] for which in "qkv"]
         q, v = (theirs[f"{other}.attention.{which}_proj.bias"] for which in "qv")

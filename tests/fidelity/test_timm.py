@@ -9,11 +9,11 @@ from ssl_vit.models.vit import VisionTransformer
 
 
 def timm_model(size: str, registers: int = 0, **options) -> TimmTransformer:
-    width, depth, heads = SIZES[size]
+    embed_dim, depth, num_heads = SIZES[size]
     model = TimmTransformer(
-        embed_dim=width,
+        embed_dim=embed_dim,
         depth=depth,
-        num_heads=heads,
+        num_heads=num_heads,
         num_classes=0,
         reg_tokens=registers,
         no_embed_class=registers > 0,  # as timm's models with registers
@@ -24,13 +24,24 @@ def timm_model(size: str, registers: int = 0, **options) -> TimmTransformer:
     return model
 
 
-@pytest.mark.parametrize("size", ["tiny", "small", "base"])
-@pytest.mark.parametrize("registers", [0, 4])
-def test_same_names_and_outputs(size, registers):
-    reference = timm_model(size, registers)
-    encoder = VisionTransformer(size=size, num_registers=registers).eval()
+def ours_with_its_weights(reference: TimmTransformer, **options) -> VisionTransformer:
+    encoder = VisionTransformer(size="tiny", **options).eval()
     assert set(encoder.state_dict()) == set(reference.state_dict())
     encoder.load_state_dict(reference.state_dict())
+    return encoder
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_has_timms_names_and_shapes(size):
+    with torch.device("meta"):
+        ours, theirs = VisionTransformer(size=size).state_dict(), timm_model(size).state_dict()
+    assert {name: tensor.shape for name, tensor in ours.items()} == {n: tensor.shape for n, tensor in theirs.items()}
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_same_outputs(registers):
+    reference = timm_model("tiny", registers)
+    encoder = ours_with_its_weights(reference, num_registers=registers)
     images = torch.randn(2, 3, 224, 224)
     with torch.no_grad():
         expected = reference.forward_features(images)
@@ -41,9 +52,7 @@ def test_same_names_and_outputs(size, registers):
 
 def test_same_with_layer_scale_other_channels_and_a_wide_image():
     reference = timm_model("tiny", init_values=0.1, in_chans=5, img_size=(64, 96), patch_size=8)
-    encoder = VisionTransformer(size="tiny", init_values=0.1, channels=5, image_size=(64, 96), patch_size=8).eval()
-    assert set(encoder.state_dict()) == set(reference.state_dict())
-    encoder.load_state_dict(reference.state_dict())
+    encoder = ours_with_its_weights(reference, init_values=0.1, channels=5, image_size=(64, 96), patch_size=8)
     images = torch.randn(2, 5, 64, 96)
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), reference.forward_features(images), atol=1e-5, rtol=1e-5)
@@ -51,8 +60,7 @@ def test_same_with_layer_scale_other_channels_and_a_wide_image():
 
 def test_positions_are_resampled_as_timm_does():
     reference = timm_model("tiny", img_size=64, patch_size=8, dynamic_img_size=True)
-    encoder = VisionTransformer(size="tiny", image_size=64, patch_size=8).eval()
-    encoder.load_state_dict(reference.state_dict())
+    encoder = ours_with_its_weights(reference, image_size=64, patch_size=8)
     images = torch.randn(2, 3, 48, 96)
     with torch.no_grad():
         expected = reference.forward_features(images).flatten(1, -2)
@@ -61,8 +69,7 @@ def test_positions_are_resampled_as_timm_does():
 
 def test_intermediate_layers():
     reference = timm_model("tiny", img_size=64, patch_size=16)
-    encoder = VisionTransformer(size="tiny", image_size=64).eval()
-    encoder.load_state_dict(reference.state_dict())
+    encoder = ours_with_its_weights(reference, image_size=64)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = reference.get_intermediate_layers(images, n=[3, 11], reshape=True, norm=True)

@@ -1,7 +1,6 @@
 """Whole evaluations: every protocol from the command line, what they write, what they refuse."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from evaluations import make_encoder, make_labeled, on_ranks
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,15 +19,25 @@ from ssl_vit.config.resolve import ConfigError
 from ssl_vit.config.schema import LINEAR_PROTOCOLS
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder
-from ssl_vit.supervised.report import LINEAR, evaluate
+from ssl_vit.supervised.report import LINEAR, evaluate, show
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"task", "top1", "top5", "encoder", "data", "layer", "protocol", "controls", "test_images", "seed", "seconds"}
 
 
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory):
+    return make_labeled(tmp_path_factory.mktemp("labeled"))
+
+
+@pytest.fixture
+def encoder():
+    return make_encoder()
+
+
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch, encoder, labeled):
-    """A run's folder: an encoder that knows its images and how it is read."""
+    """A run's folder: an encoder with its data and readout settings."""
     monkeypatch.chdir(tmp_path)
     data = {"source": "folder", "path": str(labeled), "batch_size": 7, "workers": 0}
     readout = {"pool": "both", "layer": 2, "blocks": 1}
@@ -35,25 +45,25 @@ def run_dir(tmp_path, monkeypatch, encoder, labeled):
     return tmp_path / "run"
 
 
-def linear(run_dir: Path, *words: str):
-    return evaluate(resolve_evaluation(LinearProbeConfig, [f"encoder={run_dir}", *words]).config)
+def linear(run_dir: Path, *args: str):
+    return evaluate(resolve_evaluation(LinearProbeConfig, [f"encoder={run_dir}", *args]).config)
 
 
-def knn(run_dir: Path, *words: str):
-    return evaluate(resolve_evaluation(KNNConfig, [f"encoder={run_dir}", *words]).config)
+def knn(run_dir: Path, *args: str):
+    return evaluate(resolve_evaluation(KNNConfig, [f"encoder={run_dir}", *args]).config)
 
 
-def test_every_protocol_has_settings_and_a_judge():
+def test_every_protocol_has_settings_and_a_function():
     assert LINEAR.keys() == PROTOCOLS.keys() == set(LINEAR_PROTOCOLS)
 
 
-def test_a_run_says_which_protocol_judges_it_unless_the_command_does(tmp_path, encoder):
+def test_the_runs_protocol_is_the_default_of_the_command(tmp_path, encoder):
     data, readout = {"source": "digits"}, {"pool": "cls", "layer": "best", "blocks": 1, "protocol": "logreg"}
     save_encoder(encoder, tmp_path / "run", data=data, readout=readout)
     save_encoder(encoder, tmp_path / "silent", data=data)
 
-    def resolved(run: str, config_class: type, *words: str):
-        return resolve_evaluation(config_class, [f"encoder={tmp_path / run}", *words]).config
+    def resolved(run: str, config_class: type, *args: str):
+        return resolve_evaluation(config_class, [f"encoder={tmp_path / run}", *args]).config
 
     as_trained = resolved("run", LinearProbeConfig)
     assert (as_trained.protocol, as_trained.pool, as_trained.layer) == ("logreg", "cls", "best")
@@ -67,42 +77,41 @@ def test_a_run_says_which_protocol_judges_it_unless_the_command_does(tmp_path, e
     assert resolved("silent", LinearProbeConfig).protocol == "grid"
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_each_protocol_runs_from_the_command_line_on_digits(protocol, tmp_path):
+def digits_run(folder: Path) -> Path:
     made = VisionTransformer(embed_dim=16, depth=2, num_heads=2, patch_size=16, image_size=32)
-    save_encoder(made, tmp_path / "run", mean=[0.2] * 3, std=[0.2] * 3, data={"source": "digits", "batch_size": 256})
-    words = [f"encoder={tmp_path / 'run'}", f"protocol={protocol}", "train_limit=200", "controls=false"]
-    words += [] if protocol == "logreg" else ["epochs=2"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools/linear_probe.py"), *words], capture_output=True, text=True, cwd=ROOT
-    )
+    data = {"source": "digits", "batch_size": 256, "workers": 0}
+    save_encoder(made, folder, mean=[0.2] * 3, std=[0.2] * 3, data=data)
+    return folder
+
+
+def test_the_command_prints_the_line_last(tmp_path):
+    args = [f"encoder={digits_run(tmp_path)}", "protocol=logreg", "train_limit=50", "controls=false"]
+    command = [sys.executable, str(ROOT / "tools/linear_probe.py"), *args]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert result == json.loads((tmp_path / "run" / "linear_probe.json").read_text())
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads((tmp_path / "linear_probe.json").read_text())
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_each_protocol_evaluates_digits(protocol, tmp_path, capsys):
+    args = [f"protocol={protocol}", "train_limit=100", "controls=false", *["epochs=2"] * (protocol != "logreg")]
+    show(linear(digits_run(tmp_path), *args))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result == json.loads((tmp_path / "linear_probe.json").read_text())
     assert KEYS | {"calibration_error", "per_class", "head"} <= result.keys()
     assert 0 <= result["top1"] <= result["top5"] <= 1
     assert result["test_images"] == 360
 
 
-def test_two_processes_judge_as_one_does_and_the_first_speaks(run_dir, free_port):
-    """Live crops: each process describes half of a batch, and both train the same head on the whole of it."""
-    words = [f"encoder={run_dir}", "protocol=dino", "epochs=2", "batch_size=10", "base_lr=1", "controls=false"]
-    results = {}
-    for processes in (1, 2):
-        running = []
-        for rank in range(processes):
-            shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "RANK": str(rank)}
-            environment = {**os.environ, **shared, "WORLD_SIZE": str(processes), "PYTHONPATH": str(ROOT)}
-            command = [sys.executable, str(ROOT / "tools/linear_probe.py"), *words]
-            running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-        printed = [process.communicate(timeout=240)[0] for process in running]
-        assert [process.returncode for process in running] == [0] * processes
-        assert printed[1:] == [""] * (processes - 1)
-        results[processes] = json.loads(printed[0].splitlines()[-1]) | {"seconds": 0}
-    assert results[1] == results[2]
+def test_two_processes_evaluate_as_one_does_and_the_first_has_the_result(run_dir, free_port):
+    """Live crops: each process extracts the features of half of a batch, both train the same head on all of it."""
+    args = ["protocol=dino", "epochs=2", "batch_size=10", "base_lr=1", "controls=false"]
+    first, second = on_ranks(2, free_port, lambda: linear(run_dir, *args))
+    assert second is None
+    assert first | {"seconds": 0} == linear(run_dir, *args) | {"seconds": 0}
 
 
-def test_an_evaluation_leaves_figures_a_image_and_events(run_dir):
+def test_an_evaluation_leaves_figures_an_image_and_events(run_dir):
     result = linear(run_dir, "protocol=logreg")
     assert json.loads((run_dir / "linear_probe.json").read_text()) == result
     assert set(result["controls"]) == {"random encoder", "raw pixels"}
@@ -116,9 +125,9 @@ def test_an_evaluation_leaves_figures_a_image_and_events(run_dir):
     assert "linear_probe/calibration_error" in events.Tags()["scalars"]
 
 
-def test_the_grid_reads_more_than_the_run_says_unless_told(run_dir):
+def test_the_grid_reads_more_than_the_runs_readout(run_dir):
     result = linear(run_dir, "controls=false", "epochs=1")
-    assert "best on held-out parts of 78 linear heads" in result["protocol"]
+    assert "best of 78 linear heads on held-out images" in result["protocol"]
     result = linear(run_dir, "controls=false", "epochs=1", "pool=cls", "blocks=1")
     assert "of 13 linear heads" in result["protocol"]
     assert (result["head"]["pool"], result["head"]["blocks"]) == ("cls", [3])
@@ -131,9 +140,9 @@ def test_test_labels_choose_nothing(run_dir, labeled, tmp_path):
     (moved / "train").symlink_to(labeled / "train")
     for name, other in zip(("bird", "cat", "dog"), ("cat", "dog", "bird"), strict=True):
         (moved / "test" / name).symlink_to(labeled / "test" / other)
-    for judge, words in ((linear, ["epochs=2"]), (knn, ["layer=best"]), (linear, ["protocol=beit", "epochs=1"])):
-        words = [*words, "controls=false"]
-        assert judge(run_dir, *words)["head"] == judge(run_dir, *words, f"data.path={moved}")["head"]
+    for probe, args in ((linear, ["epochs=2"]), (knn, ["layer=best"]), (linear, ["protocol=beit", "epochs=1"])):
+        args = [*args, "controls=false"]
+        assert probe(run_dir, *args)["head"] == probe(run_dir, *args, f"data.path={moved}")["head"]
 
 
 def test_knn_says_which_k(run_dir):
@@ -143,9 +152,9 @@ def test_knn_says_which_k(run_dir):
     assert knn(run_dir, "neighbors=1,3")["head"]["neighbors"] in (1, 3)
 
 
-@pytest.mark.parametrize("judge", [linear, knn])
-def test_few_labels_are_means_of_five_draws(run_dir, judge):
-    result = judge(run_dir, "shots=1,5", "fraction=0.2")
+@pytest.mark.parametrize("probe", [linear, knn])
+def test_few_labels_are_means_of_five_subsets(run_dir, probe):
+    result = probe(run_dir, "shots=1,5", "fraction=0.2")
     assert set(result["shots"]) == {"1", "5"}
     assert result["top1"] == result["fraction"]["0.2"]["mean"]
     assert set(result["shots"]["1"]) == {"mean", "std", "top5"}
@@ -155,12 +164,12 @@ def test_few_labels_are_means_of_five_draws(run_dir, judge):
     assert f"{result['task']}/shots_5" in events.Tags()["scalars"]
 
 
-def test_a_model_of_timm_is_judged_by_name(labeled, tmp_path, monkeypatch):
+def test_a_model_of_timm_is_evaluated_by_name(labeled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     create = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained, **options: create(name, **options))
-    words = ["encoder=timm:resnet10t", "data.source=folder", f"data.path={labeled}", "data.workers=0"]
-    result = evaluate(resolve_evaluation(LinearProbeConfig, [*words, "protocol=logreg"]).config)
+    args = ["encoder=timm:resnet10t", "data.source=folder", f"data.path={labeled}", "data.workers=0"]
+    result = evaluate(resolve_evaluation(LinearProbeConfig, [*args, "protocol=logreg"]).config)
     assert (result["encoder"], result["layer"], result["head"]["pool"]) == ("timm:resnet10t", 1, "whole")
     assert (tmp_path / "runs" / "timm-resnet10t" / "linear_probe.json").exists()
     with pytest.raises(ConfigError, match="encoder=timm:resnet10t does not say what it was trained on: give data"):
@@ -174,42 +183,42 @@ def make_images(folder: Path, names: list[str]) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("judge", [linear, knn])
-def test_images_that_cannot_judge_are_one_line(run_dir, tmp_path, judge):
+@pytest.mark.parametrize("probe", [linear, knn])
+def test_images_without_use_are_one_line(run_dir, tmp_path, probe):
     flat = make_images(tmp_path / "flat", [f"{i}.png" for i in range(4)])
     with pytest.raises(ValueError, match=r"data.path=.*flat has no labels: give data.path= with a folder"):
-        judge(run_dir, f"data.path={flat}")
-    names = [f"{part}/{name}/{i}.png" for part in ("train", "test") for name in "ab" for i in range(4)]
+        probe(run_dir, f"data.path={flat}")
+    names = [f"{split}/{name}/{i}.png" for split in ("train", "test") for name in "ab" for i in range(4)]
     with pytest.raises(ValueError, match="training images of one class alone, bird: two are needed"):
-        judge(run_dir, "train_limit=1")
+        probe(run_dir, "train_limit=1")
     more = make_images(tmp_path / "more", [*names, "test/zebra/0.png"])
     with pytest.raises(ValueError, match="the class zebra, of which there is no training image"):
-        judge(run_dir, f"data.path={more}")
+        probe(run_dir, f"data.path={more}")
 
 
-@pytest.mark.parametrize("words", [["protocol=grid"], ["protocol=attentive"], ["protocol=dino", "epochs=1"]])
-def test_broken_weights_are_one_line(run_dir, encoder, words):
+@pytest.mark.parametrize("args", [["protocol=grid"], ["protocol=attentive"], ["protocol=dino", "epochs=1"]])
+def test_damaged_weights_are_one_line(run_dir, encoder, args):
     encoder.blocks[0].attn.qkv.weight.data[0, 0] = torch.nan
     metadata = json.loads((run_dir / "encoder.json").read_text())
     metadata.pop("encoder")
     save_encoder(encoder, run_dir, **metadata)
-    with pytest.raises(ValueError, match="features are not finite: the encoder's weights are broken"):
-        linear(run_dir, *words)
+    with pytest.raises(ValueError, match="features are not finite: the encoder's weights are damaged"):
+        linear(run_dir, *args)
 
 
 def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
     save_encoder(
         VisionTransformer(embed_dim=8, depth=1, num_heads=1, patch_size=8, image_size=16, channels=4), tmp_path
     )
-    words = ["data.source=folder", f"data.path={labeled}"]
+    args = ["data.source=folder", f"data.path={labeled}"]
     with pytest.raises(ValueError, match=r"takes images of 4 channels, data.mean=\[.*\] is of 3"):
-        linear(tmp_path, *words)
+        linear(tmp_path, *args)
     with pytest.raises(ValueError, match=r"has 3 bands \(RGB\), encoder.channels=4 asks for 4"):
-        linear(tmp_path, *words, "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "protocol=logreg", "controls=false")
+        linear(tmp_path, *args, "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "protocol=logreg", "controls=false")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         (["protocol=gird"], r"protocol=gird must be one of grid, .*did you mean grid\?"),
         (["protocol=logreg", "epochs=3"], "epochs=3 must be null with protocol=logreg, which has none"),
@@ -228,19 +237,19 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
         (["seed=-1"], "seed=-1 must be 0 or more"),
     ],
 )
-def test_a_wrong_setting_is_one_line(run_dir, words, message):
+def test_a_wrong_setting_is_one_line(run_dir, args, message):
     with pytest.raises(ConfigError, match=message):
-        resolve_evaluation(LinearProbeConfig, [f"encoder={run_dir}", *words])
+        resolve_evaluation(LinearProbeConfig, [f"encoder={run_dir}", *args])
 
 
 @pytest.mark.parametrize(
-    ("word", "message"),
+    ("arg", "message"),
     [
         ("neighbors=0", r"neighbors=\[0\] must be positive integers"),
         ("neighbors=", r"neighbors=\[\] must be positive integers"),
         ("temperature=0", "temperature=0.0 must be positive"),
     ],
 )
-def test_a_wrong_setting_of_knn_is_one_line(run_dir, word, message):
+def test_a_wrong_setting_of_knn_is_one_line(run_dir, arg, message):
     with pytest.raises(ConfigError, match=message):
-        resolve_evaluation(KNNConfig, [f"encoder={run_dir}", word])
+        resolve_evaluation(KNNConfig, [f"encoder={run_dir}", arg])

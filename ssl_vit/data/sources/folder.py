@@ -122,6 +122,21 @@ def scan(root: bytes, least_classes: int, without: list[bytes] | None = None) ->
     return Listing(root, *stored, labels, classes, f"{other.total()} files seen" + (f" ({common})" if common else ""))
 
 
+def files_at(key: str, path: str) -> Listing:
+    """An image file by itself, or every image below a folder, without labels.
+
+    Raises:
+        FileNotFoundError: there is nothing at path.
+        ValueError: a folder without images.
+    """
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{key}={path}: there is no such file or folder")
+    if os.path.isdir(path):
+        return _filled(key, path, scan(os.fsencode(path), least_classes=2))
+    root, name = os.path.split(os.fsencode(path))
+    return Listing(root, np.frombuffer(name, np.uint8), np.array([len(name)]), np.array([-1]), [], "")
+
+
 def _files(root: bytes, seen: set[tuple[int, int]]) -> Iterator[tuple[bytes | None, bytes]]:
     """(first folder below root or None, path relative to root) of every visible file; each folder once.
 
