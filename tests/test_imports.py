@@ -23,12 +23,12 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_import_ssl_vit_loads_nothing():
-    assert not loaded_after("import ssl_vit") & (HEAVY | {"torch", "numpy", "omegaconf"})
+    assert not loaded_after("import ssl_vit") & (HEAVY | {"torch", "numpy", "yaml"})
 
 
 def test_the_encoder_needs_torch_alone():
     code = "import ssl_vit; ssl_vit.VisionTransformer(size='tiny', image_size=32)"
-    assert not loaded_after(code) & (HEAVY | {"omegaconf", "safetensors", "PIL"})
+    assert not loaded_after(code) & (HEAVY | {"yaml", "safetensors", "PIL"})
 
 
 def test_load_encoder_needs_torch_and_safetensors_alone(tmp_path):
@@ -37,7 +37,7 @@ def test_load_encoder_needs_torch_and_safetensors_alone(tmp_path):
         f"ssl_vit.save_encoder(e, Path({str(tmp_path)!r})); ssl_vit.load_encoder({str(tmp_path)!r})"
     )
     assert "safetensors" in loaded
-    assert not loaded & (HEAVY | {"omegaconf", "PIL"})
+    assert not loaded & (HEAVY | {"yaml", "PIL"})
 
 
 def test_a_typo_is_answered_without_torch():

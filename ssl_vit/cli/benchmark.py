@@ -35,7 +35,7 @@ def run(args: list[str]) -> None:
         return
     config = resolve(BenchmarkConfig, args).config
     if not (TOOLS / "benchmarks").is_dir():
-        raise ConfigError(f"suite={config.suite} is a part of the repository, which is not here; {DOCTOR} is installed")
+        raise ConfigError(f"suite={config.suite} belongs to the repository, which is not here; {DOCTOR} is installed")
     if str(TOOLS) not in sys.path:
         sys.path.insert(0, str(TOOLS))
     importlib.import_module(f"benchmarks.{config.suite}").run(config)

@@ -126,7 +126,7 @@ def check(key: str, value: Any, hint: Any) -> None:
 
 
 def kind(hint: Any, bounds: bool = True) -> str:
-    """A type in words: a positive integer, a list of 2 numbers, cls | mean | both, a string or null.
+    """A type for people: a positive integer, a list of 2 numbers, cls | mean | both, a string or null.
 
     Args:
         bounds: whether to say them too; those of a type that has several forms are always said.

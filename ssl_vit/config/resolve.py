@@ -255,7 +255,7 @@ def _legal(key: str, settings: Mapping[str, Setting]) -> str:
 def _merge(base: T, settings: Mapping[str, Setting], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
     """(config, origin of each value): the defaults in base under the layers, lowest first.
 
-    A value that its dataclass refuses is reported in the dataclass's words, after the prefix of the layer it is from.
+    A value that its dataclass refuses is reported as the dataclass does, after the prefix of the layer it is from.
     """
     values, origin, prefix = (
         {key: setting.default for key, setting in settings.items()},

@@ -124,7 +124,7 @@ def test_benchmarks_are_those_of_the_repository(answer, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "TOOLS", tmp_path)
     status, _, errors = answer("benchmark", "suite=memory")
     assert (status, errors.count("\n")) == (2, 1)
-    assert "suite=memory is a part of the repository" in errors
+    assert "suite=memory belongs to the repository" in errors
 
 
 def test_someone_elses_method_is_a_full_citizen(tmp_path):
