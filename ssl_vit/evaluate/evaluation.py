@@ -92,7 +92,7 @@ def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = No
     """ValueError where there is nothing to learn, or something asked that was not taught.
 
     Args:
-        limit, seed: of the training images, as eval_labels takes them.
+        limit, seed: of the training images, as ImageDataModule.labels takes them.
     """
     data.setup()
     path, test_path = data.data.path, data.data.test_path
