@@ -1,1 +1,1 @@
-"""TODO"""
+"""The encoder: its architecture, its initial weights, and its weights in files."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""What moves the weights: parameter groups, schedules, moving averages, and how far a run is."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Several processes: tensors exchanged between them, weights sharded over them."""

@@ -1,4 +1,4 @@
-"""Tokenizers that are learned by gradient: their objectives, by name."""
+"""Objectives of the tokenizers that are learned by gradient."""
 
 import importlib
 from pathlib import Path
