@@ -17,7 +17,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ssl_vit.config.tokenizer_schema import DVAEConfig, DVAERun
-from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.optim.progress import fraction_done, is_logged
 from ssl_vit.optim.schedules import cosine, linear
 from ssl_vit.parallel.distributed import mean_over_ranks
@@ -118,10 +117,6 @@ class DVAETraining(TokenizerTraining):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.tokenizer = DVAE(self.config)
-
-    def transform(self) -> RandomCrop:
-        cfg = self.config
-        return RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
 
     def losses(
         self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B K h w"] | None = None

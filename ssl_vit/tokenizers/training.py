@@ -4,10 +4,17 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from ssl_vit.config.tokenizer_schema import TokenizerConfig
+from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Objective
 from ssl_vit.tokenizers.base import save_tokenizer
 
 TRAININGS = {"dvae": "ssl_vit.tokenizers.dvae:DVAETraining", "vqkd": "ssl_vit.tokenizers.vqkd:VQKDTraining"}
+
+
+def crop_of(config: TokenizerConfig) -> RandomCrop:
+    """The augmentation that every tokenizer is trained on."""
+    return RandomCrop(config.height_width, config.crop_scale, flip=config.flip)
 
 
 class TokenizerTraining(Objective):
@@ -15,6 +22,9 @@ class TokenizerTraining(Objective):
 
     tokenizer: Any
     """A Tokenizer, of the kind that its training is for."""
+
+    def transform(self) -> RandomCrop:
+        return crop_of(self.config)
 
     def export(self, folder: Path, **metadata: Any) -> Path:
         """Write the tokenizer."""

@@ -1,5 +1,5 @@
-"""Vector-quantized knowledge distillation: vectors from which a teacher's patch features can be predicted (BEiT v2: Peng
-et al., 2022, arXiv:2208.06366, section 2.1). So the tokens hold what the teacher sees and not how the pixels look.
+"""Vector-quantized knowledge distillation: tokens from which a teacher's patch features are predicted (BEiT v2: Peng et
+al., 2022, arXiv:2208.06366, section 2.1). So they hold what the teacher sees and not how the pixels look.
 
 A Vision Transformer makes a short unit vector of each patch, its code; the nearest of a codebook of unit vectors is its
 token, and a small decoder predicts the teacher's features from the codebook vectors of all patches. The codebook is a
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.config.tokenizer_schema import VQKDConfig, VQKDRun
-from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.models.blocks import init_linear
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder
@@ -144,10 +143,6 @@ class VQKDTraining(TokenizerTraining):
         super().train(mode)
         self.teacher.eval()
         return self
-
-    def transform(self) -> RandomCrop:
-        cfg = self.config
-        return RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
 
     @torch.no_grad()
     def teacher_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N E"]:
