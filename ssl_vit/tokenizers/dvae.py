@@ -1,4 +1,4 @@
-"""Discrete variational autoencoder: tokens from which the image is reconstructed (Ramesh et al., 2021, arXiv:2102.12092,
+"""Discrete variational autoencoder: tokens that reconstruct the image (Ramesh et al., 2021, arXiv:2102.12092,
 section 2.1 and appendix A; van den Oord et al., 2017, arXiv:1711.00937 for the codebook).
 
 Convolutions down to one position for each patch, a token there by Gumbel-softmax (Jang et al., 2017, arXiv:1611.01144),
@@ -144,7 +144,7 @@ class DVAETraining(TokenizerTraining):
         }
 
     def measure(self, scores: Float[Tensor, "B K h w"], error: Float[Tensor, ""], temperature: float) -> None:
-        """Set extra_metrics: PSNR in dB, and of the batch's tokens perplexity and the fraction of the vocabulary used."""
+        """Set extra_metrics: PSNR in dB, and of the batch's tokens perplexity and fraction of the vocabulary used."""
         counts = torch.bincount(scores.argmax(1).flatten(), minlength=scores.shape[1]).float()
         self.extra_metrics = {
             "psnr": -10 * error.log10(),

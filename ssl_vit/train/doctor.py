@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.utilities import move_data_to_device  # pyright: ignore[reportPrivateImportUsage]
 from torch.utils.data import DataLoader
 
@@ -43,29 +44,30 @@ MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds a batch, and what advice depends on."""
+    """Seconds a batch, and what advice depends on.
+
+    Args:
+        stages: seconds of each, in the order of MEANING; the first two on one core.
+        supply: seconds from one batch of the loader to the next, where nobody keeps it waiting.
+        in_memory: the images are decoded already. decoded_gb: of all images, estimated from one batch.
+        short_side: of those images, their median, in pixels. crop_side: that of the training image.
+        bf16: whether the device multiplies matrices in it.
+        memory_fraction: of the GPU's memory, most of it that was in use at once; None on a CPU.
+    """
 
     batch_size: int
     stages: dict[str, float]
-    """Seconds of each, in the order of MEANING; the first two on one core."""
     supply: float
-    """Seconds from one batch of the loader to the next, where nobody keeps it waiting."""
     workers: int
     cores: int
     in_memory: bool
-    """The images are decoded already."""
     decoded_gb: float
-    """Of all images, estimated from one batch."""
     short_side: int
-    """Of those images, their median, in pixels."""
     crop_side: int
-    """Shorter side of the training image, in pixels."""
     precision: str
     bf16: bool
-    """Whether the device multiplies matrices in it."""
     compiled: bool
     memory_fraction: float | None
-    """Of the GPU's memory, most of it that was in use at once; None on a CPU."""
 
     @property
     def demand(self) -> float:
@@ -92,52 +94,31 @@ class Measured:
 
     def advice(self) -> list[str]:
         """What to set, best first; empty where no option helps."""
-        return self._for_images() if self.supply > self.demand else self._for_the_device()
-
-    def _for_images(self) -> list[str]:
-        lines = []
-        if self.bottleneck == "hand-over" and self.workers and self.on_one_core < self.supply:
-            return ["data.workers=0: these images are sooner made than handed over"]
-        if self.bottleneck == "decode" and not self.in_memory:
-            need = f"{self.decoded_gb:.1f} GB, if the machine has them"
-            lines.append(f"data.cache_gb={math.ceil(self.decoded_gb)} decodes once and keeps the images: {need}")
-            if self.short_side > 2 * self.crop_side:
-                size = f"{2 * self.crop_side} pixels; it is {self.short_side}, and the encoder sees {self.crop_side}"
-                lines.append(f"resize the images beforehand, to a short side of {size}")
-        enough = math.ceil(self.on_one_core / self.demand)
-        if self.workers < min(enough, self.cores):
-            lines.append(f"data.workers={min(enough, self.cores)}: there are {self.cores} cores")
-        if enough > self.cores:
-            lines.append(f"a machine with {enough} cores for this device: there are {self.cores}")
-        return lines
-
-    def _for_the_device(self) -> list[str]:
-        lines, used = [], self.memory_fraction
-        if self.bf16 and self.precision == "32-true":
-            lines.append("trainer.precision=bf16-mixed: the device multiplies matrices in it")
-        if used is not None and not self.compiled:
-            lines.append("trainer.compile=true: the first steps take a minute, the others less than now")
-        if used is not None and used < ROOMY:
+        if self.supply <= self.demand:
+            used = 1.0 if self.memory_fraction is None else self.memory_fraction
             why = f"the step takes {100 * used:.0f} % of the memory; the learning rate follows"
-            lines.append(f"data.batch_size={2 * self.batch_size}: {why}")
-        return lines
-
-
-class Clock(pl.Callback):
-    """Seconds of each training batch that is on the device, the device's work included; ends the fit after an epoch.
-
-    The trainer keeps the run's own number of epochs, on which its schedules depend.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
-        self._since = _now()
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        self.seconds.append(_now() - self._since)
-        trainer.should_stop = True
+            slow = "the first steps take a minute, the others less than now"
+            rules = {
+                "trainer.precision=bf16-mixed: the device multiplies matrices in it": self.bf16
+                and self.precision == "32-true",
+                f"trainer.compile=true: {slow}": self.memory_fraction is not None and not self.compiled,
+                f"data.batch_size={2 * self.batch_size}: {why}": used < ROOMY,
+            }
+        else:
+            if self.bottleneck == "hand-over" and self.workers and self.on_one_core < self.supply:
+                return ["data.workers=0: these images are sooner made than handed over"]
+            decodes = self.bottleneck == "decode" and not self.in_memory
+            enough, cores = math.ceil(self.on_one_core / self.demand), self.cores
+            keep = f"decodes once and keeps the images: {self.decoded_gb:.1f} GB, if the machine has them"
+            size = f"{2 * self.crop_side} pixels; it is {self.short_side}, and the encoder sees {self.crop_side}"
+            rules = {
+                f"data.cache_gb={math.ceil(self.decoded_gb)} {keep}": decodes,
+                f"resize the images beforehand, to a short side of {size}": decodes
+                and self.short_side > 2 * self.crop_side,
+                f"data.workers={min(enough, cores)}: there are {cores} cores": self.workers < min(enough, cores),
+                f"a machine with {enough} cores for this device: there are {cores}": enough > cores,
+            }
+        return [line for line, applies in rules.items() if applies]
 
 
 def _now() -> float:
@@ -232,12 +213,17 @@ def device_seconds(data: ImageDataModule, batch: Batch) -> tuple[float, float, B
 
 
 def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float, float | None]:
-    """Of a training step on one batch again and again, as the run has it but on one device; Measured.memory_fraction."""
+    """Of a training step on one batch, as the run has it but on one device; and Measured.memory_fraction."""
     if config.trainer.compile:
         compile_blocks(method)
-    clock, on_gpu = Clock(), torch.cuda.is_available()
+    times, on_gpu = list[float](), torch.cuda.is_available()
+    clock = LambdaCallback(
+        on_train_batch_start=lambda *_: times.append(_now()),
+        on_train_batch_end=lambda *_: times.append(_now()),
+        on_train_epoch_end=lambda trainer, _: setattr(trainer, "should_stop", True),
+    )
     trainer = pl.Trainer(
-        max_epochs=config.trainer.max_epochs,
+        max_epochs=config.trainer.max_epochs,  # the run's own, on which its schedules depend
         min_epochs=1,
         devices=1,
         precision=precision_of(config.trainer),  # pyright: ignore[reportArgumentType]
@@ -253,7 +239,8 @@ def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(method, DataLoader([batch] * (WARM_UP + BATCHES), batch_size=None, collate_fn=whole_batch))  # pyright: ignore
     memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
-    return mean(clock.seconds[WARM_UP:]), memory and torch.cuda.max_memory_reserved() / memory
+    seconds = [end - start for start, end in zip(times[::2], times[1::2], strict=True)]
+    return mean(seconds[WARM_UP:]), memory and torch.cuda.max_memory_reserved() / memory
 
 
 def run(config: RunConfig, method_name: str) -> None:
