@@ -1,7 +1,7 @@
 """What all training shares: AdamW with the papers' schedules, named losses in the log, guarded steps, sharding.
 
-An Objective is a LightningModule that any `pl.Trainer` fits. It has `transform` (the augmentation of an image), `losses`
-(named terms, whose sum is minimized) and `export` (what is kept); where it needs them `inputs`, `after_step`,
+An Objective is a LightningModule that any `pl.Trainer` fits. It has `transform` (the augmentation of an image),
+`losses` (named terms, whose sum is minimized) and `export` (what is kept); where it needs them `inputs`, `after_step`,
 `on_skipped_step`, `visualize`, `decays` and `clip`. A Method is an Objective on an encoder: `ssl_vit.methods`. Those of
 `ssl_vit.tokenizers` train tokenizers, that of `ssl_vit.supervised` a classifier.
 """
@@ -225,7 +225,7 @@ class Objective(pl.LightningModule, ABC):
         return warmup_cosine(fraction_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
 
     def generator(self, device: torch.device) -> torch.Generator | None:
-        """Source of this step's random numbers, a function of (seed, epoch, batch, rank); outside a trainer PyTorch's own."""
+        """Of this step's random numbers, by (seed, epoch, batch, rank); None outside a trainer, which is PyTorch's own."""
         if self._trainer is None:
             return None
         return seeded_generator(device, self.seed, *self._position, self.global_rank)

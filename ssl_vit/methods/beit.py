@@ -189,7 +189,7 @@ class BEiT(Method):
 
     @torch.no_grad()
     def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
-        """The image with its hidden blocks, and where the tokenizer decodes, its reconstruction and the predicted one."""
+        """The image with its hidden blocks, and where the tokenizer decodes, true and predicted tokens as images."""
         grid, mask = self.encoder.grid_of(images), self.random_masks(len(images)).to(images.device)
         hidden = mask.unflatten(1, grid).float()[:, None]
         masked = images * (1 - F.interpolate(hidden, images.shape[-2:]))  # gray: the mean of the training images

@@ -167,8 +167,8 @@ def test_too_many_broken_images_stop_with_one_line_and_their_list():
     folder = make_images(Path("mixed"), [f"{i}.png" for i in range(8)])
     (folder / "5.jpg").write_text("this is no image")
     line = (
-        r"^1 of 9 images cannot be read, more than data.max_unreadable=0.01 of them, such as mixed/5.jpg \(no known image "
-        r"format\); broken/quarantine.txt lists them: repair them and delete that list, or raise data.max_unreadable=$"
+        r"^1 of 9 images cannot be read, more than data.max_unreadable=0.01 of them, such as mixed/5.jpg \(no known "
+        r"image format\); broken/quarantine.txt lists them: repair them and delete that list, or raise data.max_unreadable=$"
     )
     with pytest.raises(ValueError, match=line):
         run(*FOLDER, f"data.path={folder}", "run_dir=broken")
@@ -268,7 +268,7 @@ def test_a_run_goes_on_while_its_checkpoints_cannot_be_written_and_fails_when_th
     with pytest.raises(OSError, match=r"step-0000008\.ckpt was not written"):
         run("run_dir=full", *args)
     assert not Path("full/encoder.safetensors").exists()
-    assert "go on with the same command and resume=full" in caplog.text
+    assert "resume with the same command and resume=full" in caplog.text
 
 
 @pytest.mark.parametrize(("where", "kept"), [("between", ["step-0000005.ckpt"]), ("within", [])])

@@ -53,7 +53,7 @@ def test_a_run_leaves_the_tokenizer_what_it_is_worth_and_images(kind):
     assert list(run_dir.glob("events.out.tfevents*"))
 
 
-def test_from_an_encoder_to_its_words_to_an_encoder():
+def test_from_an_encoder_to_its_tokens_to_an_encoder():
     teacher = beit("tokenizer_recipe=" + _recipe("kmeans"))
     run_dir, result = train("vqkd", f"method.teacher={teacher}")
     assert result["psnr"] is None
