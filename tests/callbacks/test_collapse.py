@@ -30,7 +30,9 @@ SMALL = {"local_crops": 2, "local_size": 8, "prototypes": K, "head_hidden": 32, 
 )
 def test_diagnoses(information, mean_entropy, student_entropy, was_healthy, fraction, diagnosis):
     uniform = math.log(K)
-    assert diagnose(information, mean_entropy * uniform, student_entropy * uniform, K, was_healthy, fraction) == diagnosis
+    assert (
+        diagnose(information, mean_entropy * uniform, student_entropy * uniform, K, was_healthy, fraction) == diagnosis
+    )
 
 
 def run(tmp_path, optim: dict, **options) -> tuple[CollapseMonitor, list[dict]]:

@@ -63,7 +63,7 @@ def test_hidden_pixels_cannot_change_what_is_predicted():
     assert torch.equal(method.predict(images, mask, hidden)["token"], method.predict(other, mask, hidden)["token"])
 
 
-def test_only_hidden_patches_are_asked_for():
+def test_only_hidden_patches_are_predicted():
     method, (images, pixels) = make(), transform()
     mask = method.draw_masks(4)
     loss = method.losses([images, pixels], mask)["token"]
@@ -192,7 +192,7 @@ def test_relative_positions_are_built_once_a_step_and_survive_checkpointing():
 
 
 def test_overfits_two_images(tmp_path):
-    encoder = {"width": 64, "init_values": None, "pos_embed": "sincos", "init": "xavier"}
+    encoder = {"embed_dim": 64, "init_values": None, "pos_embed": "sincos", "init": "xavier"}
     method = make(encoder=encoder, optim={"base_lr": 0.05, "weight_decay": 0.0})
     batch = [images.repeat(8, 1, 1, 1) for images in transform(2)]
     before = float(method.losses(batch)["token"].detach())
@@ -284,7 +284,7 @@ def test_settings_that_make_no_sense_are_one_line(tokens, message):
 
 
 def test_mae_refuses_relative_positions():
-    with pytest.raises(ConfigError, match=r"encoder\.positions=relative must be learned or sincos"):
+    with pytest.raises(ConfigError, match=r"encoder\.pos_embed=relative must be learned or sincos"):
         read_run(["method=mae", "encoder.pos_embed=relative"])
 
 

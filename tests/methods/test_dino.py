@@ -226,7 +226,7 @@ def test_other_images_than_the_crops_are_refused(images, given):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ("method.global_crops=1 method.local_crops=0", "method.global_crops=1 must be large enough for two crops"),
         ("method.global_crops=0", "method.global_crops=0 must be a positive integer"),
@@ -238,9 +238,9 @@ def test_other_images_than_the_crops_are_refused(images, given):
         ("method.centering=center", r"method.centering=center must be one of mean, sinkhorn"),
     ],
 )
-def test_settings_that_make_no_sense_are_one_line(words, message):
+def test_settings_that_make_no_sense_are_one_line(args, message):
     with pytest.raises(ConfigError, match=message):
-        read_run(["method=dino", "encoder.patch_size=4", *words.split()])
+        read_run(["method=dino", "encoder.patch_size=4", *args.split()])
 
 
 def _rank(rank: int, port: int, folder: str) -> None:

@@ -15,10 +15,11 @@ from ssl_vit.train.tokenizing import train_tokenizer
 
 SMALL = {
     "kmeans": ["recipe=digits-kmeans", "method.vocab_size=16", "method.patches=2000"],
-    "dvae": ["recipe=digits", "method.width=16", "method.vocab_size=16", "trainer.max_epochs=2"],
-    "vqkd": ["recipe=digits-vqkd", "method.width=16", "method.depth=1", "method.vocab_size=16", "trainer.max_epochs=1"],
+    "dvae": ["recipe=digits", "method.width=16", "method.vocab_size=16", "trainer.max_epochs=1"],
+    "vqkd": ["recipe=digits-vqkd", "method.width=16", "method.depth=1", "method.vocab_size=16", "trainer.max_steps=4"],
 }
-BEIT = ["method=beit", "encoder.embed_dim=16", "encoder.depth=2", "encoder.num_heads=2", "trainer.max_epochs=1"]
+BEIT = ["method=beit", "encoder.embed_dim=16", "encoder.depth=2", "encoder.num_heads=2", "trainer.max_steps=2"]
+BEIT += ["monitor.every_epochs=0", "data.batch_size=16"]
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def beit(*tokens: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["kmeans", "dvae"])
-def test_a_run_leaves_the_tokenizer_what_it_is_worth_and_images(kind):
+def test_a_run_leaves_the_tokenizer_its_metrics_and_images(kind):
     run_dir, result = train(kind)
     tokenizer = load_tokenizer(run_dir)
     assert tokenizer(torch.rand(2, 3, 32, 32)).shape == (2, 64)
@@ -129,8 +130,8 @@ def test_a_tokenizer_that_was_interrupted_is_made_again():
     assert (made / "tokenizer.safetensors").exists()
 
 
-def test_a_dvae_goes_on_where_it_was_stopped():
-    run_dir, _ = train("dvae", "run_dir=runs/tokens", "trainer.max_steps=6", "trainer.checkpoint_every_steps=3")
+def test_a_dvae_is_resumed_where_it_was_stopped():
+    run_dir, _ = train("dvae", "run_dir=runs/tokens", "trainer.max_steps=6", "monitor.every_epochs=0")
     resolved = read_run_args(
         ["resume=runs/tokens", f"recipe={run_dir}/config.yaml", "trainer.max_steps=9"], read_tokenizer
     )
