@@ -225,7 +225,7 @@ class Objective(pl.LightningModule, ABC):
         return warmup_cosine(fraction_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
 
     def generator(self, device: torch.device) -> torch.Generator | None:
-        """Of this step's random numbers, by (seed, epoch, batch, rank); None outside a trainer, which is PyTorch's own."""
+        """For this step's random numbers, by (seed, epoch, batch, rank); outside a trainer None, PyTorch's own."""
         if self._trainer is None:
             return None
         return seeded_generator(device, self.seed, *self._position, self.global_rank)

@@ -295,3 +295,11 @@ def test_shuffled_words_are_those_of_the_same_image():
     tokens, control = make().tokens_of(pixels), ShuffledBEiT(ENCODER, tokenizer=tokenizer()).tokens_of(pixels)
     assert not torch.equal(control, tokens)
     assert torch.equal(control.sort(1).values, tokens.sort(1).values)
+
+
+def test_the_class_branch_starts_with_the_authors_initial_weights():
+    """Each attn.proj and mlp.fc2 divided by sqrt(2 * number), numbers counted on from the early block."""
+    method = make(encoder={"embed_dim": 64, "init": "beit"}, class_branch=True, early_block=1, branch_depth=2)
+    for number, block in enumerate(method.branch, start=2):
+        for layer in (block.attn.proj, block.mlp.fc2):  # narrow_normal is cut at .02, which many weights come near
+            assert float(layer.weight.detach().abs().max()) == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.02)

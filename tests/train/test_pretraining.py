@@ -168,7 +168,8 @@ def test_too_many_unreadable_images_stop_with_one_line_and_their_list():
     (folder / "5.jpg").write_text("this is no image")
     line = (
         r"^1 of 9 images cannot be read, more than data.max_unreadable=0.01 of them, such as mixed/5.jpg \(no known "
-        r"image format\); stopped/quarantine.txt lists them: repair them and delete that list, or raise data.max_unreadable=$"
+        r"image format\); stopped/quarantine.txt lists them: repair them and delete that list, or "
+        r"raise data.max_unreadable=$"
     )
     with pytest.raises(ValueError, match=line):
         run(*FOLDER, f"data.path={folder}", "run_dir=stopped")
