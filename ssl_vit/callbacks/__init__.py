@@ -1,1 +1,1 @@
-"""What a method brings into anyone's Trainer. None of them touches a gradient."""
+"""What a training measures and writes beside its losses; each works in any `pl.Trainer`."""

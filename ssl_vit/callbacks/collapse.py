@@ -1,4 +1,4 @@
-"""Is a self-distillation alive? A diagnosis in plain language, from figures that need no labels, with the knob to turn first.
+"""Has a self-distillation collapsed? A diagnosis from metrics that need no labels, with the option to change first.
 
 DINO fails in two ways (arXiv:2104.14294, section 5.3): its outputs become uniform, or one dimension wins whatever the
 image is. A third is common on small data: it never begins. K prototypes, ln K the loss of uniform outputs.
@@ -15,97 +15,94 @@ from ssl_vit.optim.progress import fraction_done
 log = logging.getLogger("ssl_vit")
 
 HEALTHY, UNIFORM, ONE, ASLEEP = "healthy", "uniform collapse", "one-dimension collapse", "not started"
-FIGURES = ("information", "teacher_mean_entropy", "student_entropy")
+METRICS = ("information", "teacher_mean_entropy", "student_entropy")
 ADVICE = {
-    UNIFORM: "the teacher says the same of everything; lower method.teacher_temp first, then optim.base_lr",
+    UNIFORM: "the teacher's output is the same for every image; lower method.teacher_temp first, then optim.base_lr",
     ONE: "one prototype wins whatever the image is; lower method.center_momentum first, then raise method.teacher_temp",
     ASLEEP: "the loss is still that of uniform outputs; set method.head_norm=true first, then lower "
     "method.warmup_teacher_temp and method.teacher_temp to 0.02, then raise optim.base_lr",
 }
-INFORMED = 0.1
-"""Share of the information that targets could have of their images, from which a run counts as learning."""
+LEARNING = 0.1
+"""Fraction of the information that targets could have about their images, from which a run counts as learning."""
 AT_UNIFORM = 0.98
-"""Share of ln K from which an entropy counts as that of uniform outputs."""
+"""Fraction of ln K from which an entropy counts as that of uniform outputs."""
 ONE_PROTOTYPE = 0.05
-"""Share of ln K below which the teacher's mean output counts as one prototype: it is 0 for one, 1 for all alike."""
+"""Fraction of ln K below which the teacher's mean output counts as one prototype: it is 0 for one, 1 for uniform."""
 PATIENCE = 0.5
-"""Share of the run after which uniform outputs are no slow start any more."""
+"""Fraction of the run after which uniform outputs are no slow start any more."""
 
 
 def diagnose(
-    information: float, mean_entropy: float, student_entropy: float, prototypes: int, informed: bool, fraction: float
+    information: float, mean_entropy: float, student_entropy: float, prototypes: int, was_healthy: bool, fraction: float
 ) -> str:
     """One of HEALTHY, UNIFORM, ONE, ASLEEP.
 
-    The loss alone does not tell: before the center has settled, it is low because all outputs are alike.
+    The loss alone does not show it: before the center has settled, it is low because all outputs are alike.
 
     Args:
-        information: of the targets about which image they are of, a share in [0, 1].
+        information: of the targets about which image they are of, in [0, 1].
         mean_entropy: of the teacher's output, averaged over images first, in nats.
         student_entropy: mean over images, in nats.
-        informed: whether the run has been healthy before.
-        share: of the run that is done.
+        was_healthy: whether the run has been healthy before.
+        fraction: of the run that is done.
     """
     uniform = math.log(prototypes)
     if mean_entropy < ONE_PROTOTYPE * uniform:
         return ONE
-    if information > INFORMED:
+    if information > LEARNING:
         return HEALTHY
     stuck = fraction > PATIENCE and student_entropy > AT_UNIFORM * uniform
-    return UNIFORM if informed or stuck else ASLEEP
+    return UNIFORM if was_healthy or stuck else ASLEEP
 
 
 class CollapseMonitor(pl.Callback):
-    """Judges a method that logs train/teacher_mean_entropy, as DINO does, whenever it is logged.
+    """Diagnoses a method that logs train/teacher_mean_entropy, as DINO does, whenever it is logged.
 
     A change of diagnosis is logged with its advice, and so is the last one; each goes to metrics.jsonl.
 
     Args:
-        memory: share of the old figure in the running mean of each figure, so that one batch decides nothing.
+        memory: weight of the old value in the running mean of each metric, so that one batch decides nothing.
     """
 
     def __init__(self, memory: float = 0.8) -> None:
         self.memory = memory
         self.diagnosis = ""
-        self.informed = False
+        self.was_healthy = False
         self._means: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"diagnosis": self.diagnosis, "informed": self.informed, "means": self._means}
+        return {"diagnosis": self.diagnosis, "was_healthy": self.was_healthy, "means": self._means}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.diagnosis, self.informed, self._means = (
-            state_dict["diagnosis"],
-            state_dict["informed"],
-            state_dict["means"],
-        )
+        self.diagnosis, self.was_healthy = state_dict["diagnosis"], state_dict["was_healthy"]
+        self._means = state_dict["means"]
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         known = trainer.callback_metrics
         if "train/teacher_mean_entropy" not in known or trainer.global_step % trainer.log_every_n_steps:  # pyright: ignore
             return
-        if pl_module.guard.skipped:  # figures that are no numbers would stay in the means
+        if pl_module.guard.skipped:  # metrics that are no numbers would stay in the means
             return
-        for name in FIGURES:
+        for name in METRICS:
             value = float(known[f"train/{name}"])
             self._means[name] = self.memory * self._means.get(name, value) + (1 - self.memory) * value
-        information, mean_entropy, student_entropy = (self._means[name] for name in FIGURES)
+        information, mean_entropy, student_entropy = (self._means[name] for name in METRICS)
         prototypes, fraction = pl_module.config.prototypes, fraction_done(trainer)
-        diagnosis = diagnose(information, mean_entropy, student_entropy, prototypes, self.informed, fraction)
-        self.informed |= diagnosis == HEALTHY
+        diagnosis = diagnose(information, mean_entropy, student_entropy, prototypes, self.was_healthy, fraction)
+        self.was_healthy |= diagnosis == HEALTHY
         if diagnosis != self.diagnosis:
             self.diagnosis = diagnosis
-            self._tell(trainer)
+            self._log(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.diagnosis:
-            self._tell(trainer)
+            self._log(trainer)
 
-    def _tell(self, trainer: pl.Trainer) -> None:
+    def _log(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
         advice = ADVICE.get(self.diagnosis)
         log.info(f"health        {self.diagnosis}" + (f": {advice}" if advice else ""))
         for logger in trainer.loggers:
-            if hasattr(logger, "log_text"):
-                logger.log_text({"health": self.diagnosis}, trainer.global_step)
+            if log_text := getattr(logger, "log_text", None):
+                log_text({"health": self.diagnosis}, trainer.global_step)

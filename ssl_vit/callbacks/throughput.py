@@ -1,4 +1,4 @@
-"""Images per second, and the share of time that the step waits for data."""
+"""Images per second, and the fraction of time that the step waits for data."""
 
 import time
 from typing import Any
@@ -9,7 +9,7 @@ from ssl_vit.data.loader import batch_images, batch_length
 
 
 class Throughput(pl.Callback):
-    """Logs `throughput/images_per_second` (all processes) and `throughput/data_wait` (share of the time, in [0, 1]).
+    """Logs `throughput/images_per_second` (of all ranks) and `throughput/data_wait` (fraction of the time, in [0, 1]).
 
     Both are means since the last log. Time between two batches counts as waiting for data.
     """

@@ -1,4 +1,4 @@
-"""Images that could not be read, counted beside the other figures."""
+"""Images that could not be read, counted beside the other metrics."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ssl_vit.data.datamodule import ImageDataModule
 
 
 class UnreadableImages(pl.Callback):
-    """Logs `data/unreadable_images`: how many images any process of the run could not read so far, each counted once."""
+    """Logs `data/unreadable_images`: how many images any rank of the run could not read so far, each counted once."""
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

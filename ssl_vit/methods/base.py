@@ -1,8 +1,9 @@
-"""What everything that trains here shares: AdamW with the papers' schedules, named losses in the log, guarded steps.
+"""What all training shares: AdamW with the papers' schedules, named losses in the log, guarded steps, sharding.
 
-An objective writes `views` (what an image becomes), `losses` (what is minimized) and `export` (what is kept). It is a
-LightningModule: give it to any `pl.Trainer`. `ssl_vit.methods` are objectives on an encoder, `ssl_vit.tokenizers` has
-those that make tokens.
+An Objective is a LightningModule that any `pl.Trainer` fits. It has `transform` (the augmentation of an image),
+`losses` (named terms, whose sum is minimized) and `export` (what is kept); where it needs them `inputs`, `after_step`,
+`on_skipped_step`, `visualize`, `decays` and `clip`. A Method is an Objective on an encoder: `ssl_vit.methods`. Those of
+`ssl_vit.tokenizers` train tokenizers, that of `ssl_vit.supervised` a classifier.
 """
 
 import logging
@@ -24,7 +25,7 @@ from ssl_vit.methods.guard import DivergenceError, Guard
 from ssl_vit.models.blocks import Block
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import TRAINED, initialize, require_fit, save_encoder
-from ssl_vit.optim.param_groups import clip_all, decay_groups, scaled_lr, total_norm
+from ssl_vit.optim.param_groups import decay_groups, grad_norm, scaled_lr
 from ssl_vit.optim.progress import fraction_done, fraction_of_epochs, is_logged
 from ssl_vit.optim.schedules import warmup_cosine
 from ssl_vit.parallel.distributed import mean_over_ranks
@@ -34,17 +35,17 @@ log = logging.getLogger("ssl_vit")
 
 
 class Objective(pl.LightningModule, ABC):
-    """Something to minimize on batches of images.
+    """A sum of losses to minimize on batches of images.
 
     Args:
         optim: an OptimConfig, or a dict of the fields that differ from the paper's.
-        seed: every draw of a step is a function of (seed, epoch, batch, rank).
+        seed: all random numbers of a step are a function of (seed, epoch, batch, rank).
         options: fields of the objective's own config, such as mask_ratio.
     """
 
     Config: ClassVar[type[TrainingRun]]
     max_skipped_steps = 10
-    """Steps in a row that may be left out because loss or gradient is not finite."""
+    """Steps in a row that may be skipped because loss or gradient is not finite."""
 
     def __init__(self, optim: OptimConfig | dict[str, Any] | None = None, seed: int = 0, **options: Any) -> None:
         super().__init__()
@@ -52,20 +53,22 @@ class Objective(pl.LightningModule, ABC):
         self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
         self.config = override(paper.own_config, options, paper.own_section)
         self.seed, self.global_batch, self._position = seed, 0, (0, 0)
-        self.extra_metrics: dict[str, Any] = {}  # scalars that losses() leaves to be logged beside its terms
+        self.extra_metrics: dict[str, Any] = {}  # scalars that losses() sets, logged beside its terms
         self.guard = Guard()
         self._grad_norm: Tensor | None = None
         self._sharded = False
-        self._plain: list[Any] = []  # of a sharded objective on the first process; in a list, so that it is no part
+        self._plain: list[
+            Any
+        ] = []  # copy of a sharded objective on the first rank; in a list, so that it is no submodule
 
     @classmethod
     def from_run(cls, run: Any) -> Any:
-        """As a run's settings say."""
+        """With a run's options."""
         return cls(optim=run.optim, seed=run.seed, **vars(run.own_config))
 
     @abstractmethod
     def transform(self) -> Transform:
-        """uint8 image -> uint8 view, for ImageDataModule."""
+        """The augmentation, uint8 image -> uint8 image or crops, for ImageDataModule."""
 
     @abstractmethod
     def losses(self, images: Any, /) -> dict[str, Tensor]:
@@ -77,19 +80,19 @@ class Objective(pl.LightningModule, ABC):
 
     @abstractmethod
     def export(self, folder: Path, **metadata: Any) -> Path:
-        """Write what the training was for, with what is known of it; returns its file.
+        """Write the result of the training with its metadata; returns its file.
 
-        After training on several processes it is whole() that is exported.
+        After training on several ranks it is whole() that is exported.
         """
 
     def after_step(self) -> None:
         """Called once after each optimizer step."""
 
-    def forget_step(self) -> None:
-        """Called in place of after_step where a step is left out: drop what losses() has kept for it."""
+    def on_skipped_step(self) -> None:
+        """Called in place of after_step where a step is skipped: drop what losses() has kept for it."""
 
     def visualize(self, images: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-        """Columns to look at in training, by default none.
+        """Columns of images for ImageLogger, by default none.
 
         Args:
             images: [B, C, H, W] normalized; pixels: the same in [0, 1].
@@ -100,7 +103,7 @@ class Objective(pl.LightningModule, ABC):
         return {}
 
     def configure_model(self) -> None:
-        """Spread the weights over the processes where the trainer's strategy is ModelParallelStrategy."""
+        """Shard the weights over the ranks where the trainer's strategy is ModelParallelStrategy."""
         mesh = mesh_of(self._trainer)
         if mesh is None or self._sharded:
             return
@@ -110,9 +113,9 @@ class Objective(pl.LightningModule, ABC):
         self._sharded = True
 
     def whole(self) -> Any:
-        """What can be judged and exported: itself, of a sharded objective a copy with all weights.
+        """What can be evaluated and exported: itself, of a sharded objective a copy with all weights.
 
-        Called on every process of a trainer; None on all but the first.
+        Called on every rank of a trainer; None on all but the first.
         """
         if not self._sharded:
             return self if self._trainer is None or self._trainer.is_global_zero else None
@@ -126,10 +129,10 @@ class Objective(pl.LightningModule, ABC):
         checkpoint["sharded"] = self._sharded
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        sharded = checkpoint.get("sharded", False)  # older ones do not say
+        sharded = checkpoint.get("sharded", False)  # older ones lack it
         if sharded != self._sharded and self._trainer is not None:  # the optimizer's state is numbered otherwise
             raise ValueError(
-                f"the checkpoint to resume was made {'with' if sharded else 'without'} trainer.strategy=fsdp: go on "
+                f"the checkpoint to resume was made {'with' if sharded else 'without'} trainer.strategy=fsdp: resume "
                 "with the strategy that it had, or begin a run from its weights with init_from="
             )
         if not self._sharded:  # else the strategy has loaded them, name by name
@@ -147,7 +150,7 @@ class Objective(pl.LightningModule, ABC):
         self._position = (self.current_epoch, batch_idx)
         own = self.generator(torch.device("cpu"))
         assert own is not None  # a step is taken by a trainer
-        torch.manual_seed(own.initial_seed() + 1)  # drop path draws from PyTorch's own generators
+        torch.manual_seed(own.initial_seed() + 1)  # drop path uses PyTorch's own generators
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()
         if is_logged(self.trainer):
@@ -155,11 +158,11 @@ class Objective(pl.LightningModule, ABC):
         self.guard.watch(total, batch)
         return total
 
-    def log_means(self, figures: dict[str, Any]) -> None:
-        """Log scalars as train/<name>, each the mean over all processes."""
-        values = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in figures.values()]
+    def log_means(self, scalars: dict[str, Any]) -> None:
+        """Log scalars as train/<name>, each the mean over all ranks."""
+        values = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in scalars.values()]
         means = mean_over_ranks(torch.stack(values).detach())
-        self.log_dict({f"train/{name}": mean for name, mean in zip(figures, means, strict=True)})
+        self.log_dict({f"train/{name}": mean for name, mean in zip(scalars, means, strict=True)})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optim = self.optim_config
@@ -174,11 +177,11 @@ class Objective(pl.LightningModule, ABC):
             )
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self._grad_norm = None  # a loss scale makes an infinite one an everyday thing, which its scaler looks after
+        self._grad_norm = None  # with a loss scale an infinite one is common, and its scaler's to handle
         if not self.scales_loss():
-            self._grad_norm = total_norm(self.parameters())
-        if not self.guard.judge(self._grad_norm, self.global_step, self.current_epoch) and not self.scales_loss():
-            optimizer.zero_grad()  # an optimizer passes over what has no gradient: weights and moments stay
+            self._grad_norm = grad_norm(self.parameters())
+        if not self.guard.check(self._grad_norm, self.global_step, self.current_epoch) and not self.scales_loss():
+            optimizer.zero_grad()  # AdamW skips what has no gradient: weights and moments stay
         rate = self.learning_rate()
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
@@ -202,7 +205,7 @@ class Objective(pl.LightningModule, ABC):
         """Scale the gradients down to the norm `largest` of all together, if theirs is above."""
         # Lightning's own refuses fused optimizers, whose step would undo a loss scale after the clipping.
         assert self._grad_norm is not None  # where the loss is scaled, nothing is clipped
-        clip_all(self.parameters(), largest, self._grad_norm)
+        torch.nn.utils.clip_grads_with_norm_(self.parameters(), largest, self._grad_norm)
 
     def scales_loss(self) -> bool:
         """Whether the trainer multiplies the loss, so that gradients in 16 bit do not vanish."""
@@ -211,7 +214,7 @@ class Objective(pl.LightningModule, ABC):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.guard.skipped:
-            self.forget_step()
+            self.on_skipped_step()
         else:
             self.after_step()  # here and not in on_train_batch_end, which also fires between accumulated batches
 
@@ -222,7 +225,7 @@ class Objective(pl.LightningModule, ABC):
         return warmup_cosine(fraction_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
 
     def generator(self, device: torch.device) -> torch.Generator | None:
-        """Source of this step's draws, a function of (seed, epoch, batch, rank); outside a trainer PyTorch's own."""
+        """For this step's random numbers, by (seed, epoch, batch, rank); outside a trainer None, PyTorch's own."""
         if self._trainer is None:
             return None
         return seeded_generator(device, self.seed, *self._position, self.global_rank)
@@ -233,7 +236,7 @@ class Method(Objective):
 
     Args:
         encoder, optim: an EncoderConfig, an OptimConfig, or dicts of the fields that differ from the paper's.
-        seed: every draw of a step is a function of (seed, epoch, batch, rank).
+        seed: all random numbers of a step are a function of (seed, epoch, batch, rank).
         options: fields of the method's own config, such as mask_ratio.
     """
 
@@ -250,16 +253,16 @@ class Method(Objective):
         super().__init__(optim, seed, **options)
         self.encoder_config: EncoderConfig = override(self.Config().encoder, encoder, "encoder")  # pyright: ignore
         self.encoder = VisionTransformer(self.encoder_config)
-        parts = {"encoder": asdict(self.encoder_config), "optim": asdict(self.optim_config), "seed": seed}
-        self.save_hyperparameters(parts | asdict(self.config))
+        options = {"encoder": asdict(self.encoder_config), "optim": asdict(self.optim_config), "seed": seed}
+        self.save_hyperparameters(options | asdict(self.config))
 
     @classmethod
     def from_run(cls, run: RunConfig) -> Any:
-        """As a run's settings say."""
+        """With a run's options."""
         return cls(run.encoder, run.optim, run.seed, **vars(run.method))
 
     def export_encoder(self) -> VisionTransformer:
-        """The encoder that is saved and judged."""
+        """The encoder that is saved and evaluated."""
         return self.encoder
 
     def export(self, folder: Path, **metadata: Any) -> Path:
@@ -267,7 +270,7 @@ class Method(Objective):
         return save_encoder(self.export_encoder(), folder, **metadata)
 
     def start_from(self, source: str) -> None:
-        """Begin with the weights of another encoder, anything that load_encoder reads."""
+        """Begin with the weights of another encoder, from anything that load_encoder reads."""
         initialize(self.encoder, source)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """BEiT: predict the visual token of each hidden patch (Bao et al., 2022, arXiv:2106.08254).
 
 A tokenizer turns the image into one token of a vocabulary for each patch; the encoder sees the image with blocks of
-patches replaced by a mask token and says the tokens of the hidden ones. Options are of BEiT v2 (Peng et al., 2022,
+patches replaced by a mask token and predicts the tokens of the hidden ones. Options are of BEiT v2 (Peng et al., 2022,
 arXiv:2208.06366).
 
 Letters: B images, C channels, H x W pixels, h x w patch grid, N = h * w patches, M hidden patches of the whole batch
@@ -109,21 +109,21 @@ class BEiT(Method):
     def losses(self, batch: Inputs | Tensor, mask: Bool[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
         """{"token": cross-entropy at the hidden patches}, with the class-token branch {"class_token": ...} too.
 
-        Processes hide unequally many patches: each divides by their mean number, so that the mean over processes is
-        that over all hidden patches.
+        Ranks hide unequally many patches: each divides by their mean number, so that the mean over ranks is that over
+        all hidden patches.
 
         Args:
-            mask: True = hidden, on the CPU; by default it is drawn.
+            mask: True = hidden, on the CPU; by default random.
         """
         if isinstance(batch, Tensor) or len(batch) != 2:
             given = "one tensor" if isinstance(batch, Tensor) else f"{len(batch)} tensors"
             raise ValueError(
                 f"images arrive as {given}; BEiT takes two, normalized for the encoder and in [0, 1] for the "
-                "tokenizer: use BEiT.views() with ssl_vit.ImageDataModule"
+                "tokenizer: use BEiT.transform() with ssl_vit.ImageDataModule"
             )
         images, pixels = batch
         if mask is None:
-            mask = self.draw_masks(len(images))
+            mask = self.random_masks(len(images))
         hidden_index = mask.flatten().nonzero()[:, 0].to(images.device, non_blocking=True)  # [M]
         tokens = self.tokens_of(pixels).flatten()[hidden_index]
         logits = self.predict(images, mask.to(images.device, non_blocking=True), hidden_index)
@@ -133,7 +133,7 @@ class BEiT(Method):
         summed = {name: F.cross_entropy(scores.float(), tokens, reduction="sum") for name, scores in logits.items()}
         return {name: loss / count for name, loss in summed.items()}
 
-    def draw_masks(self, count: int) -> Bool[Tensor, "B N"]:
+    def random_masks(self, count: int) -> Bool[Tensor, "B N"]:
         """Blocks to hide, on the CPU; a function of (seed, epoch, batch, rank)."""
         cfg, (h, w) = self.config, self.encoder.grid
         return block_masks(
@@ -174,11 +174,11 @@ class BEiT(Method):
         return self.head(tokens[:, 1:].flatten(0, 1)[hidden_index])
 
     def measure(self, logits: Float[Tensor, "M K"], tokens: Int64[Tensor, " M"]) -> None:
-        """Leave to be logged: accuracy, entropy of the predictions in nats, and how many tokens the targets are."""
+        """Set extra_metrics: accuracy, entropy of the predictions in nats, and how many tokens the targets are."""
         fraction = torch.bincount(tokens, minlength=logits.shape[1]) / len(tokens)
         self.extra_metrics = {
             "token_accuracy": (logits.argmax(1) == tokens).float().mean(),
-            "most_frequent": fraction.max(),  # the accuracy of always saying the commonest token of this batch
+            "most_frequent": fraction.max(),  # accuracy of always predicting the commonest token of this batch
             "prediction_entropy": torch.special.entr(logits.float().softmax(1)).sum(1).mean(),
             "target_perplexity": torch.special.entr(fraction).sum().exp(),
         }
@@ -189,8 +189,8 @@ class BEiT(Method):
 
     @torch.no_grad()
     def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
-        """The image with its hidden blocks, and where the tokenizer draws, its own image and the predicted one."""
-        grid, mask = self.encoder.grid_of(images), self.draw_masks(len(images)).to(images.device)
+        """The image with its hidden blocks, and where the tokenizer decodes, true and predicted tokens as images."""
+        grid, mask = self.encoder.grid_of(images), self.random_masks(len(images)).to(images.device)
         hidden = mask.unflatten(1, grid).float()[:, None]
         masked = images * (1 - F.interpolate(hidden, images.shape[-2:]))  # gray: the mean of the training images
         columns = {"masked": masked}
@@ -200,13 +200,11 @@ class BEiT(Method):
             tokens = self.tokens_of(pixels)
             hidden_index = mask.flatten().nonzero()[:, 0]
             logits = self.predict(images, mask, hidden_index)["token"]
-            said = tokens.flatten().index_copy(0, hidden_index, logits.argmax(1)).view_as(tokens)
-            columns |= {
-                name: self._decoded(tokens, images) for name, tokens in (("tokens", tokens), ("predicted", said))
-            }
+            predicted = tokens.flatten().index_copy(0, hidden_index, logits.argmax(1)).view_as(tokens)
+            columns |= {"tokens": self._decoded(tokens, images), "predicted": self._decoded(predicted, images)}
         return columns | {"original": images}
 
     def _decoded(self, tokens: Int64[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Tensor:
         """uint8 images of tokens, at the size of the images."""
-        drawn = F.interpolate(self.tokenizer.decode(tokens, self.encoder.grid_of(images)), images.shape[-2:])
-        return (drawn * 255).round().to(torch.uint8)
+        decoded = F.interpolate(self.tokenizer.decode(tokens, self.encoder.grid_of(images)), images.shape[-2:])
+        return (decoded * 255).round().to(torch.uint8)

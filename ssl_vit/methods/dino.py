@@ -1,7 +1,7 @@
 """Self-distillation with no labels (DINO: Caron et al., 2021, arXiv:2104.14294).
 
-A student learns to say of any crop of an image what a teacher says of its large crops. The teacher is a moving average
-of the student; centering and a low temperature keep both from saying the same of everything.
+A student learns to predict, from any crop of an image, a teacher's output for its large crops. The teacher is a moving
+average of the student; centering and a low temperature of its outputs prevent collapse.
 
 Letters: B images, G global crops, V crops in all (globals first), C channels, H x W pixels, D width, K prototypes.
 """
@@ -30,18 +30,18 @@ from ssl_vit.optim.schedules import cosine, linear
 from ssl_vit.parallel.distributed import mean_over_ranks, sum_over_ranks
 
 
-def centerd_targets(
+def centered_targets(
     logits: Float[Tensor, "G B K"], center: Float[Tensor, " K"], temperature: float
 ) -> Float[Tensor, "G B K"]:
-    """What the teacher says: softmax((logits - center) / temperature), in float32 (equation 1, section 3.1)."""
+    """The teacher's output: softmax((logits - center) / temperature), in float32 (equation 1, section 3.1)."""
     return ((logits.float() - center) / temperature).softmax(-1)
 
 
 def sinkhorn_targets(logits: Float[Tensor, "G B K"], temperature: float, iterations: int = 3) -> Float[Tensor, "G B K"]:
-    """What the teacher says, spread evenly over the prototypes by Sinkhorn-Knopp (SwAV, arXiv:2006.09882, section 3.1).
+    """The teacher's output, spread evenly over the prototypes by Sinkhorn-Knopp (SwAV, arXiv:2006.09882, section 3.1).
 
-    All crops of all processes share the prototypes: every prototype gets the same mass, then every crop mass 1. In
-    float64, where exp(logit / temperature) needs no shift: a shift that differs by process would change the result.
+    All crops of all ranks share the prototypes: every prototype gets the same mass, then every crop mass 1. In float64,
+    where exp(logit / temperature) needs no shift: a shift that differs by rank would change the result.
     """
     mass = (logits.double() / temperature).exp().flatten(0, 1)  # [G * B, K]
     for _ in range(iterations):
@@ -63,21 +63,20 @@ class CrossEntropyOfPairs(torch.autograd.Function):
     ) -> Float[Tensor, ""]:
         V, G, B = len(student), len(targets), student.shape[1]
         scores = student.float() / temperature
-        fractions = scores.softmax(-1)
-        normalizer = (
-            scores.amax(-1) - fractions.amax(-1).log()
-        )  # logsumexp: the largest share is exp(largest score - it)
+        probabilities = scores.softmax(-1)
+        # logsumexp: the largest probability is exp(largest score - logsumexp)
+        normalizer = scores.amax(-1) - probabilities.amax(-1).log()
         pairs = torch.full((V, 1), float(G), device=scores.device)  # how many teacher crops each crop is compared with
         pairs[:G] -= 1
-        ctx.save_for_backward(fractions, targets, pairs)
+        ctx.save_for_backward(probabilities, targets, pairs)
         ctx.scale = 1 / (B * G * (V - 1) * temperature)
         agreement = (scores.sum(0) * targets.sum(0)).sum() - (scores[:G] * targets).sum()
         return ((pairs * normalizer).sum() - agreement) / (B * G * (V - 1))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:  # pyright: ignore
-        fractions, targets, pairs = ctx.saved_tensors
-        grad = fractions * pairs[..., None]
+        probabilities, targets, pairs = ctx.saved_tensors
+        grad = probabilities * pairs[..., None]
         grad -= targets.sum(0)
         grad[: len(targets)] += targets
         return grad.mul_(ctx.scale * grads[0]), None, None
@@ -117,11 +116,11 @@ class DINO(Method):
             learned_length=not cfg.norm_last_layer,
         )
         self.teacher_encoder = frozen_copy(self.encoder)
-        self.teacher_head = frozen_copy(self.head).train()  # its BatchNorm, if any, judges by the batch at hand
+        self.teacher_head = frozen_copy(self.head).train()  # its BatchNorm, if any, uses the batch at hand
         self.center: Tensor
         self.register_buffer("center", torch.zeros(cfg.prototypes))
         self._teacher_means: list[Tensor] = []  # of the batches since the last step
-        self._share = 0.0  # of the run that is done, read once a step: on several processes that is a broadcast
+        self._fraction = 0.0  # of the run that is done, read once a step: on several ranks that is a broadcast
 
     def train(self, mode: bool = True) -> "DINO":
         """The teacher's encoder stays in eval mode: no drop path in a target."""
@@ -151,16 +150,16 @@ class DINO(Method):
             given = "one tensor" if isinstance(crops, Tensor) else f"{len(crops)} crops"
             raise ValueError(
                 f"images arrive as {given}; DINO takes a list of method.global_crops={G} + "
-                f"method.local_crops={cfg.local_crops} crops: use DINO.views() with ssl_vit.ImageDataModule"
+                f"method.local_crops={cfg.local_crops} crops: use DINO.transform() with ssl_vit.ImageDataModule"
             )
-        self._share = fraction_done(self._trainer)
+        self._fraction = fraction_done(self._trainer)
         with torch.no_grad():
             features = self.extract_features(self.teacher_encoder, crops[:G])
             teacher = self.teacher_head(features).unflatten(0, (G, -1))  # [G, B, K]
         student = self.head(self.extract_features(self.encoder, crops)).unflatten(0, (len(crops), -1))  # [V, B, K]
         temperature = self.teacher_temperature()
         if cfg.centering == "mean":
-            targets = centerd_targets(teacher, self.center, temperature)
+            targets = centered_targets(teacher, self.center, temperature)
         else:
             targets = sinkhorn_targets(teacher, temperature)
         if self.training:
@@ -181,7 +180,7 @@ class DINO(Method):
         """Linear from warmup_teacher_temp to teacher_temp, then constant."""
         cfg = self.config
         warmup = fraction_of_epochs(self._trainer, cfg.warmup_teacher_temp_epochs)
-        return linear(self._share, warmup, cfg.warmup_teacher_temp, cfg.teacher_temp)
+        return linear(self._fraction, warmup, cfg.warmup_teacher_temp, cfg.teacher_temp)
 
     def measure(
         self,
@@ -190,7 +189,7 @@ class DINO(Method):
         student: Float[Tensor, "V B K"],
         targets: Float[Tensor, "G B K"],
     ) -> None:
-        """Leave for the log what tells a healthy run from a collapsed one; only where a step is logged."""
+        """Set extra_metrics, which tell a healthy run from a collapsed one; only where a step is logged."""
         if not is_logged(self._trainer):
             return
         spread, spread_of_mean = entropy(targets), entropy(targets.flatten(0, 1).mean(0))
@@ -198,7 +197,7 @@ class DINO(Method):
         self.extra_metrics = {
             "teacher_entropy": spread,
             "teacher_mean_entropy": spread_of_mean,
-            # What a target says of which image of the batch it is of: 0 nothing, 1 all that the prototypes can.
+            # of a target about which image of the batch it is of: 0 nothing, 1 all that the prototypes can hold
             "information": (spread_of_mean - spread) / math.log(min(targets.shape[1:])),
             "student_entropy": entropy(own),
             "kl": loss - spread,
@@ -209,14 +208,14 @@ class DINO(Method):
         }
 
     def momentum(self) -> float:
-        """Share of the old teacher in the next one."""
-        return cosine(self._share, self.config.momentum, 1.0)
+        """Weight of the old teacher in the next one."""
+        return cosine(self._fraction, self.config.momentum, 1.0)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         super().on_before_optimizer_step(optimizer)
         start, end = self.optim_config.weight_decay, self.config.weight_decay_end
-        optimizer.param_groups[0]["weight_decay"] = cosine(self._share, start, end)
-        if self._share < fraction_of_epochs(self._trainer, self.config.freeze_last_layer):
+        optimizer.param_groups[0]["weight_decay"] = cosine(self._fraction, start, end)
+        if self._fraction < fraction_of_epochs(self._trainer, self.config.freeze_last_layer):
             for parameter in self.head.last_layer.parameters():
                 parameter.grad = None
 
@@ -232,7 +231,7 @@ class DINO(Method):
         ema_update(self.teacher_encoder, self.encoder, self.momentum())
         ema_update(self.teacher_head, self.head, self.momentum())
 
-    def forget_step(self) -> None:
+    def on_skipped_step(self) -> None:
         self._teacher_means = []
 
     def export_encoder(self) -> VisionTransformer:
@@ -240,7 +239,7 @@ class DINO(Method):
 
     @torch.no_grad()
     def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
-        """Each image, and what each head of the teacher's last block looks at."""
+        """Each image, and the attention of each head in the teacher's last block."""
         encoder = self.teacher_encoder
         heads = attention_images(encoder.attention_maps(images), encoder.grid_of(images), encoder.patch_size)
         return {"image": images} | {f"head {i + 1}": head[:, None] for i, head in enumerate(heads.unbind(1))}

@@ -1,4 +1,4 @@
-"""Is a step sound? Losses and gradients are looked at before the optimizer moves, for all processes together."""
+"""Skips optimizer steps whose loss or gradient is not finite, on all ranks together."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ from ssl_vit.parallel.distributed import any_of_ranks
 
 
 class DivergenceError(FloatingPointError):
-    """Steps in a row whose loss or gradient was no number."""
+    """Steps in a row whose loss or gradient was not finite."""
 
     def __init__(self, step: int, in_a_row: int) -> None:
         super().__init__(
@@ -22,30 +22,30 @@ class DivergenceError(FloatingPointError):
 
 @dataclass(frozen=True)
 class SkippedStep:
-    """A step that was left out."""
+    """A step that was skipped."""
 
     step: int
     """Optimizer steps before it."""
     epoch: int
     why: str
-    """loss or gradient, where this process saw it; else another process."""
+    """loss or gradient, where this rank found it; else another process."""
     images: list[int]
-    """Indices of this process's images, of all its batches; empty where batches have none."""
+    """Indices of this rank's images, of all its batches; empty where batches have none."""
 
 
 class Guard:
-    """Says before each optimizer step whether it may be taken; a step is left out on all processes or on none.
+    """Checks each optimizer step before it is taken; a step is skipped on all ranks or on none.
 
-    On a GPU the answer is a single value that travels to the CPU once the backward pass is done.
+    On a GPU a single flag travels to the CPU once the backward pass is done.
     """
 
     def __init__(self) -> None:
         self.skipped = False
-        """Whether the last step was left out."""
+        """Whether the last step was skipped."""
         self.in_a_row = 0
-        """Steps left out since the last sound one."""
+        """Steps skipped since the last sound one."""
         self.found: list[SkippedStep] = []
-        """Steps left out that nobody has written down yet."""
+        """Skipped steps that SkippedSteps has not written yet."""
         self._losses: list[Bool[Tensor, ""]] = []
         self._index: list[Tensor] = []
 
@@ -55,11 +55,11 @@ class Guard:
         if isinstance(batch, dict) and "index" in batch:
             self._index.append(batch["index"])
 
-    def judge(self, grad_norm: Float[Tensor, ""] | None, step: int, epoch: int) -> bool:
+    def check(self, grad_norm: Float[Tensor, ""] | None, step: int, epoch: int) -> bool:
         """Whether the step may be taken.
 
         Args:
-            grad_norm: of all gradients together; None where a loss scale makes an infinite one an everyday thing.
+            grad_norm: of all gradients together; None where a loss scale makes an infinite one common.
         """
         losses, index = self._losses, self._index
         self._losses, self._index = [], []
@@ -69,7 +69,7 @@ class Guard:
         self.in_a_row = self.in_a_row + 1 if self.skipped else 0
         if self.skipped:
             why = "another process" if finite else "gradient" if sound else "loss"
-            self.found.append(SkippedStep(step, epoch, why, [int(i) for part in index for i in part]))
+            self.found.append(SkippedStep(step, epoch, why, [int(i) for batch in index for i in batch]))
         return not self.skipped
 
 
@@ -77,8 +77,8 @@ def _known(flag: Bool[Tensor, ""]) -> bool:
     """A device's flag on the CPU, by a copy that waits for what comes before it on the device and for nothing else."""
     if not flag.is_cuda:
         return bool(flag)
-    answer = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
+    copied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
     event.synchronize()
-    return bool(answer)
+    return bool(copied)

@@ -1,4 +1,4 @@
-"""What stands on an encoder while it learns: DINO's projection head (arXiv:2104.14294, appendix C).
+"""Heads on an encoder in training: DINO's projection head (arXiv:2104.14294, appendix C).
 
 Letters: n vectors, D encoder width, d bottleneck width, K prototypes.
 """
@@ -56,7 +56,7 @@ class Prototypes(nn.Module):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """BatchNorm over the vectors of all processes, equally many of each; alone PyTorch's own.
+    """BatchNorm over the vectors of all ranks, equally many of each; in a single process PyTorch's own.
 
     PyTorch's SyncBatchNorm does the same on GPUs alone.
     """
@@ -65,14 +65,14 @@ class BatchNorm(nn.BatchNorm1d):
         if not (self.training and is_distributed()):
             return super().forward(x)
         mean = mean_over_ranks(x.float().mean(0))
-        centerd = x.float() - mean
-        variance = mean_over_ranks(centerd.square().mean(0))
-        self._remember(mean.detach(), variance.detach(), len(x) * world_size())
-        normed = centerd * (variance + self.eps).rsqrt()
+        centered = x.float() - mean
+        variance = mean_over_ranks(centered.square().mean(0))
+        self._update_running(mean.detach(), variance.detach(), len(x) * world_size())
+        normed = centered * (variance + self.eps).rsqrt()
         return torch.addcmul(self.bias, normed, self.weight).to(x.dtype)
 
     @torch.no_grad()
-    def _remember(self, mean: Float[Tensor, " D"], variance: Float[Tensor, " D"], count: int) -> None:
+    def _update_running(self, mean: Float[Tensor, " D"], variance: Float[Tensor, " D"], count: int) -> None:
         """Move the running mean and the running unbiased variance, as PyTorch does."""
         assert self.momentum is not None  # torch's default, .1
         self.running_mean.lerp_(mean, self.momentum)  # pyright: ignore[reportOptionalMemberAccess]

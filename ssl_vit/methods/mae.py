@@ -1,12 +1,11 @@
 """Masked autoencoder: reconstruct hidden patches from a few visible ones (He et al., 2022, arXiv:2111.06377).
 
-The encoder sees visible patches only; a light decoder sees all, with a mask token at the hidden ones. Attention does
-not care for order, so the decoder keeps the visible patches first and the hidden last, each with its own position:
+The encoder sees visible patches only; a light decoder sees all, with a mask token at the hidden ones. Attention ignores
+order, so the decoder keeps the visible patches first and the hidden last, each with its own position:
 nothing is shuffled back.
 
 Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N = h * w patches, n visible, M hidden,
-D encoder width, E decoder width, S = 1 + n tokens, F = P * P * C pixel values of a patch; L depths of the encoder whose
-tokens are read, K decoder blocks.
+D encoder width, E decoder width, S = 1 + n tokens, F = P * P * C pixel values of a patch.
 """
 
 from typing import Any
@@ -22,7 +21,7 @@ from ssl_vit.methods.base import Method
 from ssl_vit.methods.masking import index_to_mask, num_keep, random_masking
 from ssl_vit.models.blocks import Block, init_linear, run_blocks
 from ssl_vit.models.pos_embed import resample, sincos_2d
-from ssl_vit.models.vit import patchify, unpatchify
+from ssl_vit.models.stem import patchify, unpatchify
 
 
 def target_pixels(
@@ -102,7 +101,7 @@ class MAE(Method):
     def losses(
         self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None
     ) -> dict[str, Float[Tensor, ""]]:
-        """{"reconstruction": loss}. `noise` ranks the patches (lowest stay visible); by default it is drawn."""
+        """{"reconstruction": loss}. `noise` orders the patches (lowest stay visible); by default it is random."""
         prediction, hidden_index = self.reconstruct(images, noise)
         pixels = target_pixels(images, self.encoder.patch_size, hidden_index)
         return {"reconstruction": reconstruction_loss(prediction, pixels, self.config.norm_pix)}
@@ -122,7 +121,7 @@ class MAE(Method):
     def visualize(
         self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]
     ) -> dict[str, Float[Tensor, "B C H W"]]:
-        """Columns to look at: the visible patches, those with the hidden ones reconstructed, the original.
+        """The visible patches, the same with the hidden ones reconstructed, the original.
 
         Normalized targets lose each patch's brightness and contrast; they are put back from the true patch.
         """

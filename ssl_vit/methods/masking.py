@@ -1,6 +1,6 @@
 """Patch masks: bool over patches only (the class token has no index), True = hidden from the encoder.
 
-Letters: B images, N patches, n patches kept, M = N - n hidden; for blocks h w grid (N = h * w), an images that are not
+Letters: B images, N patches, n patches kept, M = N - n hidden; for blocks h w grid (N = h * w), a images that are not
 finished, t tries.
 """
 
@@ -55,7 +55,7 @@ def _propose(
     h: int,
     w: int,
 ) -> tuple[Float32[np.ndarray, "a t {h}"], Float32[np.ndarray, "a t {w}"]]:
-    """The rows and columns (1 inside) of t random blocks for each of an images; one that does not fit is empty."""
+    """The rows and columns (1 inside) of t random blocks for each of a images; one that does not fit is empty."""
     area = smallest + (largest - smallest) * uniforms[0]
     ratio = np.exp(math.log(aspect) * (1 - 2 * uniforms[1]))
     height, width = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
@@ -81,12 +81,12 @@ def block_masks(
 
     An image is hidden block by block. A block is proposed up to `tries` times: area uniform between `smallest` and what
     is left of the budget (whichever is larger), height / width log-uniform in [aspect, 1 / aspect], sides rounded to
-    patches, place uniform. The first proposal that is smaller than the grid on both sides and newly hides at least one
-    patch, within the budget, is taken. An image is finished when its budget is spent or all tries of a round failed: so
-    the number hidden varies. Where no block was ever taken, one random patch is hidden.
+    patches, position uniform. The first proposal that is smaller than the grid on both sides and newly hides at least
+    one patch, within the budget, is taken. An image is finished when its budget is spent or all tries of a round failed:
+    so the number hidden varies. Where no block was ever taken, one random patch is hidden.
 
     Args:
-        batch: images, drawn at once.
+        batch: images, all masked at once.
         grid: h x w patches; a mask lists them row by row.
         budget: most hidden patches of an image, in [1, N); BEiT: 75 of 196.
         smallest: least area of a proposed block, in patches; scaled_block gives it for other grids.

@@ -1,1 +1,1 @@
-"""The Vision Transformer that every method trains, and its weights in files."""
+"""The encoder: its architecture, its initial weights, and its weights in files."""

@@ -67,8 +67,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], layout: Layout, biases: Biases) -> Float[Tensor, "T D"]:
         mixed = []
-        for part, (_, S), bias in zip(self.qkv(x).split(lengths(layout)), layout, biases, strict=True):
-            q, k, v = self.split_heads(part.unflatten(0, (-1, S)))
+        for packed, (_, S), bias in zip(self.qkv(x).split(lengths(layout)), layout, biases, strict=True):
+            q, k, v = self.split_heads(packed.unflatten(0, (-1, S)))
             mixed.append(attend(q, k, v, bias).transpose(1, 2).flatten(2).flatten(0, 1))
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
@@ -157,7 +157,7 @@ def run_blocks(
     blocks = list(blocks)
     for block, own in zip(blocks, biases or [[None] * len(layout)] * len(blocks), strict=True):
         x = checkpoint(block, x, layout, own, use_reentrant=False) if checkpointed else block(x, layout, own)
-    return [part.unflatten(0, shape) for part, shape in zip(x.split(lengths(layout)), layout, strict=True)]
+    return [packed.unflatten(0, shape) for packed, shape in zip(x.split(lengths(layout)), layout, strict=True)]
 
 
 def compile_blocks(network: nn.Module) -> None:
@@ -173,7 +173,7 @@ def trunc_normal(weight: Tensor) -> Tensor:
 
 
 def narrow_normal(weight: Tensor) -> Tensor:
-    """Normal of std .02, cut at one deviation, which leaves a std of .0108 (BEiT, arXiv:2106.08254, the authors')."""
+    """Normal of std .02, cut at one std, which leaves a std of .0108 (BEiT, arXiv:2106.08254, the authors')."""
     return nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
 
 

@@ -3,7 +3,7 @@
 Parameter names are timm's, so weights move between the two without a key map.
 
 Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N = h * w patches, n <= N patches that
-reach the blocks, R registers, D width, S = 1 + n tokens (class token first), F = C * P * P pixel values of a patch.
+reach the blocks, R registers, D width, S = 1 + n tokens (class token first).
 """
 
 from collections.abc import Sequence
@@ -19,47 +19,14 @@ from ssl_vit.config.checks import one_of
 from ssl_vit.config.schema import POOLS, EncoderConfig
 from ssl_vit.models.blocks import SCHEMES, Biases, Block, init_blocks, run_blocks, trunc_normal
 from ssl_vit.models.pos_embed import RelativeIndex, RelativePositionBias, relations, resample, sincos_2d
-
-
-def patchify(
-    images: Float[Tensor, "B C H W"], patch_size: int, index: Int[Tensor, "B n"] | None = None
-) -> Float[Tensor, "B _ F"]:
-    """Cut images into flat patches, row-major over the grid; inside a patch channel, row, column.
-
-    Args:
-        index: which patches of each image, in which order; None means all. Only those are copied.
-    """
-    B, C, H, W = images.shape
-    P, h, w = patch_size, H // patch_size, W // patch_size
-    patches = images.view(B, C, h, P, w, P).permute(0, 2, 4, 1, 3, 5)  # [B, h, w, C, P, P]
-    if index is not None:
-        image = torch.arange(B, device=index.device)[:, None]
-        return patches[image, index // w, index % w].flatten(2)
-    return patches.reshape(B, h * w, C * P * P)
-
-
-def unpatchify(pixels: Float[Tensor, "B N F"], patch_size: int, h: int, w: int) -> Float[Tensor, "B C H W"]:
-    """The inverse of patchify: flat patches of an h x w grid to images."""
-    patches = pixels.unflatten(2, (-1, patch_size, patch_size)).unflatten(1, (h, w))  # [B, h, w, C, P, P]
-    return patches.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
-
-
-class PatchEmbed(nn.Module):
-    """Pixels of a patch to a token, by one linear map; kept as a convolution's weight, as timm names and shapes it."""
-
-    def __init__(self, channels: int, patch_size: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(channels, width, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, pixels: Float[Tensor, "B n F"]) -> Float[Tensor, "B n D"]:
-        return F.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
+from ssl_vit.models.stem import PatchEmbed, patchify
 
 
 class VisionTransformer(nn.Module):
-    """Images to tokens in three steps that a method may call apart: patchify, locate, encode.
+    """Images to tokens in three steps that a method may call apart: patchify, add_pos_embed, encode.
 
-    MAE patchifies and locates the visible patches only; BEiT swaps patches for its mask token between patchify and
-    locate; DINO and every evaluation call all three through forward. The encoder knows no method and no mask.
+    MAE takes the first two for the visible patches only; BEiT swaps patches for its mask token between them; DINO and
+    every evaluation call all three through forward. The encoder knows no method and no mask.
 
     Args:
         config: the whole architecture; or give its fields as keywords, `VisionTransformer(size="small")`.
@@ -77,7 +44,7 @@ class VisionTransformer(nn.Module):
         if config is not None and options:
             raise ValueError(f"VisionTransformer takes a config or keywords, not both; got {sorted(options)} too")
         self.config = config = config or EncoderConfig(**options)
-        self.metadata: dict[str, Any] = {}  # what a saved encoder knows of its training: mean, std, method, data
+        self.metadata: dict[str, Any] = {}  # of its training: mean, std, method, data
         self.embed_dim, self.depth, self.num_heads = config.shape
         self.patch_size, self.grid = config.patch_size, config.grid
         self.patch_embed = PatchEmbed(config.channels, config.patch_size, self.embed_dim)
@@ -91,7 +58,7 @@ class VisionTransformer(nn.Module):
             Block(self.embed_dim, self.num_heads, config.mlp_ratio, config.init_values, rate, rows) for rate in rates
         )
         self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
-        if not self.cls_token.is_meta:  # shapes alone: nothing to draw, and drawing would import torch._dynamo
+        if not self.cls_token.is_meta:  # shapes alone: no values, and random ones would import torch._dynamo
             self._init_weights()
 
     def _make_positions(self) -> None:
@@ -152,7 +119,7 @@ class VisionTransformer(nn.Module):
         return patches + (table if index is None else table[0][index])
 
     def encode(self, patches: Float[Tensor, "B n D"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B S D"]:
-        """Located patches, any subset in any order, to normed tokens: class token first, then the patches.
+        """Patches with positions, any subset in any order, to normed tokens: class token first, then the patches.
 
         Relative positions need all patches of a grid in their order; grid: which, by default that of the training
         image. ValueError where the patches are not as many.
@@ -187,8 +154,8 @@ class VisionTransformer(nn.Module):
         if not self.config.relative:
             return None
         if self.config.pos_embed == "relative":
-            made = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
-            return [[made[grid] for grid in grids]] * self.depth
+            shared = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
+            return [[shared[grid] for grid in grids]] * self.depth
         tables = [block.attn.relative_position_bias_table for block in self.blocks]  # pyright: ignore
         return [[self.rel_pos_index.look_up(table, grid) for grid in grids] for table in tables]  # pyright: ignore
 
@@ -210,7 +177,7 @@ class VisionTransformer(nn.Module):
         return torch.cat([*tokens, patches], dim=1)
 
     def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
-        """Located patches of whole images, all of them: what encode takes."""
+        """All patches of whole images with their positions: what encode takes."""
         return self.add_pos_embed(self.patchify(images), *self.grid_of(images))
 
     def without_registers(self, x: Float[Tensor, "B _ D"]) -> Float[Tensor, "B S D"]:
@@ -223,7 +190,7 @@ class VisionTransformer(nn.Module):
         return run_blocks(self.blocks[first:end], sequences, biases and biases[first:end], checkpointed)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
-        """Tokens after the final norm [B, 1 + N, D], class token first; registers are left out."""
+        """Tokens after the final norm [B, 1 + N, D], class token first, without registers."""
         return self.encode(self.embed(images), self.grid_of(images))
 
     def layer_tokens(
@@ -242,11 +209,11 @@ class VisionTransformer(nn.Module):
             pool: "cls" (class token), "mean" (of the patches), "both" (class token, then mean).
         """
         one_of("pool", pool, POOLS)
-        parts = []
+        pooled = []
         for tokens in self.layer_tokens(images, layers):
-            parts += [tokens[:, 0]] if pool != "mean" else []
-            parts += [tokens[:, 1:].mean(1)] if pool != "cls" else []
-        return torch.cat(parts, dim=1)
+            pooled += [tokens[:, 0]] if pool != "mean" else []
+            pooled += [tokens[:, 1:].mean(1)] if pool != "cls" else []
+        return torch.cat(pooled, dim=1)
 
     def feature_maps(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int] = (-1,)

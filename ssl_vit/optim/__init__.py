@@ -1,1 +1,1 @@
-"""What moves weights, and the clock that schedules read: parameter groups, schedules, moving averages."""
+"""What moves the weights: parameter groups, schedules, moving averages, and how far a run is."""

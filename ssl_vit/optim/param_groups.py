@@ -1,4 +1,4 @@
-"""Parameter groups, the learning-rate rule, clipping."""
+"""Parameter groups, the learning-rate rule, norms of gradients and clipping by each."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ssl_vit.parallel.distributed import local_parts, norms
+from ssl_vit.parallel.distributed import is_sharded, local_shards, norms
 
 
 def scaled_lr(base_lr: float, global_batch: int) -> float:
@@ -56,15 +56,10 @@ def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     """Scale each parameter's own gradient down to the norm `largest`, if it is above (as DINO's authors clip)."""
     grads = [p.grad for p in parameters if p.grad is not None]
     scales = (largest / (norms(grads) + 1e-6)).clamp_max(1.0)
-    torch._foreach_mul_(local_parts(grads), list(scales.unbind()))  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_mul_(local_shards(grads), list(scales.unbind()))  # pyright: ignore[reportPrivateImportUsage]
 
 
-def total_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
-    """2-norm of all gradients together, whole ones where they are spread over processes."""
-    return norms([p.grad for p in parameters if p.grad is not None]).norm()
-
-
-def clip_all(parameters: Iterable[nn.Parameter], largest: float, norm: Float[Tensor, ""]) -> None:
-    """Scale all gradients by one number, so that their total norm, which is given, is at most `largest`."""
-    grads = local_parts(p.grad for p in parameters if p.grad is not None)
-    torch._foreach_mul_(grads, (largest / (norm + 1e-6)).clamp_max(1.0))  # pyright: ignore[reportPrivateImportUsage]
+def grad_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """2-norm of all gradients together, whole ones where they are sharded."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if is_sharded(norm) else norm  # pyright: ignore[reportAttributeAccessIssue]

@@ -15,7 +15,7 @@ def warmup_cosine(step: float, total: float, *, peak: float, final: float, warmu
 
 
 def cosine(fraction: float, start: float, end: float) -> float:
-    """From `start` to `end` by half a cosine over the run; share in [0, 1] (arXiv:2104.14294, section 3.1, for EMA)."""
+    """From `start` to `end` by half a cosine; fraction is of the run (arXiv:2104.14294, section 3.1, for EMA)."""
     return warmup_cosine(fraction, 1.0, peak=start, final=end)
 
 

@@ -1,1 +1,1 @@
-"""Several processes: what they tell one another, and weights spread over them."""
+"""Several processes: tensors exchanged between them, weights sharded over them."""

@@ -1,4 +1,4 @@
-"""The one place that speaks to other processes."""
+"""Tensors exchanged between the processes of a run; in a single process every function here does nothing."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ _broadcasts = itertools.count()
 
 @contextmanager
 def process_group() -> Iterator[tuple[int, int]]:
-    """(rank, processes) of the processes that torchrun started, joined inside; (0, 1) in a process started alone.
+    """(rank, world_size) of the processes that torchrun started, in one group inside; (0, 1) in a single process.
 
     They exchange tensors on the CPU (gloo).
     """
@@ -32,26 +32,23 @@ def process_group() -> Iterator[tuple[int, int]]:
 
 
 def all_gather(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
-    """The rows of all processes, equally many of each: every process's first, then every second; alone the tensor."""
+    """The rows of all ranks, equally many of each, interleaved: the first of every rank, then the second of every."""
     if not is_distributed():
         return rows
-    parts = [torch.empty_like(rows) for _ in range(world_size())]
-    dist.all_gather(parts, rows.contiguous())
-    return torch.stack(parts, dim=1).flatten(0, 1)
+    by_rank = [torch.empty_like(rows) for _ in range(world_size())]
+    dist.all_gather(by_rank, rows.contiguous())
+    return torch.stack(by_rank, dim=1).flatten(0, 1)
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over all processes of a run; in a single process the tensor itself.
-
-    Gradients flow back as through sum_over_ranks.
-    """
+    """The mean of a tensor over all ranks. Gradients flow back as through sum_over_ranks."""
     return sum_over_ranks(tensor) / world_size() if is_distributed() else tensor
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all processes of a run; in a single process the tensor itself.
+    """The sum of a tensor over all ranks.
 
-    The gradient is that of the sum of all processes' losses: each process gets the sum of what the others send back.
+    The gradient is that of the sum of all ranks' losses: each rank gets the sum of what the others send back.
     """
     if not is_distributed():
         return tensor
@@ -60,26 +57,26 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return all_reduce(tensor)
 
 
-def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """What this process holds of each tensor: its share of one that is spread over processes (a DTensor), else all."""
-    return [tensor.to_local() if is_spread(tensor) else tensor for tensor in tensors]  # pyright: ignore
-
-
-def is_spread(tensor: Tensor) -> bool:
-    """Whether a tensor is a DTensor, told without importing them, which takes seconds."""
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; found without importing them, which takes seconds."""
     return hasattr(tensor, "full_tensor")
 
 
+def local_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """What this rank holds of each tensor: its shard of a DTensor, all of any other."""
+    return [tensor.to_local() if is_sharded(tensor) else tensor for tensor in tensors]  # pyright: ignore
+
+
 def norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
-    """2-norm of each tensor; of tensors that are spread over processes, of all of each."""
-    parts = torch.stack(torch._foreach_norm(local_parts(tensors)))  # pyright: ignore[reportPrivateImportUsage]
-    if not any(is_spread(tensor) for tensor in tensors):
-        return parts
-    return sum_over_ranks(parts.square()).sqrt()
+    """2-norm of each tensor; of a DTensor that of the whole."""
+    local = torch.stack(torch._foreach_norm(local_shards(tensors)))  # pyright: ignore[reportPrivateImportUsage]
+    if not any(is_sharded(tensor) for tensor in tensors):
+        return local
+    return sum_over_ranks(local.square()).sqrt()
 
 
 def broadcast_object(text: str) -> str:
-    """The first process's text, on all of those that torchrun started."""
+    """The first rank's text, on all ranks that torchrun started; needs no process group."""
     store, rank, _ = next(rendezvous("env://"))  # torchrun's own, which stands before any process group
     key = f"ssl_vit/{next(_broadcasts)}"
     if rank == 0:
@@ -88,7 +85,7 @@ def broadcast_object(text: str) -> str:
 
 
 def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
-    """Whether a flag is set in any process of a run; in a single process the flag itself."""
+    """Whether a flag is set on any rank."""
     if not is_distributed():
         return flag
     known = flag.to(torch.uint8)
@@ -97,7 +94,7 @@ def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:
-    """The first process's tensor on all of them; in a single process the tensor itself."""
+    """The first rank's tensor, on all ranks."""
     if not is_distributed():
         return tensor
     shared = tensor.clone()
@@ -116,25 +113,25 @@ def is_distributed() -> bool:
 
 
 class MaxOverRanks:
-    """Tells every process of a run the largest number that any of them asked for, one call later and without waiting.
+    """The largest of all ranks' numbers, on every rank one call later and without waiting.
 
-    Each process calls `ask` equally often. Alone it answers at once. The numbers travel between the CPUs (gloo), so no
-    device is waited for; a process waits only for one that is a whole call behind.
+    Each rank calls `reduce` equally often. The numbers travel between the CPUs (gloo), so no device is waited for; a
+    rank waits only for one that is a whole call behind.
     """
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo") if is_distributed() else None
-        self._asked: tuple[Tensor, Any] | None = None
+        self._pending: tuple[Tensor, Any] | None = None
 
-    def ask(self, number: int) -> int:
-        """The largest number of the call before, the same on all processes; 0 at the first. Alone: the number."""
+    def reduce(self, number: int) -> int:
+        """The largest number of the call before, 0 at the first; in a single process the number at once."""
         if self._group is None:
             return number
         largest = torch.tensor(number)
         work = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True)  # pyright: ignore
-        before, self._asked = self._asked, (largest, work)
+        before, self._pending = self._pending, (largest, work)
         if before is None:
             return 0
-        broadcast_object, work = before
+        largest, work = before
         work.wait()
-        return int(broadcast_object)
+        return int(largest)

@@ -1,8 +1,8 @@
-"""Weights spread over processes, each with a share of every one (FSDP: Zhao et al., 2023, arXiv:2304.11277).
+"""Weights sharded over the ranks of a run (FSDP: Zhao et al., 2023, arXiv:2304.11277).
 
 PyTorch's fully_shard does it, under Lightning's ModelParallelStrategy. A transformer block, of a student or a teacher,
-is put together for its own passes and let go after them; what stands outside the blocks is put together for the step.
-Names of parameters stay.
+is gathered for its own passes and freed after them; what stands outside the blocks is gathered for the step. Names of
+parameters stay.
 """
 
 import copy
@@ -19,10 +19,10 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def mesh_of(trainer: pl.Trainer | None) -> "DeviceMesh | None":
-    """The processes that a trainer spreads weights over; None where each has all of them, and outside a trainer.
+    """The ranks that a trainer shards weights over; None where each has all of them, and outside a trainer.
 
     Raises:
-        ValueError: the strategy splits single layers over processes, which nothing here is made for.
+        ValueError: the strategy splits single layers over ranks (tensor parallelism), which nothing here supports.
     """
     if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
         return None
@@ -36,13 +36,13 @@ def mesh_of(trainer: pl.Trainer | None) -> "DeviceMesh | None":
 
 
 def shard(network: nn.Module, mesh: "DeviceMesh", block_class: type[nn.Module]) -> None:
-    """Spread every weight of a network whose step is `training_step` over the processes of a mesh.
+    """Shard every weight of a network whose step is `training_step` over the ranks of a mesh.
 
     Args:
-        block_class: modules of it are put together and let go one after the other.
+        block_class: its modules are gathered and freed one after the other.
 
     Raises:
-        ValueError: blocks hold tables of relative positions, which are read before the block that holds them runs.
+        ValueError: blocks hold tables of relative positions, which are read before their block runs.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # slow to import
 
@@ -65,9 +65,9 @@ def plain_copy(network: Network) -> Network:
 
 
 def gather(network: nn.Module, copied: Network | None) -> Network | None:
-    """The copy with all weights of a sharded network; None on processes that have no copy.
+    """The copy with all weights of a sharded network; None on ranks that have no copy.
 
-    Called on every process; the weights go to the first.
+    Called on every rank; the weights go to the first.
     """
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # slow to import
 

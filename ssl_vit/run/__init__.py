@@ -1,1 +1,1 @@
-"""What lies on the disk and who may write it: names, atomic writes, a run's directory, its lock, signals, launchers."""
+"""What a run has on the disk, who may write there, and the signals and launchers around it."""

@@ -1,4 +1,4 @@
-"""Which directory a run has, the same on all of its processes, and from which checkpoint it goes on."""
+"""Which directory a run has, the same on all of its ranks, and from which checkpoint it is resumed."""
 
 import os
 from importlib.util import find_spec
@@ -25,10 +25,10 @@ from ssl_vit.run.lock import hold
 
 
 def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | None]:
-    """The run's directory with its config.yaml, and the checkpoint to go on from, if any.
+    """The run's directory with its config.yaml, and the checkpoint to resume, if any.
 
     Args:
-        name: begins the directory's name, where it is made up.
+        name: begins the directory's name, where run_dir= is empty.
 
     Raises:
         FileExistsError: run_dir holds another run already.
@@ -36,7 +36,7 @@ def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | 
         FileNotFoundError, ValueError: it has no checkpoint to resume, or none that is whole.
     """
     require_strategy(config.trainer)
-    run_dir = Path(config.run_dir) if config.run_dir else made_up_run_dir(name, config)
+    run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(name, config)
     os.environ["SSL_VIT_RUN_DIR"] = str(run_dir)  # Lightning starts the other processes of a node by this command
     if not is_first_process():
         return run_dir, checkpoint_to_resume(config.resume, run_dir)
@@ -54,13 +54,13 @@ def require_strategy(trainer: TrainerConfig) -> None:
         raise ImportError("trainer.strategy=deepspeed needs the package deepspeed: `pip install deepspeed`")
 
 
-def made_up_run_dir(name: str, config: TrainingRun) -> Path:
-    """A directory that no run has yet, the same one on all processes of this run.
+def default_run_dir(name: str, config: TrainingRun) -> Path:
+    """A directory that no run has yet, the same one on all ranks of this run.
 
-    Under torchrun the first process says which. Under SLURM it is named by the job.
+    Under torchrun the first rank chooses. Under SLURM it is named by the job.
 
     Raises:
-        ValueError: the processes have no way to agree on one.
+        ValueError: the ranks have no way to agree on one.
     """
     if TorchElasticEnvironment.detect():
         return Path(broadcast_object(str(new_run_dir(name, config.recipe))))

@@ -1,7 +1,7 @@
 """A run's directory: its name, what lies in it, writes that are whole or absent. Needs neither torch nor Lightning.
 
-runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  metrics.jsonl
-                                encoder.safetensors  encoder.json  quarantine.txt
+runs/<method>-<recipe>-<time>/  config.yaml  checkpoints/  TensorBoard events  metrics.jsonl  images/
+                                encoder.safetensors  encoder.json  quarantine.txt  skipped_steps.jsonl
                                 linear_probe.json  linear_probe-confusion.png  linear_probe/  knn.json  ...
 runs/finetune-<recipe>-<time>/  the same, model.safetensors  finetune.json  confusion.png
 """
@@ -21,17 +21,17 @@ log = logging.getLogger("ssl_vit")
 RUNS = Path("runs")
 MODEL, ENCODER, METADATA, CONFIG = "model.safetensors", "encoder.safetensors", "encoder.json", "config.yaml"
 METRICS, SKIPPED_STEPS, QUARANTINE = "metrics.jsonl", "skipped_steps.jsonl", "quarantine.txt"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, IMAGES = "checkpoints", "images"
 
 
 def write_atomic(path: Path, content: bytes | str, damage: Callable[[Path], str] = lambda _: "") -> None:
     """Write a file so that it is whole or, after a crash or on a full disk, as it was before.
 
     Args:
-        damage: says what is wrong with what was written, read back before it takes its place; "" for nothing.
+        damage: of the written file, read back before it is renamed, what is wrong with it; "" for nothing.
 
     Raises:
-        OSError: the disk is full, the place cannot be written, or reads back damaged; nothing is left behind.
+        OSError: the disk is full, the folder cannot be written, or the file reads back damaged; nothing is left behind.
     """
     try:
         _write_and_rename(path, content, damage)
@@ -80,7 +80,7 @@ def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
     An encoder is that of a pretraining; a fine-tuned one, which lies beside its model, has to be named.
 
     Raises:
-        FileNotFoundError: no run has one; says how to make it.
+        FileNotFoundError: no run has one; the message has the command that makes it.
     """
     found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
     if holding == ENCODER:
@@ -97,13 +97,13 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The optimizer steps that a checkpoint's name says it is behind; -1 where it says none."""
+    """Optimizer steps before a checkpoint, by its name; -1 where the name has none."""
     found = re.search(r"step[-=](\d+)", checkpoint.name)
     return int(found[1]) if found else -1
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The whole checkpoint of a run's latest step; of each damaged one that is passed over the log says so.
+    """The whole checkpoint of a run's latest step; each damaged one that is skipped is logged.
 
     Raises:
         FileNotFoundError: it has none.
@@ -116,29 +116,29 @@ def newest_checkpoint(run: Path) -> Path:
         problem = damage(path)
         if not problem:
             return path
-        log.warning(f"{path} is damaged ({problem}): the one before is taken")
+        log.warning(f"{path} is damaged ({problem}): the one before is used")
     raise ValueError(f"resume={run}: of {len(found)} checkpoints none is whole; begin anew in another run_dir=")
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint on the disk; "" where every part of it has its checksum.
+    """What is wrong with a checkpoint on the disk; "" where every entry of it has its checksum.
 
-    torch.save writes a zip file, with a CRC-32 of each part and the table of the parts at its end: what is cut short
-    lacks the table, and a changed bit does not fit its part's sum.
+    torch.save writes a zip file, with a CRC-32 of each entry and their directory at its end: a truncated file lacks the
+    directory, and a changed bit does not fit its entry's sum.
     """
     try:
         with checkpoint.open("rb") as file:
-            if hasattr(os, "posix_fadvise"):  # so that the disk is read, and not what memory has kept of it
+            if hasattr(os, "posix_fadvise"):  # so that the disk is read, and not the page cache
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            with ZipFile(file) as parts:
-                spoiled = parts.testzip()
+            with ZipFile(file) as archive:
+                damaged = archive.testzip()
     except Exception as error:  # whatever bytes at random make of a zip file
-        return f"it is cut short or spoiled: {error}"
-    return f"its part {spoiled} does not have its checksum" if spoiled else ""
+        return f"it is truncated or damaged: {error}"
+    return f"its entry {damaged} does not have its checksum" if damaged else ""
 
 
 def metadata_of(encoder: Path) -> dict[str, Any]:
-    """What encoder.json says of an encoder (method, data, normalization, step); {} where there is none.
+    """An encoder's metadata from encoder.json (method, data, normalization, step); {} where there is none.
 
     encoder: a run, or a file; encoder.json stands beside encoder.safetensors.
     """

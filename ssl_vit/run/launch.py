@@ -1,4 +1,4 @@
-"""The processes of a run as whoever started them says: torchrun, SLURM or Lightning. Needs no torch."""
+"""The processes of a run, by the environment that torchrun, SLURM or Lightning started them with. Needs no torch."""
 
 import os
 
@@ -21,7 +21,7 @@ def require_started(trainer: TrainerConfig) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process of the run writes and speaks; known before the processes have met.
+    """Whether this process of the run writes and prints; known before there is a process group.
 
     torchrun gives each its RANK, SLURM its SLURM_PROCID, and Lightning's launcher its LOCAL_RANK on its machine.
     """

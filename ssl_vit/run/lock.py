@@ -23,10 +23,10 @@ _held: dict[Path, IO[str]] = {}
 def hold(run_dir: Path) -> None:
     """Keep other processes' runs out of a directory, which is made, until this process ends.
 
-    A run of several processes calls it on its first one. Where the file system has no locks the log says so.
+    A run of several processes calls it on its first one. A file system without locks is logged.
 
     Raises:
-        BlockingIOError: another process holds it; says which.
+        BlockingIOError: another process holds it, which the message names.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     path = (run_dir / LOCK).resolve()

@@ -47,15 +47,15 @@ class Signals:
     """Remembers the first signal that asks a run to stop. A second Ctrl-C stops at once."""
 
     def __init__(self) -> None:
-        self.received, self.speaks = 0, True
+        self.received, self.prints = 0, True
 
-    def listen(self, speaks: bool = True) -> None:
-        """Take the signals' handling over, where this is the main thread, which alone can.
+    def listen(self, prints: bool = True) -> None:
+        """Install the handlers, where this is the main thread, which alone can.
 
         Args:
-            speaks: whether to say what Ctrl-C does.
+            prints: whether to print what Ctrl-C does.
         """
-        self.speaks = speaks
+        self.prints = prints
         if threading.current_thread() is not threading.main_thread():
             return
         requeue = [signal.SIGUSR1] if in_slurm_job() else []
@@ -65,7 +65,7 @@ class Signals:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if number == signal.SIGINT and self.speaks:  # print() is not safe here
+        if number == signal.SIGINT and self.prints:  # print() is not safe here
             os.write(2, b"\nstopping after this step, with a checkpoint; Ctrl-C once more stops at once\n")
         self.received = self.received or number
 
@@ -76,7 +76,7 @@ def in_slurm_job() -> bool:
 
 
 def requeue() -> None:
-    """Queue this SLURM job again; where that fails the log says so."""
+    """Queue this SLURM job again; a failure is logged."""
     try:
         args = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
         subprocess.run(args, check=True, capture_output=True, text=True)

@@ -3,23 +3,28 @@
 Letters: B images, C channels, H x W pixels, D width, N patches, S tokens, K classes.
 """
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ssl_vit.config.checks import one_of, require
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import load_encoder, load_strictly, require_fit, save_encoder, transfer
-from ssl_vit.run.files import MODEL, write_atomic
+from ssl_vit.models.weights import (
+    load_encoder,
+    load_strictly,
+    read_weights,
+    require_fit,
+    save_encoder,
+    transfer,
+    write_weights,
+)
+from ssl_vit.run.files import MODEL
 
 
 class Classifier(nn.Module):
@@ -151,11 +156,9 @@ def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:
         metadata: JSON values worth keeping: mean, std, method, data, step.
     """
     head = {"classes": model.classes, "pool": model.pool, "distilled": model.distilled}
-    known = {"encoder": asdict(model.encoder.config), "classifier": head, **metadata}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomic(folder / MODEL, save(state, metadata={"ssl_vit": json.dumps(known)}))
     save_encoder(model.export_encoder(), folder, **metadata)
-    return folder / MODEL
+    known = {"encoder": asdict(model.encoder.config), "classifier": head, **metadata}
+    return write_weights(folder / MODEL, model.state_dict(), known)
 
 
 def load_classifier(source: str | Path) -> Classifier:
@@ -180,9 +183,7 @@ def load_classifier(source: str | Path) -> Classifier:
             )
     if path.suffix != ".safetensors":
         raise ValueError(f"model={source} must be a fine-tuned run or its {MODEL}")
-    with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
+    state, metadata = read_weights(path)
     if "classifier" not in metadata:
         raise ValueError(f"{path} holds no classifier: make one with `python tools/finetune.py encoder={source}`")
     model = Classifier(VisionTransformer(EncoderConfig(**metadata["encoder"])), **metadata["classifier"])

@@ -199,10 +199,10 @@ class FineTune(Objective):
         if self.averaged is not None:
             ema_update(self.averaged, self.model, self.config.ema)
 
-    def judged(self) -> Classifier:
-        """The classifier that is saved and judged: the averaged one where there is one."""
+    def final_model(self) -> Classifier:
+        """The classifier that is saved and evaluated: the averaged one where there is one."""
         return self.model if self.averaged is None else self.averaged
 
     def export(self, folder: Path, **metadata: Any) -> Path:
         """Write the classifier, and its encoder."""
-        return save_classifier(self.judged(), folder, **metadata)
+        return save_classifier(self.final_model(), folder, **metadata)

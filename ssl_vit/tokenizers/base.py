@@ -1,27 +1,24 @@
 """What a tokenizer is, and tokenizers in files.
 
-A method that predicts tokens asks for `tokenizer(images) -> tokens` and `tokenizer.vocab_size`, and minds patch_size,
-channels and grid where a tokenizer has them; decode, where `decodes` says so, is for looking at.
+A method that predicts tokens calls `tokenizer(images) -> tokens`, reads `tokenizer.vocab_size`, and where a tokenizer
+has them patch_size, channels and grid; decode, where `decodes` is true, makes images to look at.
 
 Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w tokens.
 """
 
-import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Int64
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ssl_vit.config.recipes import load_class
 from ssl_vit.config.schema import PatchGrid
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerConfig
-from ssl_vit.models.weights import require_fit
-from ssl_vit.run.files import write_atomic, write_json
+from ssl_vit.models.weights import read_weights, require_fit, write_weights
+from ssl_vit.run.files import write_json
 from ssl_vit.tokenizers.dalle import load_dalle
 
 WEIGHTS, ABOUT = "tokenizer.safetensors", "tokenizer.json"
@@ -31,7 +28,7 @@ class Tokenizer(nn.Module, ABC):
     """One token of a vocabulary for each patch of an image.
 
     Args:
-        config: its settings; what a file of it begins with.
+        config: its options, which are saved with it.
     """
 
     kind: str
@@ -49,7 +46,7 @@ class Tokenizer(nn.Module, ABC):
         """Tokens in [0, vocab_size), row by row over the grid, of images in [0, 1]; in float32, without gradient."""
 
     def decode(self, tokens: Int64[Tensor, "B N"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:
-        """Images in [0, 1] of tokens of a grid, by default the training one, where `decodes` says it can."""
+        """Images in [0, 1] of tokens of a grid, by default the training one, where `decodes` is true."""
         raise NotImplementedError(f"a {self.kind} tokenizer has no way back to images")
 
 
@@ -73,10 +70,9 @@ def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, **metadata: Any) -> Path:
-    """Write tokenizer.safetensors (complete in itself) and tokenizer.json (the same facts, for people and tools)."""
+    """Write tokenizer.safetensors (complete in itself) and tokenizer.json (its metadata, for people and tools)."""
     metadata = {"kind": tokenizer.kind, "config": asdict(tokenizer.config), **metadata}
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tokenizer.state_dict().items()}
-    write_atomic(folder / WEIGHTS, save(state, metadata={"ssl_vit": json.dumps(metadata)}))
+    write_weights(folder / WEIGHTS, tokenizer.state_dict(), metadata)
     write_json(folder / ABOUT, metadata)
     return folder / WEIGHTS
 
@@ -91,21 +87,16 @@ def load_tokenizer(source: str | Path) -> nn.Module:
     path = Path(source)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
-        advice = "make one with `python tools/train_tokenizer.py`, or leave tokenizer= out and one is trained first"
+        advice = "make one with `python tools/train_tokenizer.py`, or leave tokenizer= empty and one is trained first"
         raise FileNotFoundError(f"tokenizer={source}: there is no {path}; {advice}")
-    metadata: dict[str, Any] = {}
-    state: dict[str, Tensor] = {}
-    if path.suffix == ".safetensors":
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()} if metadata else {}  # noqa: SIM118
+    state, metadata = read_weights(path) if path.suffix == ".safetensors" else ({}, {})
     if not metadata:
         return load_dalle(path)
-    if metadata.get("kind") not in TOKENIZERS:
+    kind = metadata.get("kind")
+    if kind not in TOKENIZERS:
         raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(metadata)}")
-    kind = metadata["kind"]
-    settings = metadata["config"] | {"crop_scale": tuple(metadata["config"]["crop_scale"])}  # JSON has no tuples
-    config = type(TOKENIZERS[kind].config().own_config)(**settings)
+    options = metadata["config"] | {"crop_scale": tuple(metadata["config"]["crop_scale"])}  # JSON has no tuples
+    config = type(TOKENIZERS[kind].config().own_config)(**options)
     tokenizer = load_class(TOKENIZERS[kind].home)(config)
     require_fit(tokenizer.state_dict(), state, path)
     tokenizer.load_state_dict(state)

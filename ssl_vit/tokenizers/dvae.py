@@ -1,7 +1,7 @@
-"""Discrete variational autoencoder: tokens from which the image can be drawn again (Ramesh et al., 2021,
-arXiv:2102.12092, section 2.1 and appendix A; van den Oord et al., 2017, arXiv:1711.00937 for the codebook).
+"""Discrete variational autoencoder: tokens that reconstruct the image (Ramesh et al., 2021, arXiv:2102.12092,
+section 2.1 and appendix A; van den Oord et al., 2017, arXiv:1711.00937 for the codebook).
 
-Convolutions down to one place for each patch, a token there by Gumbel-softmax (Jang et al., 2017, arXiv:1611.01144),
+Convolutions down to one position for each patch, a token there by Gumbel-softmax (Jang et al., 2017, arXiv:1611.01144),
 convolutions up again. Differs from DALL-E's in size, in its squared error, and in a stride that is the patch's.
 
 Letters: B images, C channels, H W pixels, P patch side, h x w patch grid, N = h * w patches, K tokens, D code width.
@@ -17,7 +17,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ssl_vit.config.tokenizer_schema import DVAEConfig, DVAERun
-from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.optim.progress import fraction_done, is_logged
 from ssl_vit.optim.schedules import cosine, linear
 from ssl_vit.parallel.distributed import mean_over_ranks
@@ -75,7 +74,7 @@ class DVAE(Tokenizer):
         """Unnormalized log-probabilities of the tokens at each patch, of images in [0, 1]."""
         return self.encoder(images * 2 - 1)
 
-    def drawn(self, codes: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
+    def reconstruct(self, codes: Float[Tensor, "B D h w"]) -> Float[Tensor, "B C H W"]:
         """Images, around [0, 1], of codebook vectors or mixtures of them."""
         return (self.decoder(codes) + 1) / 2
 
@@ -89,27 +88,27 @@ class DVAE(Tokenizer):
         """The decoder's images."""
         codes = self.codebook[tokens].transpose(1, 2).unflatten(2, grid or self.grid)
         with torch.autocast(tokens.device.type, enabled=False):
-            return self.drawn(codes).clamp(0, 1)
+            return self.reconstruct(codes).clamp(0, 1)
 
 
 def divergence_from_uniform(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, ""]:
-    """Mean over patches of KL(tokens | all alike) = ln K - entropy, in nats; in float32."""
+    """Mean over patches of KL(tokens | uniform) = ln K - entropy, in nats; in float32."""
     logs = scores.float().log_softmax(1)
     return (logs.exp() * (logs + math.log(scores.shape[1]))).sum(1).mean()
 
 
 def unevenness(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, ""]:
-    """KL(mean of the tokens' probabilities over all patches | all alike) in nats: ln K where one token is all there is.
+    """KL(mean of the tokens' probabilities over all patches | uniform) in nats: ln K where only one token is used.
 
-    The divergence of single patches does not keep tokens from dying out; this does. Over the patches of all processes,
-    in float32.
+    The divergence of single patches does not keep tokens from dying out; this does. Over the patches of all ranks, in
+    float32.
     """
     fraction = mean_over_ranks(scores.float().softmax(1).mean((0, 2, 3)))
     return math.log(len(fraction)) - torch.special.entr(fraction).sum()
 
 
 class DVAETraining(TokenizerTraining):
-    """Squared error of the drawn image, and how far tokens are from being alike likely and alike often used."""
+    """Squared error of the reconstruction, and how far tokens are from equally likely and equally often used."""
 
     Config = DVAERun
     config: DVAEConfig
@@ -119,16 +118,12 @@ class DVAETraining(TokenizerTraining):
         super().__init__(*args, **kwargs)
         self.tokenizer = DVAE(self.config)
 
-    def transform(self) -> RandomCrop:
-        cfg = self.config
-        return RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
-
     def losses(
         self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B K h w"] | None = None
     ) -> dict[str, Float[Tensor, ""]]:
         """{"reconstruction": mean squared error of pixels in [0, 1], "divergence", "unevenness": weighted, in nats}.
 
-        `noise`, uniform in [0, 1), relaxes the choice of tokens; by default it is drawn.
+        `noise`, uniform in [0, 1), relaxes the choice of tokens; by default it is random.
         """
         cfg, fraction, tokenizer = self.config, fraction_done(self._trainer), self.tokenizer
         scores = tokenizer.scores(images)
@@ -138,7 +133,7 @@ class DVAETraining(TokenizerTraining):
         gumbel = -(-noise.clamp_min(1e-20).log()).clamp_min(1e-20).log()
         tokens = ((scores.float() + gumbel) / temperature).softmax(1)  # [B, K, h, w]
         codes = torch.einsum("bkhw,kd->bdhw", tokens, tokenizer.codebook)
-        error = F.mse_loss(tokenizer.drawn(codes).float(), images)
+        error = F.mse_loss(tokenizer.reconstruct(codes).float(), images)
         weight = linear(fraction, cfg.kl_warmup, 0.0, cfg.kl)
         if is_logged(self._trainer):
             self.measure(scores.detach(), error.detach(), temperature)
@@ -149,7 +144,7 @@ class DVAETraining(TokenizerTraining):
         }
 
     def measure(self, scores: Float[Tensor, "B K h w"], error: Float[Tensor, ""], temperature: float) -> None:
-        """Leave to be logged: PSNR in dB, and of the batch's tokens perplexity and the share of the vocabulary met."""
+        """Set extra_metrics: PSNR in dB, and of the batch's tokens perplexity and fraction of the vocabulary used."""
         counts = torch.bincount(scores.argmax(1).flatten(), minlength=scores.shape[1]).float()
         self.extra_metrics = {
             "psnr": -10 * error.log10(),
@@ -163,5 +158,5 @@ class DVAETraining(TokenizerTraining):
 
     @torch.no_grad()
     def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
-        """The image beside what is drawn of its tokens."""
+        """The image beside its reconstruction from tokens."""
         return {"original": pixels, "reconstruction": self.tokenizer.decode(self.tokenizer(pixels))}

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ssl_vit.config.tokenizer_schema import KMeansConfig
-from ssl_vit.models.vit import patchify, unpatchify
+from ssl_vit.models.stem import patchify, unpatchify
 from ssl_vit.tokenizers.base import Tokenizer
 
 CHUNK = 2**24
@@ -35,8 +35,8 @@ class KMeans(Tokenizer):
         with torch.autocast(images.device.type, enabled=False):
             patches = patchify(images.float(), self.patch_size)
             half = self.centers.square().sum(1) / 2
-            parts = patches.flatten(0, 1).split(max(1, CHUNK // self.vocab_size))
-            nearest = [torch.addmm(-half, part, self.centers.T).argmax(1) for part in parts]
+            chunks = patches.flatten(0, 1).split(max(1, CHUNK // self.vocab_size))
+            nearest = [torch.addmm(-half, chunk, self.centers.T).argmax(1) for chunk in chunks]
         return torch.cat(nearest).unflatten(0, patches.shape[:2])
 
     def decode(self, tokens: Int64[Tensor, "B N"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:

@@ -1,12 +1,18 @@
-"""Tokenizers that are learned by gradient: their objectives, by name."""
+"""Objectives of the tokenizers that are learned by gradient."""
 
 from pathlib import Path
 from typing import Any
 
 from ssl_vit.config.recipes import load_class
-from ssl_vit.config.tokenizer_schema import TOKENIZERS
+from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerConfig
+from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Objective
 from ssl_vit.tokenizers.base import save_tokenizer
+
+
+def crop_of(config: TokenizerConfig) -> RandomCrop:
+    """The augmentation that every tokenizer is trained on."""
+    return RandomCrop(config.height_width, config.crop_scale, flip=config.flip)
 
 
 class TokenizerTraining(Objective):
@@ -14,6 +20,9 @@ class TokenizerTraining(Objective):
 
     tokenizer: Any
     """A Tokenizer, of the kind that its training is for."""
+
+    def transform(self) -> RandomCrop:
+        return crop_of(self.config)
 
     def export(self, folder: Path, **metadata: Any) -> Path:
         """Write the tokenizer."""

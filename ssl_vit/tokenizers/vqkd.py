@@ -1,9 +1,9 @@
-"""Vector-quantized knowledge distillation: vectors from which a teacher's patch features can be predicted (Peng et al., 2022,
-arXiv:2208.06366, section 2.1; BEiT v2). So the vectors mean what the teacher sees and not how the pixels look.
+"""Vector-quantized knowledge distillation: tokens from which a teacher's patch features are predicted (BEiT v2: Peng et
+al., 2022, arXiv:2208.06366, section 2.1). So they hold what the teacher sees and not how the pixels look.
 
-A Vision Transformer describes each patch by a short unit vector, the nearest of a codebook of unit vectors is its word,
-and a small decoder tells the teacher's features from the vectors of all patches. The codebook follows the vectors that
-it stands for (van den Oord et al., 2017, arXiv:1711.00937, appendix A.1).
+A Vision Transformer makes a short unit vector of each patch, its code; the nearest of a codebook of unit vectors is its
+token, and a small decoder predicts the teacher's features from the codebook vectors of all patches. The codebook is a
+moving average of the codes it stands for (van den Oord et al., 2017, arXiv:1711.00937, appendix A.1).
 
 Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w patches, n = B * N patches of a batch, K vectors,
 d code width, E width of the teacher.
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.config.tokenizer_schema import VQKDConfig, VQKDRun
-from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.models.blocks import init_linear
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder
@@ -62,7 +61,7 @@ class VQKD(Tokenizer):
             return F.normalize(self.to_code(tokens.float()), dim=-1)
 
     def nearest(self, codes: Float[Tensor, "*n d"]) -> Int64[Tensor, "*n"]:
-        """The word of each code."""
+        """The token of each code."""
         return (codes @ self.codebook.T).argmax(-1)
 
     @torch.no_grad()
@@ -84,7 +83,7 @@ def spherical_kmeans(
 def totals(
     tokens: Int64[Tensor, " n"], codes: Float[Tensor, "n d"], vocab_size: int
 ) -> tuple[Float[Tensor, " K"], Float[Tensor, "K d"]]:
-    """How many codes each word stands for, and their sum."""
+    """How many codes each token stands for, and their sum."""
     counts = codes.new_zeros(vocab_size).index_add_(0, tokens, codes.new_ones(len(tokens)))
     return counts, codes.new_zeros(vocab_size, codes.shape[1]).index_add_(0, tokens, codes)
 
@@ -92,7 +91,7 @@ def totals(
 def moved(
     codebook: Float[Tensor, "K d"], counts: Float[Tensor, " K"], sums: Float[Tensor, "K d"], momentum: float
 ) -> tuple[Float[Tensor, "K d"], Float[Tensor, " K"]]:
-    """The codebook a step nearer to the directions of its codes, and each word's share of the patches."""
+    """The codebook a step nearer to the directions of its codes, and each token's fraction of the patches."""
     met = counts[:, None] > 0
     target = torch.where(met, F.normalize(sums, dim=1), codebook)
     return F.normalize(torch.lerp(target, codebook, momentum), dim=1), counts / counts.sum()
@@ -106,16 +105,16 @@ class VQKDTraining(TokenizerTraining):
     teacher_mean: Tensor
     teacher_std: Tensor
     started: Tensor
-    """Whether the codebook has been put on the first batch."""
+    """Whether the codebook has been fitted to the first batch."""
     fraction: Tensor
-    """Of the patches that each word has stood for, recently."""
+    """Of the patches, recently, that had each token."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         cfg = self.config
         if not cfg.teacher:
             raise ValueError(
-                "tokenizer.teacher= is missing: the encoder whose features the tokens tell; make one with "
+                "tokenizer.teacher= is missing: the encoder whose features are predicted; make one with "
                 "`python tools/pretrain.py method=dino` and give tokenizer.teacher=RUN"
             )
         self.teacher = load_encoder(cfg.teacher).requires_grad_(False)
@@ -133,21 +132,17 @@ class VQKDTraining(TokenizerTraining):
             init_linear(layer, "trunc_normal")
         self._started = False
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("share", torch.full((cfg.vocab_size,), 1 / cfg.vocab_size))
+        self.register_buffer("fraction", torch.full((cfg.vocab_size,), 1 / cfg.vocab_size))
         for name in ("mean", "std"):
             values = torch.tensor(self.teacher.metadata[name]).view(-1, 1, 1)
             self.register_buffer(f"teacher_{name}", values, persistent=False)
-        self._codes: list[tuple[Tensor, Tensor]] = []  # of the batches since the last step, with their vectors
+        self._codes: list[tuple[Tensor, Tensor]] = []  # of the batches since the last step, with their tokens
 
     def train(self, mode: bool = True) -> "VQKDTraining":
         """The teacher stays in eval mode."""
         super().train(mode)
         self.teacher.eval()
         return self
-
-    def transform(self) -> RandomCrop:
-        cfg = self.config
-        return RandomCrop(cfg.height_width, cfg.crop_scale, flip=cfg.flip)
 
     @torch.no_grad()
     def teacher_features(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N E"]:
@@ -192,35 +187,35 @@ class VQKDTraining(TokenizerTraining):
 
     @torch.no_grad()
     def start_codebook(self, batch: Float[Tensor, "B N d"]) -> None:
-        """Once, put the codebook on the first batch, that of all processes, by k-means."""
-        if self._started:  # so that a step does not wait for the device to say so
+        """Once, start the codebook by k-means on the first batch, that of all ranks."""
+        if self._started:  # so that a step does not wait for the device's flag
             return
         if not bool(self.started):
             codes = all_gather(batch).flatten(0, 1)
-            start = codes[self.draw(len(codes))]
+            start = codes[self.random_index(len(codes))]
             self.tokenizer.codebook.copy_(from_first_rank(spherical_kmeans(codes, start)))
             self.started.fill_(True)
         self._started = True
 
-    def draw(self, count: int) -> Int64[Tensor, " K"]:
-        """One of `count` patches for each word, without repetition where they are enough."""
+    def random_index(self, count: int) -> Int64[Tensor, " K"]:
+        """One of `count` patches for each token, without repetition where they are enough."""
         K, device = self.config.vocab_size, self.device
         noise = torch.rand(max(count, K), device=device, generator=self.generator(device))
         return noise.argsort()[:K] % count
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """The codebook follows its codes; a word that is hardly used any more is put on a patch of the last batch."""
+        """Move the codebook; a vector that is hardly used any more becomes a code of the last batch."""
         cfg, tokenizer = self.config, self.tokenizer
-        codes, tokens = (torch.cat(parts) for parts in zip(*self._codes, strict=True))
+        codes, tokens = (torch.cat(batches) for batches in zip(*self._codes, strict=True))
         self._codes = []
         counts, sums = (sum_over_ranks(total) for total in totals(tokens, codes, cfg.vocab_size))
         codebook, fraction = moved(tokenizer.codebook, counts, sums, cfg.codebook_momentum)
         self.fraction.lerp_(fraction, 1 - cfg.codebook_momentum)
         unused = self.fraction < cfg.revive_below / cfg.vocab_size
-        fresh = from_first_rank(codes[self.draw(len(codes))])
+        fresh = from_first_rank(codes[self.random_index(len(codes))])
         tokenizer.codebook.copy_(torch.where(unused[:, None], fresh, codebook))
         self.fraction.masked_fill_(unused, 1 / cfg.vocab_size)
 
-    def forget_step(self) -> None:
+    def on_skipped_step(self) -> None:
         self._codes = []

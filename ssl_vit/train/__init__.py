@@ -1,1 +1,1 @@
-"""Trainings from a config: the plan, Lightning's trainer, and what a run does around its steps."""
+"""Runs from a config: pretraining, tokenizers, fine-tuning; what happens around their steps."""

@@ -1,7 +1,7 @@
 """Checkpoints: written between two steps, whole or not at all, read back, the last few kept; and the stop by a signal.
 
-A checkpoint of step s is written when all that belongs to the step is done: its line in metrics.jsonl, and the look at
-an epoch that it ended. So it is written when the next batch is at hand, or at the end.
+A checkpoint of step s is written when all that belongs to the step is done: its line in metrics.jsonl, and the
+evaluation of an epoch that it ended. So it is written when the next batch is at hand, or at the end.
 """
 
 import io
@@ -24,13 +24,13 @@ log = logging.getLogger("ssl_vit")
 MINUTES = 10
 """Between two checkpoints, where the steps between them are not given."""
 DUE = 1
-"""Asks the processes for a checkpoint; a signal's number, which is larger, asks them to stop."""
+"""Requests a checkpoint of all ranks; a signal's number, which is larger, requests a stop."""
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, reads it back and renames it.
+    """Writes a checkpoint beside its final name, reads it back and renames it.
 
-    Where that fails, what was there stays, `error` has the reason, and the log says it.
+    Where that fails, what was there stays, and `error` has the reason, which is logged.
     """
 
     error: OSError | None = None
@@ -41,7 +41,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
         try:
             write_atomic(Path(path), buffer.getvalue(), damage)
             self.error = None
-        except OSError as error:  # not raised: the other processes wait for this one behind the writing
+        except OSError as error:  # not raised: the other ranks wait for this one behind the writing
             log.error(f"checkpoint: {error}")
             self.error = error
 
@@ -49,8 +49,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Writes checkpoints/step-<steps>.ckpt and lets a signal stop the run after one.
 
-    While steps are left out (Guard) none is due: a run that goes back goes to one from before them.
-    After an error between two steps (an image that cannot be read) a process that trains alone writes one too. Within
+    While steps are skipped (Guard) none is due: a run that goes back goes to one from before them.
+    After an error between two steps (an image that cannot be read) a single process writes one too. Within
     a step the weights may have moved and their average not yet: then nothing is written.
 
     Args:
@@ -65,7 +65,7 @@ class Checkpoints(Checkpoint):
         """Whether a step is being taken."""
         self._step = self._saved_step = 0
         self._saved_at = 0.0
-        self._lines: int | None = None  # bytes of metrics.jsonl when the checkpoint was written that is gone on from
+        self._lines: int | None = None  # bytes of metrics.jsonl when the resumed checkpoint was written
         self._kept: list[Path] = []
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Checkpoints(Checkpoint):
         self._lines = state_dict["metrics_bytes"]
 
     def begin(self, step: int) -> None:
-        """Know the checkpoints of the run's past, which is of so many steps."""
+        """List the checkpoints of the run's first steps, so many; later ones are of an attempt that was not resumed."""
         found = sorted((self.run_dir / CHECKPOINTS).glob("step-*.ckpt"), key=step_of)
         self._kept = [path for path in found if step_of(path) <= step]
 
@@ -107,24 +107,24 @@ class Checkpoints(Checkpoint):
         self.inside = accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
     def _between_steps(self, trainer: pl.Trainer) -> None:
-        step, wish = trainer.global_step, self.signals.received
+        step, request = trainer.global_step, self.signals.received
         by_clock = trainer.is_global_zero and not self.every_steps
-        if not wish and by_clock and time.monotonic() - self._saved_at >= 60 * MINUTES:
-            wish, self._saved_at = DUE, time.monotonic()
-        broadcast_object = self._max_over_ranks.ask(wish)
-        due = broadcast_object == DUE or (self.every_steps and step % self.every_steps == 0)
-        if broadcast_object > DUE or (due and not trainer.lightning_module.guard.in_a_row):  # pyright: ignore
+        if not request and by_clock and time.monotonic() - self._saved_at >= 60 * MINUTES:
+            request, self._saved_at = DUE, time.monotonic()
+        request = self._max_over_ranks.reduce(request)
+        due = request == DUE or (self.every_steps and step % self.every_steps == 0)
+        if request > DUE or (due and not trainer.lightning_module.guard.in_a_row):  # pyright: ignore
             self.save(trainer)
-        if broadcast_object > DUE:
-            raise Stopped(broadcast_object, step)
+        if request > DUE:
+            raise Stopped(request, step)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        alone = trainer.world_size == 1  # else the others know nothing of it, and would be waited for in vain
+        alone = trainer.world_size == 1  # else the others would never join in saving
         if isinstance(exception, Exception) and alone and not self.inside and trainer.global_step > self._saved_step:
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> OSError | None:
-        """Write a checkpoint and drop the oldest; every process calls it. On the first one what prevented it."""
+        """Write a checkpoint and drop the oldest; every rank calls it. Returns, on the first, what prevented it."""
         path = checkpoint_path(self.run_dir, trainer.global_step)
         trainer.save_checkpoint(path)
         if trainer.is_global_zero and self.writer.error is None:
@@ -135,13 +135,13 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        go_on_from_here(checkpoint["loops"]["fit_loop"])
+        repair_counts(checkpoint["loops"]["fit_loop"])
 
     def _drop_all_but(self, newest: Path) -> None:
         """Leave `keep` checkpoints of this run's own past.
 
-        Others are of steps that an earlier attempt reached, from which this run did not go on; and there may be the
-        beginning of one, by a process that was killed as it wrote.
+        Others are of steps that an earlier attempt reached and that were not resumed; and there may be the beginning of
+        one, by a process that was killed as it wrote.
         """
         self._kept = [*(path for path in self._kept if path != newest), newest][-self.keep :]
         found = set(newest.parent.glob("step-*.ckpt")) | set(newest.parent.glob(".step-*.ckpt.*"))
@@ -149,11 +149,11 @@ class Checkpoints(Checkpoint):
             path.unlink(missing_ok=True)
 
 
-def go_on_from_here(progress: dict[str, Any]) -> None:
-    """Mend Lightning's counts, in a checkpoint of a moment between two steps, so that the next batch is the next one.
+def repair_counts(progress: dict[str, Any]) -> None:
+    """Correct Lightning's counts, in a checkpoint between two steps, so that a resumed run takes the next batch.
 
-    Lightning counts an epoch as done that a limit of steps or time has cut short. Behind a whole epoch, and with
-    trainer.max_steps, it would go on in the middle of the next one.
+    Lightning counts an epoch as done that a limit of steps or time has cut short. After a whole epoch, and with
+    trainer.max_steps, it would resume in the middle of the next one.
     """
     epoch, batch = progress["epoch_progress"], progress["epoch_loop.batch_progress"]
     for counts in (batch["total"], batch["current"]):  # of the batch that is at hand, and not trained on

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from ssl_vit.callbacks.collapse import CollapseMonitor
 from ssl_vit.optim.progress import fraction_done
 
-FIGURES = {
+METRICS = {
     "train/loss": "loss {:.4f}",
     "train/lr": "lr {:.2e}",
     "throughput/images_per_second": "{:,.0f} images/s",
@@ -27,23 +27,23 @@ def clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
 
 
-class Console(pl.Callback):
-    """Epoch, step, loss, lr, images/s, share of time waiting for data, time left; on the first process.
+class ProgressPrinter(pl.Callback):
+    """Epoch, step, loss, lr, images/s, fraction of time waiting for data, time left; on the first rank.
 
     Args:
-        health: whose diagnosis is shown too, where it has one.
+        monitor: its diagnosis is shown too, where it has one.
         every_seconds: between two lines, where standard output is no terminal.
     """
 
-    def __init__(self, health: CollapseMonitor | None = None, every_seconds: float = 10.0) -> None:
-        self.collapse_monitor, self.every_seconds = health, every_seconds
+    def __init__(self, monitor: CollapseMonitor | None = None, every_seconds: float = 10.0) -> None:
+        self.collapse_monitor, self.every_seconds = monitor, every_seconds
         self.bar: Progress | None = None
-        self.started = self.told = 0.0
+        self.started = self.printed = 0.0
         self.fraction_before = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = self.told = time.monotonic()
-        self.fraction_before = fraction_done(trainer, broadcast_object=False)  # of a resumed run
+        self.started = self.printed = time.monotonic()
+        self.fraction_before = fraction_done(trainer, broadcast=False)  # of a resumed run
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (BarColumn(20), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
             self.bar = Progress(*columns, TextColumn("{task.description}"))
@@ -54,14 +54,14 @@ class Console(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        if not trainer.is_global_zero or now - self.told < (0.5 if self.bar else self.every_seconds):
+        if not trainer.is_global_zero or now - self.printed < (0.5 if self.bar else self.every_seconds):
             return
-        self.told = now
-        self._tell(trainer, pl_module)
+        self.printed = now
+        self._print(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            self._tell(trainer, pl_module)
+            self._print(trainer, pl_module)
         self._stop()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -71,16 +71,15 @@ class Console(pl.Callback):
         if self.bar:
             self.bar.stop()
 
-    def _tell(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fraction = fraction_done(trainer, broadcast_object=False)  # the other processes do not ask
+    def _print(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fraction = fraction_done(trainer, broadcast=False)  # the other ranks do not call it
         known = trainer.callback_metrics
-        figures = [text.format(float(known[key])) for key, text in FIGURES.items() if key in known]
+        fields = [text.format(float(known[key])) for key, text in METRICS.items() if key in known]
         gained = max(1e-9, fraction - self.fraction_before)
         left = clock((time.monotonic() - self.started) * (1 - fraction) / gained)
-        diagnosis = (
-            [self.collapse_monitor.diagnosis] if self.collapse_monitor and self.collapse_monitor.diagnosis else []
-        )
-        fields = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *figures, *diagnosis, f"{left} left"]
+        if self.collapse_monitor and self.collapse_monitor.diagnosis:
+            fields.append(self.collapse_monitor.diagnosis)
+        fields = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *fields, f"{left} left"]
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=fraction, description="  ".join(fields))
         else:

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes: metrics.jsonl."""
+"""metrics.jsonl: what a run logs, line by line."""
 
 import errno
 import json
@@ -17,7 +17,7 @@ log = logging.getLogger("ssl_vit")
 class JsonLines(Logger):
     """One JSON object per logged step: {"step": .., "train/loss": .., ...}, appended and flushed at once.
 
-    What is no finite number is null, as JSON has it.
+    Numbers that are not finite are null.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,19 +34,19 @@ class JsonLines(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        figures = {name: float(value) for name, value in metrics.items()}
-        self._append({"step": step} | {name: value if isfinite(value) else None for name, value in figures.items()})
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self._append({"step": step} | {name: value if isfinite(value) else None for name, value in numbers.items()})
 
     def log_text(self, text: dict[str, str], step: int) -> None:
-        """Append {"step": .., name: word}, such as a verdict."""
+        """Append {"step": .., name: text}, such as CollapseMonitor's diagnosis."""
         self._append({"step": step, **text})
 
     def size(self) -> int:
-        """Bytes that are written."""
+        """Size of the file in bytes."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def cut(self, size: int) -> None:
-        """Forget the lines behind so many bytes: those of steps that a run, going on from a checkpoint, takes again."""
+        """Drop the lines after so many bytes: those of steps that a resumed run takes again."""
         if self.size() > size:
             os.truncate(self.path, size)
 

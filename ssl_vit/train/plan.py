@@ -23,7 +23,7 @@ class Plan:
     """Of the encoder, where there is one."""
     images: int | None
     """For training; None where they cannot be counted cheaply."""
-    processes: int
+    world_size: int
     global_batch: int
     """Images per optimizer step."""
 
@@ -33,7 +33,7 @@ class Plan:
         if self.images is None:
             return None
         trainer, batch = self.config.trainer, self.config.data.batch_size
-        batches = max(1, self.images // self.processes // batch)
+        batches = max(1, self.images // self.world_size // batch)
         return max(1, -(-batches // trainer.accumulate))
 
     @property
@@ -45,13 +45,11 @@ class Plan:
         return min(limits, default=None)
 
     def lines(self) -> list[str]:
-        """The plan for people."""
+        """As a run prints it."""
         config, (h, w) = self.config, self.patches.grid
         height, width = self.patches.height_width
-        per = f"{self.processes} x " if self.processes > 1 else ""
-        batch = f"{per}{config.data.batch_size}" + (
-            f" x {config.trainer.accumulate}" if config.trainer.accumulate > 1 else ""
-        )
+        factors = (self.world_size, config.data.batch_size, config.trainer.accumulate)
+        batch = " x ".join(str(factor) for factor in factors if factor > 1) or "1"
         limit = f", at most {config.trainer.max_minutes:g} minutes" if config.trainer.max_minutes else ""
         rate = scaled_lr(config.optim.base_lr, self.global_batch)
         encoder = []
@@ -60,8 +58,8 @@ class Plan:
             encoder = [f"encoder       ViT {wide} wide, {deep} deep, {heads} heads: {self.parameters:,} parameters"]
         return [
             *encoder,
-            f"image       {height} x {width} pixels, {h} x {w} = {h * w} patches",
-            f"images      {_known(self.images)} for training",
+            f"image         {height} x {width} pixels, {h} x {w} = {h * w} patches",
+            f"images        {_known(self.images)} for training",
             f"global batch  {self.global_batch} = {batch}",
             f"learning rate {rate:.3g} at the peak = base_lr {config.optim.base_lr:g} x {self.global_batch} / 256",
             f"steps         {_known(self.steps)}{limit}; {_known(self.steps_per_epoch)} per epoch",
@@ -83,13 +81,13 @@ def make_plan(config: TrainingRun, patches: PatchGrid | None = None) -> Plan:
     """Count parameters (on the meta device), images and steps. ValueError where the data cannot be found.
 
     Args:
-        patches: of a run whose settings do not have them, because its encoder does.
+        patches: of a run whose config does not have them, because its encoder does.
     """
     patches, parameters = patches or config.patches, None
     if isinstance(patches, EncoderConfig):
         with torch.device("meta"):
             parameters = sum(p.numel() for p in VisionTransformer(patches).parameters())
-    trainer, processes = config.trainer, devices_of(config.trainer) * config.trainer.num_nodes
+    trainer, world_size = config.trainer, devices_of(config.trainer) * config.trainer.num_nodes
     images = count(config.data)
-    batch = config.data.batch_size if images is None else min(config.data.batch_size, max(1, images // processes))
-    return Plan(config, patches, parameters, images, processes, batch * processes * trainer.accumulate)
+    batch = config.data.batch_size if images is None else min(config.data.batch_size, max(1, images // world_size))
+    return Plan(config, patches, parameters, images, world_size, batch * world_size * trainer.accumulate)

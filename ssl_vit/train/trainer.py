@@ -1,4 +1,4 @@
-"""What every training does around its steps: a run directory, Lightning's trainer, and a stop that loses nothing."""
+"""What every training does around its steps: Lightning's trainer in a run directory, and a stop that loses nothing."""
 
 import logging
 import signal
@@ -15,12 +15,13 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 
 from ssl_vit.callbacks.collapse import CollapseMonitor
-from ssl_vit.callbacks.online_eval import ImageLogger
+from ssl_vit.callbacks.image_logger import ImageLogger
 from ssl_vit.callbacks.skipped_steps import SkippedSteps
 from ssl_vit.callbacks.throughput import Throughput
 from ssl_vit.callbacks.unreadable_images import UnreadableImages
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.methods.base import Objective
 from ssl_vit.methods.guard import DivergenceError, Guard
 from ssl_vit.models.blocks import compile_blocks
@@ -28,17 +29,25 @@ from ssl_vit.run.files import CHECKPOINTS, QUARANTINE, SKIPPED_STEPS, newest_che
 from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
-from ssl_vit.train.console import Console
+from ssl_vit.train.console import ProgressPrinter
 from ssl_vit.train.plan import devices_of, make_plan
 
 log = logging.getLogger("ssl_vit")
 
 
-def data_of(config: TrainingRun, objective: Objective) -> ImageDataModule:
-    """The run's images, as its objective sees them."""
-    patches = config.patches
+def data_of(
+    config: TrainingRun, transform: Transform | None, patches: PatchGrid | None = None, labeled: bool = False
+) -> ImageDataModule:
+    """The run's images, augmented by a transform.
+
+    Args:
+        patches: of a run whose config does not have them, because its encoder does.
+    """
+    patches = patches or config.patches
     size, channels = patches.height_width, patches.channels
-    return ImageDataModule(objective.transform(), config.data, image_size=size, channels=channels, seed=config.seed)
+    return ImageDataModule(
+        transform, config.data, image_size=size, channels=channels, seed=config.seed, labeled=labeled
+    )
 
 
 def fit(
@@ -47,22 +56,21 @@ def fit(
     data: ImageDataModule,
     run_dir: Path,
     checkpoint: Path | None,
-    look: ImageLogger,
+    callback: ImageLogger,
     patches: PatchGrid | None = None,
 ) -> Any:
     """Train to the end, leaving a last checkpoint.
 
     Args:
-        patches: of a run whose settings do not have them, because its encoder does.
+        patches: of a run whose config does not have them, because its encoder does.
 
     Returns:
-        what is to be judged and exported: the objective with all of its weights on the process that writes the result,
-        None on the others.
+        what is evaluated and exported: the objective with all of its weights on the first rank, None on the others.
 
     Raises:
         Stopped: a signal has ended it, after a checkpoint.
         OSError: the last checkpoint could not be written.
-        what else stops the training; error.txt then has its traceback, and the log says how to go on.
+        what else stops the training; error.txt then has its traceback, and the log has how to resume.
     """
     if is_first_process():
         announce(config, run_dir, checkpoint, patches)
@@ -72,10 +80,10 @@ def fit(
     data.read_errors.list_in(run_dir / QUARANTINE)
     try:
         try:
-            train(config, objective, data, run_dir, checkpoint, look)
+            train(config, objective, data, run_dir, checkpoint, callback)
         except DivergenceError as error:
             objective.guard = Guard()
-            train(config, objective, data, run_dir, before(error, run_dir), look)
+            train(config, objective, data, run_dir, checkpoint_before(error, run_dir), callback)
     except Stopped as stop:
         if not is_first_process():  # where one that it started fails, Lightning kills the first process
             raise SystemExit(0) from None
@@ -89,7 +97,7 @@ def fit(
         with suppress(OSError):  # of a full disk, which may be what has stopped the training
             write_atomic(run_dir / "error.txt", traceback.format_exc())
         if any((run_dir / CHECKPOINTS).glob("*.ckpt")):
-            log.error(f"stopped; go on with the same command and resume={run_dir}")
+            log.error(f"stopped; resume with the same command and resume={run_dir}")
         raise
     return objective.whole()
 
@@ -100,19 +108,19 @@ def train(
     data: ImageDataModule,
     run_dir: Path,
     checkpoint: Path | None,
-    look: ImageLogger,
+    callback: ImageLogger,
 ) -> None:
-    """One trainer's work, from a checkpoint or from the start to the end. OSError: its last checkpoint has no room."""
+    """Fit from a checkpoint or from the start to the end. OSError: the last checkpoint could not be written."""
     checkpoints = Checkpoints(run_dir, config.trainer.checkpoint_every_steps, config.trainer.keep_checkpoints)
     step = first_step(checkpoint)
     checkpoints.begin(step)
-    trainer = make_trainer(config, run_dir, look, checkpoints, step)
+    trainer = make_trainer(config, run_dir, callback, checkpoints, step)
     trainer.fit(objective, data, ckpt_path=checkpoint, weights_only=True)
     if error := checkpoints.save(trainer):
         raise error
 
 
-def before(error: DivergenceError, run_dir: Path) -> Path:
+def checkpoint_before(error: DivergenceError, run_dir: Path) -> Path:
     """The checkpoint to go back to. Raises the error itself where there is none yet."""
     if not any((run_dir / CHECKPOINTS).glob("*.ckpt")):
         raise error
@@ -122,7 +130,7 @@ def before(error: DivergenceError, run_dir: Path) -> Path:
 
 
 def first_step(checkpoint: Path | None) -> int:
-    """Optimizer steps that a run has behind it as it begins."""
+    """Optimizer steps that a run has done as it begins."""
     if checkpoint is None:
         return 0
     return torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
@@ -132,26 +140,26 @@ def strategy_of(trainer: TrainerConfig) -> Any:
     """trainer.strategy as Lightning takes it."""
     if trainer.strategy != "fsdp":
         return trainer.strategy
-    processes = devices_of(trainer) * trainer.num_nodes
-    return ModelParallelStrategy(processes, tensor_parallel_size=1, save_distributed_checkpoint=False)
+    world_size = devices_of(trainer) * trainer.num_nodes
+    return ModelParallelStrategy(world_size, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
 
 def make_trainer(
-    config: TrainingRun, run_dir: Path, look: ImageLogger, checkpoints: Checkpoints, step: int
+    config: TrainingRun, run_dir: Path, callback: ImageLogger, checkpoints: Checkpoints, step: int
 ) -> pl.Trainer:
-    """Lightning's trainer with our limits, loggers and callbacks, for a run that has so many steps behind it."""
+    """Lightning's trainer with our limits, loggers and callbacks, for a run that has done so many steps."""
     trainer = config.trainer
-    health = CollapseMonitor()
+    monitor = CollapseMonitor()
     callbacks = [
         checkpoints,
         Throughput(),
         SkippedSteps(run_dir / SKIPPED_STEPS),
         UnreadableImages(),
-        health,
-        Console(health),
+        monitor,
+        ProgressPrinter(monitor),
     ]
     if config.monitor.every_epochs:
-        callbacks.insert(1, look)
+        callbacks.insert(1, callback)
     return pl.Trainer(
         max_epochs=trainer.max_epochs,
         max_steps=trainer.max_steps or -1,
@@ -199,7 +207,7 @@ def announce(config: TrainingRun, run_dir: Path, checkpoint: Path | None, patche
 
 
 def quiet_lightning() -> None:
-    """Silence what Lightning says to everybody and what does not apply here."""
+    """Silence Lightning's messages and the warnings that do not apply here."""
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO if is_first_process() else logging.ERROR)
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):

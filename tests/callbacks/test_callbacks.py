@@ -6,7 +6,7 @@ import resource
 import pytest
 import torch
 
-from ssl_vit.callbacks.online_eval import image_grid
+from ssl_vit.callbacks.image_logger import image_grid
 from ssl_vit.data.loader import batch_images, batch_length
 from ssl_vit.train.console import clock
 from ssl_vit.train.jsonl import JsonLines

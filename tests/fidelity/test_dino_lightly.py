@@ -9,7 +9,7 @@ from lightly.loss.swav_loss import sinkhorn
 from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import update_momentum
 
-from ssl_vit.methods.dino import centerd_targets, cross_entropy_of_pairs, sinkhorn_targets
+from ssl_vit.methods.dino import centered_targets, cross_entropy_of_pairs, sinkhorn_targets
 from ssl_vit.methods.heads import ProjectionHead, ScaledProduct
 from ssl_vit.optim.ema import ema_update, frozen_copy
 
@@ -17,7 +17,7 @@ GRID = list(itertools.product([0.02, 0.04, 0.07], [0.1, 0.3], [0.0, 0.5], [(2, 2
 
 
 def ours(teacher, student, center, teacher_temp, student_temp):
-    return cross_entropy_of_pairs(student, centerd_targets(teacher, center, teacher_temp), student_temp)
+    return cross_entropy_of_pairs(student, centered_targets(teacher, center, teacher_temp), student_temp)
 
 
 @pytest.mark.parametrize(("teacher_temp", "student_temp", "spread", "crops"), GRID)

@@ -9,7 +9,7 @@ from ssl_vit.methods.beit import BEiT
 
 
 class ShuffledBEiT(BEiT):
-    """BEiT, but the token asked for at a patch is that of a random patch of the same image, drawn anew each step."""
+    """BEiT, but the target at a patch is that of a random patch of the same image, drawn anew each step."""
 
     def tokens_of(self, pixels):
         tokens = super().tokens_of(pixels)

@@ -64,7 +64,7 @@ def test_hidden_pixels_cannot_change_what_is_predicted():
     assert torch.equal(method.predict(images, mask, hidden)["token"], method.predict(other, mask, hidden)["token"])
 
 
-def test_only_hidden_patches_are_asked_for():
+def test_only_hidden_patches_are_predicted():
     method, (images, pixels) = make(), transform()
     mask = method.draw_masks(4)
     loss = method.losses([images, pixels], mask)["token"]
@@ -193,7 +193,7 @@ def test_relative_positions_are_built_once_a_step_and_survive_checkpointing():
 
 
 def test_overfits_two_images(tmp_path):
-    encoder = {"width": 64, "init_values": None, "pos_embed": "sincos", "init": "xavier"}
+    encoder = {"embed_dim": 64, "init_values": None, "pos_embed": "sincos", "init": "xavier"}
     method = make(encoder=encoder, optim={"base_lr": 0.05, "weight_decay": 0.0})
     batch = [images.repeat(8, 1, 1, 1) for images in transform(2)]
     before = float(method.losses(batch)["token"].detach())
@@ -285,7 +285,7 @@ def test_settings_that_make_no_sense_are_one_line(tokens, message):
 
 
 def test_mae_refuses_relative_positions():
-    with pytest.raises(ConfigError, match=r"encoder\.positions=relative must be learned or sincos"):
+    with pytest.raises(ConfigError, match=r"encoder\.pos_embed=relative must be learned or sincos"):
         resolve(RunConfig, ["method=mae", "encoder.pos_embed=relative"])
 
 
@@ -296,3 +296,11 @@ def test_shuffled_words_are_those_of_the_same_image():
     tokens, control = make().tokens_of(pixels), ShuffledBEiT(ENCODER, tokenizer=tokenizer()).tokens_of(pixels)
     assert not torch.equal(control, tokens)
     assert torch.equal(control.sort(1).values, tokens.sort(1).values)
+
+
+def test_the_class_branch_starts_with_the_authors_initial_weights():
+    """Each attn.proj and mlp.fc2 divided by sqrt(2 * number), numbers counted on from the early block."""
+    method = make(encoder={"embed_dim": 64, "init": "beit"}, class_branch=True, early_block=1, branch_depth=2)
+    for number, block in enumerate(method.branch, start=2):
+        for layer in (block.attn.proj, block.mlp.fc2):  # narrow_normal is cut at .02, which many weights come near
+            assert float(layer.weight.detach().abs().max()) == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.02)

@@ -227,7 +227,7 @@ def test_other_images_than_the_crops_are_refused(images, given):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ("method.global_crops=1 method.local_crops=0", "method.global_crops=1 must be large enough for two crops"),
         ("method.global_crops=0", "method.global_crops=0 must be a positive integer"),
@@ -239,9 +239,9 @@ def test_other_images_than_the_crops_are_refused(images, given):
         ("method.centering=center", r"method.centering=center must be one of mean, sinkhorn"),
     ],
 )
-def test_settings_that_make_no_sense_are_one_line(words, message):
+def test_settings_that_make_no_sense_are_one_line(args, message):
     with pytest.raises(ConfigError, match=message):
-        resolve(RunConfig, ["method=dino", "encoder.patch_size=4", *words.split()])
+        resolve(RunConfig, ["method=dino", "encoder.patch_size=4", *args.split()])
 
 
 def _rank(rank: int, port: int, folder: str) -> None:
@@ -300,7 +300,7 @@ def test_the_teacher_is_exported_and_a_checkpoint_keeps_both(tmp_path):
 
 
 def test_images_show_what_each_head_looks_at():
-    columns = make().images(*[torch.randn(2, 3, 16, 16)] * 2)
+    columns = make().visualize(*[torch.randn(2, 3, 16, 16)] * 2)
     assert list(columns) == ["image", "head 1", "head 2", "head 3", "head 4"]
     assert columns["head 1"].shape == (2, 1, 16, 16)
     assert columns["head 1"].dtype == torch.uint8

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from ssl_vit.methods.mae import MAE, in_channels, patch_statistics, reconstruction_loss, target_pixels
-from ssl_vit.models.vit import unpatchify
+from ssl_vit.models.stem import unpatchify
 
 ENCODER = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 16}
 DECODER = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
@@ -186,13 +186,13 @@ def test_a_time_limit_ends_the_schedule_with_the_run(tmp_path):
     assert rates[-1] < 0.05 * peak
 
 
-def test_warmup_longer_than_the_run_is_said(tmp_path, caplog):
+def test_warmup_longer_than_the_run_is_logged(tmp_path, caplog):
     method = make({"warmup_epochs": 40})
     trainer(tmp_path, max_epochs=1).fit(method, DataLoader(torch.randn(8, 3, 16, 16), batch_size=8))
     assert "optim.warmup_epochs=40 is no shorter than the run" in caplog.text
 
 
-def test_gradients_are_clipped_where_asked(tmp_path):
+def test_gradients_are_clipped_where_configured(tmp_path):
     method, norms = make({"clip_grad": 1e-3}), []
 
     class Norms(pl.Callback):

@@ -14,7 +14,7 @@ def make(**options) -> VisionTransformer:
     return VisionTransformer(**{**SMALL, **options}).eval()
 
 
-def test_forward_is_patchify_then_locate_then_encode():
+def test_forward_is_patchify_then_add_pos_embed_then_encode():
     encoder, images = make(), torch.randn(2, 3, 16, 16)
     located = encoder.add_pos_embed(encoder.patchify(images), 4, 4)
     assert encoder(images).shape == (2, 17, 32)
@@ -24,7 +24,7 @@ def test_forward_is_patchify_then_locate_then_encode():
 @pytest.mark.parametrize("positions", ["learned", "sincos"])
 @pytest.mark.parametrize("registers", [0, 3])
 def test_chosen_patches_are_those_of_the_whole_image(positions, registers):
-    encoder, images = make(positions=positions, num_registers=registers), torch.randn(2, 3, 16, 16)
+    encoder, images = make(pos_embed=positions, num_registers=registers), torch.randn(2, 3, 16, 16)
     index = torch.tensor([[5, 0, 15], [2, 2, 7]])
     whole = encoder.add_pos_embed(encoder.patchify(images), 4, 4)
     chosen = encoder.add_pos_embed(encoder.patchify(images, index), 4, 4, index)
@@ -54,7 +54,7 @@ def test_patch_embedding_is_the_convolution_it_is_named_after():
 def test_any_image_size_goes_through_a_resampled_grid(size):
     h, w = size[0] // 4, size[1] // 4
     for positions in ("learned", "sincos"):
-        encoder = make(positions=positions)
+        encoder = make(pos_embed=positions)
         images = torch.randn(1, 3, *size)
         assert encoder(images).shape == (1, 1 + h * w, 32)
         assert encoder.attention_maps(images).shape == (1, 4, h * w)

@@ -1,4 +1,4 @@
-"""Encoders come back from files as they went in; whatever does not fit is said in one line."""
+"""Encoders come back from files as they went in; whatever does not fit is one line."""
 
 import argparse
 import json
@@ -165,7 +165,7 @@ def test_initialize_copies_weights_and_resamples_positions(tmp_path):
     images = torch.randn(1, 3, 24, 24)
     torch.testing.assert_close(encoder(images), start(images))  # the start resamples on the fly
     with pytest.raises(ValueError, match="give the encoder"):
-        initialize(VisionTransformer(**{**SMALL, "width": 64}), tmp_path)
+        initialize(VisionTransformer(**{**SMALL, "embed_dim": 64}), tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_encoder(tmp_path, monkeypatch):

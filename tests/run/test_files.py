@@ -70,7 +70,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(monkeypatch, tm
 
 DAMAGES = {
     "empty": lambda whole: b"",
-    "torn": lambda whole: whole[: len(whole) // 2],
+    "cut in half": lambda whole: whole[: len(whole) // 2],
     "a byte short": lambda whole: whole[:-1],
     "zeros at the end": lambda whole: whole[:-100] + bytes(100),
     "a bit changed": lambda whole: whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:],
@@ -86,7 +86,7 @@ def saved(step: int) -> Path:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_in_one_line(damage, caplog):
+def test_a_damaged_checkpoint_is_skipped_in_one_line(damage, caplog):
     before, newest = saved(9), saved(100)
     os.utime(before, (2e9, 2e9))  # it is the step that counts, not the clock
     assert files.damage(newest) == ""
@@ -96,20 +96,20 @@ def test_a_damaged_checkpoint_is_passed_over_in_one_line(damage, caplog):
         assert files.newest_checkpoint(Path("run")) == before
     (record,) = caplog.records
     assert record.getMessage().startswith(f"{newest} is damaged (it")
-    assert record.getMessage().endswith("): the one before is taken")
+    assert record.getMessage().endswith("): the one before is used")
     before.write_bytes(b"")
     with pytest.raises(ValueError, match=r"resume=run: of 2 checkpoints none is whole; begin anew in another run_dir="):
         files.newest_checkpoint(Path("run"))
 
 
-def test_a_write_that_reads_back_wrong_is_not_taken(tmp_path):
+def test_a_write_that_reads_back_wrong_is_not_kept(tmp_path):
     (tmp_path / "a").write_text("old")
-    with pytest.raises(OSError, match=r"a was not written \(read back, it is spoiled\)"):
-        files.write_atomic(tmp_path / "a", "new", lambda path: "it is spoiled")
+    with pytest.raises(OSError, match=r"a was not written \(read back, it is damaged\)"):
+        files.write_atomic(tmp_path / "a", "new", lambda path: "it is damaged")
     assert (tmp_path / "a").read_text() == "old"
 
 
-def test_facts_stand_beside_an_encoder():
+def test_metadata_stands_beside_an_encoder():
     files.write_json(Path("run/encoder.json"), {"method": "mae"})
     assert files.metadata_of(Path("run")) == files.metadata_of(Path("run/encoder.safetensors")) == {"method": "mae"}
     assert files.metadata_of(Path("run/other.pth")) == {}

@@ -1,4 +1,4 @@
-"""What a stopped run says, and what a job is asked for."""
+"""What a stopped run prints, and how a SLURM job is requeued."""
 
 import logging
 import signal

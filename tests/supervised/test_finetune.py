@@ -168,7 +168,7 @@ def test_overfits_eight_images(tmp_path):
     assert before == pytest.approx(math.log(4), abs=1e-3)  # a head of 2e-5 says nothing at first
     fit(objective, tmp_path, batches=1, max_epochs=150)
     assert float(objective.losses((images, labels))["classification"].detach()) < 0.05
-    assert bool((objective.judged().eval()(images).argmax(1) == labels).all())
+    assert bool((objective.final_model().eval()(images).argmax(1) == labels).all())
 
 
 def run(tmp_path, seed: int, drawn_before: int) -> dict:
@@ -203,11 +203,11 @@ def test_averaged_weights_follow_and_are_what_is_judged(tmp_path):
     start = objective.model.head.weight.detach().clone()
     fit(objective, tmp_path, batches=1)
     now = objective.model.head.weight.detach()
-    assert objective.judged() is objective.averaged
+    assert objective.final_model() is objective.averaged
     assert not torch.equal(now, start)
     torch.testing.assert_close(objective.averaged.head.weight, (start + now) / 2)
     alone = make()
-    assert alone.judged() is alone.model
+    assert alone.final_model() is alone.model
 
 
 class Counting(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from sklearn.cluster import KMeans as Reference
 
 from ssl_vit.config.tokenizer_schema import KMeansConfig
-from ssl_vit.models.vit import patchify
+from ssl_vit.models.stem import patchify
 from ssl_vit.tokenizers import kmeans
 from ssl_vit.tokenizers.base import load_tokenizer, require_tokens, save_tokenizer
 from ssl_vit.tokenizers.kmeans import KMeans, fit_kmeans

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 
 from ssl_vit.run import files
-from ssl_vit.train.checkpoints import AtomicCheckpoints, Checkpoints, go_on_from_here
+from ssl_vit.train.checkpoints import AtomicCheckpoints, Checkpoints, repair_counts
 
 
 @contextmanager
@@ -44,12 +44,12 @@ def reads_back_wrong() -> Iterator[None]:
     """Some bytes are others than were written."""
     write = os.fsync
 
-    def spoil(handle: int) -> None:
-        os.pwrite(handle, b"spoiled", 1000)
+    def damage(handle: int) -> None:
+        os.pwrite(handle, b"damaged", 1000)
         write(handle)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("os.fsync", spoil)
+        patch.setattr("os.fsync", damage)
         yield
 
 
@@ -93,7 +93,7 @@ def test_the_newest_are_kept_and_none_goes_before_the_next_is_whole(tmp_path, mo
     assert kept(tmp_path) == ["step-0000004.ckpt", "step-0000006.ckpt"]
     trainer.global_step = 8
     with monkeypatch.context() as patch:
-        patch.setattr("ssl_vit.train.checkpoints.damage", lambda path: "it is spoiled")
+        patch.setattr("ssl_vit.train.checkpoints.damage", lambda path: "it is damaged")
         assert "was not written" in str(checkpoints.save(trainer))
     assert kept(tmp_path) == ["step-0000004.ckpt", "step-0000006.ckpt"]
     trainer.global_step = 10
@@ -101,7 +101,7 @@ def test_the_newest_are_kept_and_none_goes_before_the_next_is_whole(tmp_path, mo
     assert kept(tmp_path) == ["step-0000006.ckpt", "step-0000010.ckpt"]
 
 
-def test_steps_that_were_not_gone_on_from_and_beginnings_are_dropped_with_the_next_whole_one(tmp_path):
+def test_steps_that_were_not_resumed_and_beginnings_are_dropped_with_the_next_whole_one(tmp_path):
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for name in ("step-0000002.ckpt", "step-0000004.ckpt", "step-0000008.ckpt", ".step-0000009.ckpt.77", "mine.ckpt"):
@@ -135,7 +135,7 @@ def progress(epoch: tuple[int, int, int], batch: tuple[int, int, int], last: boo
 )
 def test_a_checkpoint_between_two_steps_says_what_is_done(epoch, batch, last, done_epochs, done_batches):
     state = progress(epoch, batch, last)
-    go_on_from_here(state)
+    repair_counts(state)
     epochs, batches = state["epoch_progress"]["current"], state["epoch_loop.batch_progress"]["current"]
     assert epochs["processed"] == epochs["completed"] == done_epochs
     assert set(batches.values()) == {done_batches}

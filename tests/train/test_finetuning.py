@@ -62,7 +62,7 @@ def folder_of(root: str, classes: list[str], count: int = 4, bands: str = "RGB")
     return Path(root)
 
 
-def test_a_run_leaves_a_model_its_encoder_and_its_verdict():
+def test_a_run_leaves_a_model_its_encoder_and_its_result():
     source = pretrained()
     run_dir, result = tune("monitor.every_epochs=1", "trainer.log_every_steps=2", "finetune.ema=0.9")
     assert run_dir.name.startswith("finetune-digits-")
@@ -100,7 +100,7 @@ def test_what_is_reported_is_what_the_saved_model_scores():
     assert result["top1"] == pytest.approx(float(torch.cat(hits).float().mean()), abs=1e-4)
 
 
-def test_a_stopped_run_goes_on_with_its_own_settings():
+def test_a_stopped_run_is_resumed_with_its_own_settings():
     pretrained()
     tune("run_dir=runs/finetune-digits-a", "finetune.layer_decay=0.5", "trainer.checkpoint_every_steps=2")
     (Path("runs/finetune-digits-a") / "model.safetensors").unlink()
@@ -143,7 +143,7 @@ def test_another_size_a_teacher_and_every_augmentation():
     assert result["test_images"] == 360
 
 
-def test_labeled_training_leaves_out_held_out_and_unlabeled_images():
+def test_labeled_training_skips_held_out_and_unlabeled_images():
     from ssl_vit.data.datamodule import ImageDataModule
     from ssl_vit.data.transforms.crops import RandomCrop
 
@@ -164,11 +164,11 @@ def test_a_folder_of_your_own_and_its_predictions():
     run_dir, result = tune("data.source=folder", "data.path=images", "data.batch_size=4", "data.cache_gb=0")
     assert result["data"] == "folder:images"
     assert set(result["per_class"]) == {"ant", "bee", "cow"}
-    Path("images/bee/broken.png").write_bytes(b"no image")
+    Path("images/bee/unreadable.png").write_bytes(b"no image")
     out, rows = predict(resolve(PredictConfig, ["images=images", "top=2", "batch_size=5"]).config)
     assert [row["file"] for row in rows] == sorted(str(path) for path in Path("images").rglob("*.png"))
     unreadable = [row for row in rows if row["error"]]
-    assert [Path(row["file"]).name for row in unreadable] == ["broken.png"]
+    assert [Path(row["file"]).name for row in unreadable] == ["unreadable.png"]
     assert "is no image that can be read" in unreadable[0]["error"]
     table = list(csv.DictReader(out.open()))
     assert list(table[0]) == ["file", "prediction", "probability", "class_2", "probability_2", "error"]
@@ -327,7 +327,7 @@ def test_the_defaults_are_maes_for_a_base_model():
     assert (own.pool, own.ema, own.head_std, own.crop_scale) == ("mean", 0, 2e-5, (0.08, 1.0))
 
 
-def test_an_encoder_without_a_recipe_of_its_own_asks_for_one():
+def test_an_encoder_without_a_recipe_of_its_own_needs_one():
     pretrained(recipe="steel")
     with pytest.raises(
         ConfigError, match=r"recipe= is missing for encoder=.*: its recipe=steel has no counterpart; give"

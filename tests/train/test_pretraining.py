@@ -80,10 +80,10 @@ def test_a_run_leaves_what_the_readme_promises(capsys):
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     logged = set().union(*rows)
     wanted = {"train/loss", "train/reconstruction", "train/lr", "throughput/images_per_second", "throughput/data_wait"}
-    looked = {"monitor/feature_std", "monitor/rankme", "monitor/linear_top1", "monitor/knn_top1"}
-    assert wanted | looked <= logged
+    monitored = {"monitor/feature_std", "monitor/rankme", "monitor/linear_top1", "monitor/knn_top1"}
+    assert wanted | monitored <= logged
     events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
-    assert wanted | looked <= set(events.Tags()["scalars"])
+    assert wanted | monitored <= set(events.Tags()["scalars"])
     assert events.Tags()["images"] == ["masked | reconstruction | original"]
     shown = capsys.readouterr().out
     for args in (
@@ -103,7 +103,7 @@ def test_a_run_leaves_what_the_readme_promises(capsys):
     assert evaluate(resolve_evaluation(KNNConfig, ["encoder=made"]).config)["task"] == "knn"
 
 
-def test_a_dino_run_leaves_a_verdict_attention_and_its_own_way_to_be_read(capsys):
+def test_a_dino_run_leaves_a_diagnosis_attention_and_its_readout(capsys):
     args = ["run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "readout.pool=both", "readout.blocks=1"]
     run_dir = run(*args, small=DINO)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -118,7 +118,7 @@ def test_a_dino_run_leaves_a_verdict_attention_and_its_own_way_to_be_read(capsys
     assert resolve_evaluation(KNNConfig, ["encoder=made", "pool=cls"]).config.pool == "cls"
 
 
-def test_the_newest_run_is_judged_by_default():
+def test_the_newest_run_is_evaluated_by_default():
     run("trainer.max_steps=1", "monitor.every_epochs=0")
     newest = run("trainer.max_steps=1", "monitor.every_epochs=0")
     assert newest.parent == Path("runs")
@@ -132,7 +132,7 @@ def test_without_a_run_the_probe_says_how_to_make_one():
         resolve_evaluation(KNNConfig, [])
 
 
-def test_a_plain_folder_without_labels_or_test_part(capsys):
+def test_a_plain_folder_without_labels_or_test_split(capsys):
     folder = make_images(Path("images"), [f"{i}.png" for i in range(10)])
     run_dir = run(*FOLDER, f"data.path={folder}")
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
@@ -156,24 +156,25 @@ def test_fewer_images_than_a_batch_and_smaller_than_a_crop():
     assert load_encoder(run_dir).config.image_size == 32
 
 
-def test_a_broken_image_stops_with_its_name_and_keeps_what_is_written():
+def test_an_unreadable_image_stops_with_its_name_and_keeps_what_is_written():
     folder = make_images(Path("mixed"), [f"{i}.png" for i in range(8)])
     (folder / "5.jpg").write_text("this is no image")
     with pytest.raises(ValueError, match=r"^mixed/5\.jpg is no image that can be read: delete or replace it$"):
-        run(*FOLDER, f"data.path={folder}", "run_dir=broken", "data.on_error=raise")
-    assert Path("broken/config.yaml").exists()
+        run(*FOLDER, f"data.path={folder}", "run_dir=stopped", "data.on_error=raise")
+    assert Path("stopped/config.yaml").exists()
 
 
-def test_too_many_broken_images_stop_with_one_line_and_their_list():
+def test_too_many_unreadable_images_stop_with_one_line_and_their_list():
     folder = make_images(Path("mixed"), [f"{i}.png" for i in range(8)])
     (folder / "5.jpg").write_text("this is no image")
     line = (
-        r"^1 of 9 images cannot be read, more than data.max_unreadable=0.01 of them, such as mixed/5.jpg \(no known image "
-        r"format\); broken/quarantine.txt lists them: repair them and delete that list, or raise data.max_unreadable=$"
+        r"^1 of 9 images cannot be read, more than data.max_unreadable=0.01 of them, such as mixed/5.jpg \(no known "
+        r"image format\); stopped/quarantine.txt lists them: repair them and delete that list, or "
+        r"raise data.max_unreadable=$"
     )
     with pytest.raises(ValueError, match=line):
-        run(*FOLDER, f"data.path={folder}", "run_dir=broken")
-    assert Path("broken/quarantine.txt").read_text() == "mixed/5.jpg\tno known image format\n"
+        run(*FOLDER, f"data.path={folder}", "run_dir=stopped")
+    assert Path("stopped/quarantine.txt").read_text() == "mixed/5.jpg\tno known image format\n"
 
 
 def rows_of(run_dir: Path) -> list[dict]:
@@ -181,8 +182,8 @@ def rows_of(run_dir: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("on_error", ["replace", "skip"])
-def test_a_run_goes_on_without_broken_images(on_error):
-    """Of the first batch, from which the learning rate is worked out, some images are broken too."""
+def test_a_run_goes_on_without_unreadable_images(on_error):
+    """Of the first batch, from which the learning rate is worked out, some images are unreadable too."""
     names = [f"{kind}/{i}.png" for kind in ("cat", "dog") for i in range(20)]
     whole, mixed = make_images(Path("whole"), names), make_images(Path("mixed"), names)
     unreadable = [name for name in names if int(Path(name).stem) % 3 == 0]
@@ -213,13 +214,13 @@ def test_a_run_goes_on_without_broken_images(on_error):
     assert result["test_images"] == 8
 
 
-def test_resume_goes_on_where_the_run_stopped():
+def test_resume_continues_where_the_run_stopped():
     run("run_dir=whole", "trainer.max_epochs=2", "monitor.every_epochs=0")
-    run("run_dir=parts", "trainer.max_epochs=2", "monitor.every_epochs=0", "trainer.max_steps=22")
-    resolved = resolve_run(RunConfig, ["method=mae", "run_dir=parts", "resume=auto", "trainer.max_steps=null"])
+    run("run_dir=stopped", "trainer.max_epochs=2", "monitor.every_epochs=0", "trainer.max_steps=22")
+    resolved = resolve_run(RunConfig, ["method=mae", "run_dir=stopped", "resume=auto", "trainer.max_steps=null"])
     assert resolved.config.encoder.embed_dim == 16  # the run's own settings
     pretrain(resolved.config, resolved.name)
-    assert json.loads(Path("parts/encoder.json").read_text())["step"] == 44
+    assert json.loads(Path("stopped/encoder.json").read_text())["step"] == 44
 
 
 def epoch_and_batches(checkpoint: Path) -> dict[str, int]:
@@ -269,7 +270,7 @@ def test_a_run_goes_on_while_its_checkpoints_cannot_be_written_and_fails_when_th
     with pytest.raises(OSError, match=r"step-0000008\.ckpt was not written"):
         run("run_dir=full", *args)
     assert not Path("full/encoder.safetensors").exists()
-    assert "go on with the same command and resume=full" in caplog.text
+    assert "resume with the same command and resume=full" in caplog.text
 
 
 @pytest.mark.parametrize(("where", "kept"), [("between", ["step-0000005.ckpt"]), ("within", [])])

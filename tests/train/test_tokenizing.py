@@ -17,16 +17,17 @@ from ssl_vit.train.tokenizing import train_tokenizer
 
 SMALL = {
     "kmeans": ["recipe=digits-kmeans", "tokenizer.vocab_size=16", "tokenizer.patches=2000"],
-    "dvae": ["recipe=digits", "tokenizer.width=16", "tokenizer.vocab_size=16", "trainer.max_epochs=2"],
+    "dvae": ["recipe=digits", "tokenizer.width=16", "tokenizer.vocab_size=16", "trainer.max_epochs=1"],
     "vqkd": [
         "recipe=digits-vqkd",
         "tokenizer.width=16",
         "tokenizer.depth=1",
         "tokenizer.vocab_size=16",
-        "trainer.max_epochs=1",
+        "trainer.max_steps=4",
     ],
 }
-BEIT = ["method=beit", "encoder.embed_dim=16", "encoder.depth=2", "encoder.num_heads=2", "trainer.max_epochs=1"]
+BEIT = ["method=beit", "encoder.embed_dim=16", "encoder.depth=2", "encoder.num_heads=2", "trainer.max_steps=2"]
+BEIT += ["monitor.every_epochs=0", "data.batch_size=16"]
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def beit(*tokens: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["kmeans", "dvae"])
-def test_a_run_leaves_the_tokenizer_what_it_is_worth_and_images(kind):
+def test_a_run_leaves_the_tokenizer_its_metrics_and_images(kind):
     run_dir, result = train(kind)
     tokenizer = load_tokenizer(run_dir)
     assert tokenizer(torch.rand(2, 3, 32, 32)).shape == (2, 64)
@@ -61,7 +62,7 @@ def test_a_run_leaves_the_tokenizer_what_it_is_worth_and_images(kind):
     assert list(run_dir.glob("events.out.tfevents*"))
 
 
-def test_from_an_encoder_to_its_words_to_an_encoder():
+def test_from_an_encoder_to_its_tokens_to_an_encoder():
     teacher = beit("tokenizer_recipe=" + _recipe("kmeans"))
     run_dir, result = train("vqkd", f"tokenizer.teacher={teacher}")
     assert result["psnr"] is None
@@ -137,9 +138,11 @@ def test_a_tokenizer_that_was_interrupted_is_made_again():
     assert (made / "tokenizer.safetensors").exists()
 
 
-def test_a_dvae_goes_on_where_it_was_stopped():
-    run_dir, _ = train("dvae", "run_dir=runs/tokens", "trainer.max_steps=6", "trainer.checkpoint_every_steps=3")
-    resolved = resolve_run(TokenizerRun, ["resume=runs/tokens", f"recipe={run_dir}/config.yaml", "trainer.max_steps=9"])
+def test_a_dvae_is_resumed_where_it_was_stopped():
+    run_dir, _ = train("dvae", "run_dir=runs/tokens", "trainer.max_steps=6", "monitor.every_epochs=0")
+    resolved = resolve_run(
+        RunConfig, ["resume=runs/tokens", f"recipe={run_dir}/config.yaml", "trainer.max_steps=9"], read_tokenizer
+    )
     again, _ = train_tokenizer(resolved.config, resolved.name)
     assert again == run_dir
     assert newest_checkpoint(run_dir).name == "step-0000009.ckpt"

@@ -1,4 +1,4 @@
-"""Runs of several processes as commands: one directory, one log, one voice; how processes agree on a directory."""
+"""Runs of several processes as commands: one directory, one log, one output; how processes agree on a directory."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from ssl_vit.cli.settings import resolve_run
 from ssl_vit.config.resolve import resolve
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.models.weights import load_encoder
-from ssl_vit.run.directory import made_up_run_dir, open_run
+from ssl_vit.run.directory import default_run_dir, open_run
 from ssl_vit.train.plan import make_plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,11 +54,11 @@ def run_of(args: list[str], folder: Path) -> tuple[str, Path]:
     [(TORCHRUN, ["trainer.strategy=fsdp"]), ([], ["trainer.strategy=ddp", "trainer.devices=2"])],
     ids=["torchrun", "Lightning"],
 )
-def test_two_processes_leave_one_run_and_speak_once(launcher, args, tmp_path):
+def test_two_processes_leave_one_run_and_print_once(launcher, args, tmp_path):
     args = [*SMALL, *args]
     printed, run_dir = run_of([*launcher, str(ROOT / "tools/pretrain.py"), *args], tmp_path)
-    for said in ("run    ", "global batch  32 = 2 x 16", "100%", "saved ", "next: "):
-        assert printed.count(said) == 1, said
+    for line in ("run    ", "global batch  32 = 2 x 16", "100%", "saved ", "next: "):
+        assert printed.count(line) == 1, line
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "train/loss" in row] == [0, 1, 2, 3]
     assert sum("monitor/knn_top1" in row for row in rows) == 1
@@ -78,13 +78,13 @@ def test_tasks_of_a_slurm_job_write_into_one_directory(lonely):
     for name, value in {"SLURM_NTASKS": "16", "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "pretrain"}.items():
         lonely.setenv(name, value)
     config = resolve(RunConfig, ["method=mae", "trainer.num_nodes=2", "trainer.devices=8"]).config
-    assert made_up_run_dir("mae", config) == Path("runs/mae-digits-slurm-4711")
+    assert default_run_dir("mae", config) == Path("runs/mae-digits-slurm-4711")
 
 
 def test_machines_that_cannot_agree_on_a_directory_must_be_given_one(lonely):
     config = resolve(RunConfig, ["method=mae", "trainer.num_nodes=2"]).config
     with pytest.raises(ValueError, match=r"run_dir= is missing: trainer\.num_nodes=2 machines cannot agree"):
-        made_up_run_dir("mae", config)
+        default_run_dir("mae", config)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_processes_that_torchrun_started_are_those_of_the_settings(lonely, arg, 
     with pytest.raises(ValueError, match=f"{arg} must be {rule}"):
         resolve_run(RunConfig, ["method=mae", arg])
     config = resolve_run(RunConfig, ["method=mae", "trainer.num_nodes=3"]).config
-    assert make_plan(config).processes == 6
+    assert make_plan(config).world_size == 6
 
 
 def test_only_the_first_process_refuses_a_directory_in_use(lonely, tmp_path):
