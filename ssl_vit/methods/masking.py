@@ -82,7 +82,7 @@ def block_masks(
     An image is hidden block by block. A block is proposed up to `tries` times: area uniform between `smallest` and what
     is left of the budget (whichever is larger), height / width log-uniform in [aspect, 1 / aspect], sides rounded to
     patches, position uniform. The first proposal that is smaller than the grid on both sides and newly hides at least
-    one patch, within the budget, is taken. An image is finished when its budget is spent or all tries of a round failed:
+    one patch, within the budget, is taken. An image is finished when its budget is spent or all tries of a round fail:
     so the number hidden varies. Where no block was ever taken, one random patch is hidden.
 
     Args:

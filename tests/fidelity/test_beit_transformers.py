@@ -90,7 +90,7 @@ def test_scores_loss_and_gradients_are_those_of_transformers(relative):
     reference, ours = reference_model(relative), method(relative)
     ours.load_state_dict(ours_from(reference.state_dict()))
     images, pixels = torch.randn(3, 3, 48, 48), torch.rand(3, 3, 48, 48)
-    mask = ours.draw_masks(3)
+    mask = ours.random_masks(3)
     expected = reference(images, bool_masked_pos=mask).logits[mask]
     hidden = mask.flatten().nonzero()[:, 0]
     torch.testing.assert_close(ours.predict(images, mask, hidden)["token"], expected, atol=1e-5, rtol=1e-5)

@@ -57,7 +57,7 @@ def test_a_fresh_model_loses_the_logarithm_of_the_vocabulary():
 
 def test_hidden_pixels_cannot_change_what_is_predicted():
     method, (images, _) = make(), transform()
-    mask = method.draw_masks(4)
+    mask = method.random_masks(4)
     hidden = mask.flatten().nonzero()[:, 0]
     pixels_hidden = torch.nn.functional.interpolate(mask.unflatten(1, (8, 8)).float()[:, None], 32).bool()
     other = torch.where(pixels_hidden, torch.randn_like(images), images)
@@ -66,7 +66,7 @@ def test_hidden_pixels_cannot_change_what_is_predicted():
 
 def test_only_hidden_patches_are_predicted():
     method, (images, pixels) = make(), transform()
-    mask = method.draw_masks(4)
+    mask = method.random_masks(4)
     loss = method.losses([images, pixels], mask)["token"]
     logits = method.predict(images, torch.ones_like(mask) & mask, torch.arange(4 * 64))["token"].unflatten(0, (4, 64))
     tokens = method.tokens_of(pixels)
@@ -78,8 +78,8 @@ def test_only_hidden_patches_are_predicted():
 
 def test_masks_are_a_function_of_seed_epoch_and_batch(tmp_path):
     class Remembers(BEiT):
-        def draw_masks(self, count):
-            masks = super().draw_masks(count)
+        def random_masks(self, count):
+            masks = super().random_masks(count)
             seen.append(masks)
             return masks
 
@@ -184,7 +184,7 @@ def test_relative_positions_are_built_once_a_step_and_survive_checkpointing():
         torch.manual_seed(1)
         torch.nn.init.normal_(each.encoder.rel_pos_bias.relative_position_bias_table)
         each.encoder.rel_pos_bias.register_forward_hook(lambda *_: built.append(1))
-    mask = plain.draw_masks(4)
+    mask = plain.random_masks(4)
     for each in (method, plain):
         each.losses(transform(), mask)["token"].backward()
     assert len(built) == 2
