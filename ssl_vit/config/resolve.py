@@ -252,7 +252,7 @@ def _legal(key: str, settings: Mapping[str, Setting]) -> str:
     return f"{section or 'the settings'} {'has' if section else 'are'} {', '.join(names)}{hint}"
 
 
-def _merge(base: T, settings: Mapping[str, Setting], layers: Sequence[Layer]) -> tuple[T, dict[str, str]]:
+def _merge(base: Any, settings: Mapping[str, Setting], layers: Sequence[Layer]) -> tuple[Any, dict[str, str]]:
     """(config, origin of each value): the defaults in base under the layers, lowest first.
 
     A value that its dataclass refuses is reported as the dataclass does, after the prefix of the layer it is from.
