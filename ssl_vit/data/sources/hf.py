@@ -156,7 +156,7 @@ def _undecoded(rows: Any, column: str) -> Any:
 
 def _bytes(value: Any) -> bytes:
     """Of an image: bytes, or {bytes, path} of Hugging Face, whose path may be a file of this machine."""
-    row = {"bytes": value} if isinstance(value, bytes) else value or {}
+    row: dict[str, Any] = {"bytes": value} if isinstance(value, bytes) else value or {}
     found, path = row.get("bytes"), row.get("path")
     if found is None and path and os.path.isfile(path):
         found = Path(path).read_bytes()

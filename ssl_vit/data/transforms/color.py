@@ -168,12 +168,14 @@ class ColorAugmentation:
             (mix, self.saturation, saturation_mix(saturation)),
             (turn_hue, self.hue, hue_mix(hue)),
         )
-        return [
+        steps: list[Step] = [
             (operation, strengths.jitter & (strengths.order[:, place] == number), factor)
             for place in range(4)
             for number, (operation, strength, factor) in enumerate(jitters)
             if strength > 0
-        ] + [
+        ]
+        return [
+            *steps,
             (lambda images, _, out: to_gray(images, out), strengths.gray, sigma),
             (convolve, strengths.blur, gaussian_band(sigma, self.blur_radius)),
             (lambda images, _, out: solarize(images, out), strengths.solarize, sigma),
