@@ -231,7 +231,7 @@ def test_images_show_what_is_hidden_the_words_and_those_predicted():
 
 
 def test_one_tensor_is_refused():
-    message = r"images arrive as one tensor; BEiT takes two, .* use BEiT.views\(\) with ssl_vit.ImageDataModule"
+    message = r"images arrive as one tensor; BEiT takes two, .* use BEiT\.transform\(\) with ssl_vit.ImageDataModule"
     with pytest.raises(ValueError, match=message):
         make().losses(transform()[0])
 
