@@ -21,7 +21,7 @@ from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop, TokenCrop
 from ssl_vit.methods.base import Method
 from ssl_vit.methods.masking import block_masks, scaled_block
-from ssl_vit.models.blocks import Block, init_blocks, narrow_normal, run_blocks
+from ssl_vit.models.blocks import Block, narrow_normal, run_blocks, shrink_residuals
 from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.tokenizers.base import load_tokenizer, require_tokens
@@ -61,16 +61,20 @@ class BEiT(Method):
         return cls(run.encoder, run.optim, run.seed, tokenizer=tokenizer, **vars(run.method))
 
     def _make_branch(self) -> nn.ModuleList:
-        """Blocks that see the last class token and early patches (BEiT v2, section 2.3), drop path as its authors'."""
+        """Blocks that see the last class token and early patches (BEiT v2, section 2.3).
+
+        Drop path and initial weights are the authors': PyTorch's own, which they only rescale, and no bias of queries,
+        keys and values.
+        """
         config, depth = self.encoder_config, self.encoder.depth
         last = max(depth, self.early_block + self.config.branch_depth) - 1
         branch = nn.ModuleList()
         for number in range(self.early_block, self.early_block + self.config.branch_depth):
             rate = config.drop_path * number / max(1, last)
-            branch.append(
-                Block(self.encoder.embed_dim, self.encoder.num_heads, config.mlp_ratio, config.init_values, rate)
-            )
-        init_blocks(branch, config.init, first=self.early_block + 1)
+            block = Block(self.encoder.embed_dim, self.encoder.num_heads, config.mlp_ratio, config.init_values, rate)
+            nn.init.zeros_(block.attn.qkv.bias)
+            branch.append(block)
+        shrink_residuals(branch, first=self.early_block + 1)
         return branch
 
     @property

@@ -196,14 +196,19 @@ def init_linear(module: nn.Module, scheme: str) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def init_blocks(blocks: nn.ModuleList, scheme: str, first: int = 1) -> None:
-    """init_linear; by `beit` the residual branches also shrink with depth, by sqrt(2 * number of the block).
+def init_blocks(blocks: nn.ModuleList, scheme: str) -> None:
+    """init_linear; by `beit` the residual branches also shrink with depth."""
+    init_linear(blocks, scheme)
+    if scheme == "beit":
+        shrink_residuals(blocks)
+
+
+def shrink_residuals(blocks: nn.ModuleList, first: int = 1) -> None:
+    """Divide the last weights of each residual branch by sqrt(2 * number of the block) (BEiT, the authors').
 
     Args:
         first: number of the first of these blocks, from 1.
     """
-    init_linear(blocks, scheme)
-    if scheme == "beit":
-        for number, block in enumerate(blocks, start=first):
-            block.attn.proj.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore
-            block.mlp.fc2.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore
+    for number, block in enumerate(blocks, start=first):
+        block.attn.proj.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore
+        block.mlp.fc2.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore

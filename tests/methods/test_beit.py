@@ -299,8 +299,12 @@ def test_shuffled_words_are_those_of_the_same_image():
 
 
 def test_the_class_branch_starts_with_the_authors_initial_weights():
-    """Each attn.proj and mlp.fc2 divided by sqrt(2 * number), numbers counted on from the early block."""
+    """PyTorch's own, uniform within 1 / sqrt(fan-in), two of them divided by sqrt(2 * number of the block)."""
     method = make(encoder={"embed_dim": 64, "init": "beit"}, class_branch=True, early_block=1, branch_depth=2)
     for number, block in enumerate(method.branch, start=2):
-        for layer in (block.attn.proj, block.mlp.fc2):  # narrow_normal is cut at .02, which many weights come near
-            assert float(layer.weight.detach().abs().max()) == pytest.approx(0.02 / (2 * number) ** 0.5, rel=0.02)
+        shrunk = {block.attn.qkv: 1.0, block.mlp.fc1: 1.0, block.attn.proj: (2 * number) ** 0.5}
+        for layer, divisor in (shrunk | {block.mlp.fc2: (2 * number) ** 0.5}).items():
+            largest = float(layer.weight.detach().abs().max())  # of thousands of weights, so close to the bound
+            assert largest == pytest.approx(layer.in_features**-0.5 / divisor, rel=0.02)
+        assert not block.attn.qkv.bias.any()
+        assert block.mlp.fc1.bias.any()
