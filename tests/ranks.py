@@ -4,9 +4,9 @@ A case is a name and what makes its objective; its batches hold what the objecti
 n-th row of a batch.
 
 The comparison is in float64, because it is of the arithmetic and not of its rounding. In float32 the sums of two
-processes, in another order, differ by some 1e-6 of their size, more on one CPU than on another, and AdamW, which divides
-a gradient by its own size, makes whole steps out of gradients that are nothing but rounding: biases of keys, which
-cancel in the softmax, and those before a BatchNorm. In float64 these are 1e-16, far below AdamW's epsilon of 1e-8.
+processes, in another order, differ by some 1e-6 of their size, by more on one CPU than on another. AdamW, which divides
+a gradient by its own size, makes whole steps out of gradients that are nothing but rounding: those of the keys' biases,
+which cancel in the softmax, and of the biases before a BatchNorm. In float64 they are far below AdamW's epsilon.
 """
 
 from collections.abc import Iterator
@@ -177,7 +177,9 @@ class Losses(pl.Callback):
         self.seen.append(float(outputs["loss"]))
 
 
-def train(case: str, folder: Path, rank: int = 0, processes: int = 1, accumulate: int = 1, **options: Any) -> dict[str, Any]:
+def train(
+    case: str, folder: Path, rank: int = 0, processes: int = 1, accumulate: int = 1, **options: Any
+) -> dict[str, Any]:
     """Train a case on this process's rows, each batch as so many; its losses and, on the first process, all weights.
 
     Options are the trainer's; resume: a checkpoint; callbacks: beside the one that remembers losses.
