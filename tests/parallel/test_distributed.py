@@ -11,7 +11,7 @@ from ssl_vit.models.weights import load_encoder
 
 RANKS = 2
 CLOSE = {"rtol": 1e-9, "atol": 1e-8}
-"""Ten steps in float64, each of at most 1e-4 for a weight. Its rounding is 1e-16 of a number's size, which a few hundred
+"""Ten steps in float64, each of at most 1e-4 for a weight. Rounding is 1e-16 of a number's size, which some hundred
 additions and a BatchNorm make 1e-13 of a gradient's at most. AdamW divides by a gradient's size, or by its epsilon of
 1e-8 if that is larger, so rounding moves no weight by more than 1e-13 / 1e-8 = 1e-5 of its steps: by 1e-8 after ten. An
 image that is missed or counted twice moves it by a whole step, ten thousand times as far."""
