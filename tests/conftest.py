@@ -9,9 +9,11 @@ import nursery as forks
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
-jaxtyping.install_import_hook("ssl_vit", "typecheck.checked")
 
 ROOT = Path(__file__).resolve().parents[1]
+# Not config, which answers a value of another type in a line of its own.
+ROOMS = [f"ssl_vit.{room.name}" for room in (ROOT / "ssl_vit").iterdir() if room.is_dir() and room.name != "config"]
+jaxtyping.install_import_hook(ROOMS, "typecheck.checked")
 TRAININGS = ("train", "parallel", "cli", "benchmarks", "test_killed.py", "test_stopped.py")
 """Where whole runs are tested. They come first, so that no worker is left with a long file at the end; the shapes in
 signatures, whose checks would double their time, are checked everywhere else."""
