@@ -133,7 +133,7 @@ class VQKDTraining(TokenizerTraining):
             init_linear(layer, "trunc_normal")
         self._started = False
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("share", torch.full((cfg.vocab_size,), 1 / cfg.vocab_size))
+        self.register_buffer("fraction", torch.full((cfg.vocab_size,), 1 / cfg.vocab_size))
         for name in ("mean", "std"):
             values = torch.tensor(self.teacher.metadata[name]).view(-1, 1, 1)
             self.register_buffer(f"teacher_{name}", values, persistent=False)
