@@ -1,15 +1,135 @@
-"""Starts commands as processes of their own, with the imports paid for once; a script that tests/conftest.py runs.
+"""Runs tools and functions in processes of their own, forked from one that has paid for the imports.
 
-A line of JSON starts one, {"args": [tool, ...], "variables": {..}, "folder": .., "output": file}, and is answered by
-its process id; {"wait": id} is answered by its exit status, negative for a signal.
+Run as a script it is the process that forks. A line of JSON starts one, {"file": .., "function": .., "args": [..],
+"variables": {..}, "folder": .., "output": file}, and is answered by its process id; a file without a function is a
+script. {"wait": [ids]} is answered by their exit statuses, negative for a signal.
 """
 
+import importlib
+import inspect
 import json
 import os
 import runpy
+import secrets
+import signal
+import socket
+import subprocess
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
-if __name__ == "__main__":
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those (from 32768 on) that the kernel gives away unasked."""
+    while True:
+        with socket.socket() as listener:
+            port = 10_000 + secrets.randbelow(20_000)  # not `random`, which tests seed alike in every process
+            try:
+                listener.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+
+
+class Nursery:
+    """Starts processes cheaply; a tool's own process takes seconds to import what it needs."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def _request(self, request: dict[str, Any]) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(request, default=str) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        """End the process that forks."""
+        self.process.kill()
+        self.process.wait()
+
+    def start(self, folder: Path, *args: str, tool: str = "pretrain", **variables: str) -> int:
+        """The process id of tools/<tool>.py with these args; what it prints is added to <folder>/output."""
+        request = {"file": ROOT / "tools" / f"{tool}.py", "function": "", "args": args, "variables": variables}
+        return self._request({**request, "folder": folder, "output": folder / "output"})
+
+    def start_two(self, folder: Path, *args: str) -> list[int]:
+        """Two processes of one pretraining, as Lightning's launcher would start them."""
+        args = (*args, "trainer.devices=2", "trainer.strategy=ddp")
+        variables = {**_group(2, free_port()), "NODE_RANK": "0"}
+        return [self.start(folder, *args, **variables, LOCAL_RANK=str(rank)) for rank in range(2)]
+
+    def wait(self, *processes: int) -> list[int]:
+        """The exit statuses, negative for a signal; as soon as one has failed the others are killed."""
+        return self._request({"wait": processes})
+
+    def run(self, folder: Path, *args: str, tool: str = "pretrain", **variables: str) -> int:
+        """The exit status of a tool."""
+        return self.wait(self.start(folder, *args, tool=tool, **variables))[0]
+
+    def ranks(self, folder: Path, function: Callable[..., None], *args: Any, processes: int = 2) -> None:
+        """Run function(rank, *args) in processes that torchrun might have started; the args are passed as JSON."""
+        variables, output = _group(processes, free_port()), folder / "output"
+        request = {"file": inspect.getfile(function), "function": function.__name__, "folder": folder, "output": output}
+        started = []
+        for rank in range(processes):
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **variables}
+            started.append(self._request({**request, "args": [rank, *args], "variables": own}))
+        assert self.wait(*started) == [0] * processes, output.read_text()
+
+    def signal_when(self, happened: Callable[[], bool], number: int, *processes: int) -> list[int]:
+        """Send a signal as soon as something has happened; the exit statuses."""
+        give_up = time.monotonic() + 300  # for a run that hangs, however slow the machine
+        while not happened():
+            if time.monotonic() > give_up:
+                for process in processes:
+                    os.kill(process, signal.SIGKILL)
+                raise AssertionError("it has not happened")
+            time.sleep(0.002)
+        for process in processes:
+            os.kill(process, number)
+        return [self.wait(process)[0] for process in processes]
+
+    def kill_when(self, happened: Callable[[], bool], *processes: int) -> None:
+        """SIGKILL as soon as something has happened."""
+        assert self.signal_when(happened, signal.SIGKILL, *processes) == [-signal.SIGKILL] * len(processes)
+
+
+def _group(processes: int, port: int) -> dict[str, str]:
+    """The variables that torchrun sets, but for the rank."""
+    group = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "tests"}
+    return {name: str(value) for name, value in {**group, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items()}
+
+
+def _wait(processes: list[int], ended: dict[int, int]) -> list[int]:
+    """The exit statuses of children. ended: those of children that nobody has waited for yet."""
+    while not ended.keys() >= set(processes):
+        process, status = os.wait()
+        ended[process] = os.waitstatus_to_exitcode(status)
+        if process in processes and ended[process]:
+            for other in set(processes) - ended.keys():
+                os.kill(other, signal.SIGKILL)
+    return [ended.pop(process) for process in processes]
+
+
+def _call(file: Path, function: str, args: list[Any]) -> None:
+    if function:
+        getattr(importlib.import_module(file.stem), function)(*args)
+    else:
+        sys.argv = [str(file), *args]
+        runpy.run_path(str(file), run_name="__main__")
+
+
+def _serve() -> None:
+    """Answer requests until their pipe is closed; a fork leaves by SystemExit."""
     import sklearn.datasets
     import sklearn.linear_model  # noqa: F401
     import torchvision.io  # noqa: F401
@@ -17,22 +137,29 @@ if __name__ == "__main__":
     import ssl_vit.train.pretraining  # noqa: F401
     from ssl_vit.methods import beit, dino, mae  # noqa: F401
 
-    print("ready", flush=True)
+    ended: dict[int, int] = {}
     for line in sys.stdin:
-        asked = json.loads(line)
-        if "wait" in asked:
-            print(os.waitstatus_to_exitcode(os.waitpid(asked["wait"], 0)[1]), flush=True)
+        request = json.loads(line)
+        if "wait" in request:
+            print(json.dumps(_wait(request["wait"], ended)), flush=True)
             continue
+        file = Path(request["file"])
+        if request["function"]:  # imported once, before the forks
+            sys.path.insert(0, str(file.parent))
+            importlib.import_module(file.stem)
         child = os.fork()
         if child:
             print(child, flush=True)
             continue
-        with open(asked["output"], "ab", buffering=0) as output:
+        with open(request["output"], "ab", buffering=0) as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.environ.update(asked["variables"])
-        os.chdir(asked["folder"])
-        sys.argv = asked["args"]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        os.environ.update(request["variables"])
+        os.chdir(request["folder"])
+        _call(file, request["function"], request["args"])
         raise SystemExit
+
+
+if __name__ == "__main__":
+    _serve()

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+IMAGE_SIZE, PATCH_SIZE = 16, 4
 COMMON = [
+    f"encoder.image_size={IMAGE_SIZE}",
+    f"encoder.patch_size={PATCH_SIZE}",
     "encoder.embed_dim=16",
     "encoder.depth=2",
     "encoder.num_heads=2",
@@ -23,10 +26,16 @@ COMMON = [
     "monitor.train_limit=100",
     "monitor.test_limit=50",
 ]
-"""Five steps an epoch, fifteen in all, and a look at the end of each epoch."""
+"""Five steps an epoch, fifteen in all, and an online evaluation at the end of each epoch."""
 METHODS = {
     "mae": ["method=mae", "method.decoder_embed_dim=16", "method.decoder_num_heads=2"],
-    "dino": ["method=dino", "method.head_hidden=16", "method.head_bottleneck=8", "method.prototypes=16"],
+    "dino": [
+        "method=dino",
+        "method.head_hidden=16",
+        "method.head_bottleneck=8",
+        "method.prototypes=16",
+        "method.local_size=8",
+    ],
     "beit": ["method=beit"],
 }
 STEPS = 15

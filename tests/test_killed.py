@@ -6,7 +6,16 @@ Each test kills real processes. The steps are fixed; the moment of the kill with
 from pathlib import Path
 
 import pytest
-from small_runs import METHODS, args_of, assert_same_end, figures_of, last_step_logged, steps_kept
+from small_runs import (
+    IMAGE_SIZE,
+    METHODS,
+    PATCH_SIZE,
+    args_of,
+    assert_same_end,
+    figures_of,
+    last_step_logged,
+    steps_kept,
+)
 
 from ssl_vit.config.tokenizer_schema import KMeansConfig
 from ssl_vit.tokenizers.base import save_tokenizer
@@ -24,10 +33,10 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def settings(folder) -> dict[str, list[str]]:
     """The args of a small run of each method; BEiT's with a tokenizer."""
-    args = KMeans(KMeansConfig(vocab_size=16, patch_size=4, image_size=32, patches=100))
-    args.centers.normal_()
-    save_tokenizer(args, folder / "args")
-    more = {"beit": [f"tokenizer={folder / 'args'}"]}
+    tokenizer = KMeans(KMeansConfig(vocab_size=16, patch_size=PATCH_SIZE, image_size=IMAGE_SIZE, patches=100))
+    tokenizer.centers.normal_()
+    save_tokenizer(tokenizer, folder / "tokenizer")
+    more = {"beit": [f"tokenizer={folder / 'tokenizer'}"]}
     return {method: args_of(method, *more.get(method, [])) for method in METHODS}
 
 
@@ -74,14 +83,14 @@ def test_a_run_may_be_killed_at_any_step(nursery, folder, settings, whole, metho
     assert_same_end(kill_and_resume(nursery, folder, name, settings[method], step), whole(method))
 
 
-def test_two_processes_that_are_killed_end_as_two_that_were_not(nursery, folder, free_port):
+def test_two_processes_that_are_killed_end_as_two_that_were_not(nursery, folder):
     args = args_of("mae", "trainer.checkpoint_every_steps=1", "data.batch_size=128")
     for name in ("two", "two-killed"):
-        processes = nursery.start_two(folder, free_port, *args, f"run_dir={name}")
+        processes = nursery.start_two(folder, *args, f"run_dir={name}")
         if name == "two-killed":
             nursery.kill_when(lambda: last_step_logged(folder / "two-killed") >= 7, *processes)
-            processes = nursery.start_two(folder, free_port, *args, f"run_dir={name}", "resume=auto")
-        assert [nursery.wait(process) for process in processes] == [0, 0], output(folder)
+            processes = nursery.start_two(folder, *args, f"run_dir={name}", "resume=auto")
+        assert nursery.wait(*processes) == [0, 0], output(folder)
     assert_same_end(folder / "two-killed", folder / "two")
 
 

@@ -1,4 +1,4 @@
-"""The README keeps its arg: commands parse, files exist, Python runs."""
+"""The README is right: commands parse, files exist, Python runs."""
 
 import re
 import shlex

@@ -1,4 +1,4 @@
-"""Runs that a signal stops: a checkpoint, a arg how to go on, and an exit status that says which signal it was."""
+"""Runs that a signal stops: a checkpoint, a line that says how to go on, and the signal's exit status."""
 
 import os
 import signal
@@ -22,8 +22,8 @@ def whole(nursery, folder) -> Path:
     return folder / "whole"
 
 
-def lines_with(folder: Path, arg: str) -> list[str]:
-    return [line for line in (folder / "output").read_text().splitlines() if arg in line]
+def lines_with(folder: Path, text: str) -> list[str]:
+    return [line for line in (folder / "output").read_text().splitlines() if text in line]
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
@@ -44,12 +44,12 @@ def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(nurser
 
 
 @pytest.mark.parametrize("reached", [0, 1], ids=["the first", "the second"])
-def test_a_signal_to_one_process_stops_both_at_the_same_step(nursery, folder, free_port, reached):
+def test_a_signal_to_one_process_stops_both_at_the_same_step(nursery, folder, reached):
     name = f"two-{reached}"
     args = args_of("mae", RARE, f"run_dir={name}", "trainer.max_epochs=500")
-    processes = nursery.start_two(folder, free_port, *args)
+    processes = nursery.start_two(folder, *args)
     (status,) = nursery.signal_when(lambda: last_step_logged(folder / name) >= 2, signal.SIGTERM, processes[reached])
-    other = nursery.wait(processes[1 - reached])
+    other = nursery.wait(processes[1 - reached])[0]
     assert (other, status) == ((143, 0) if reached else (0, 143))
     assert len(steps_kept(folder / name)) == 1
 
@@ -57,7 +57,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_step(nursery, folder, fr
 def test_slurms_signal_queues_the_job_again_and_the_same_command_goes_on(nursery, folder, whole):
     tools = folder / "bin"
     tools.mkdir()
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {folder}/asked\n')
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {folder}/scontrol-args\n')
     (tools / "scontrol").chmod(0o755)
     job = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "night", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
     job |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "SLURM_NTASKS_PER_NODE": "1"}
@@ -66,7 +66,7 @@ def test_slurms_signal_queues_the_job_again_and_the_same_command_goes_on(nursery
     process = nursery.start(folder, *args, **job)
     statuses = nursery.signal_when(lambda: last_step_logged(folder / "night") >= 2, signal.SIGUSR1, process)
     assert statuses == [128 + signal.SIGUSR1]
-    assert (folder / "asked").read_text() == "requeue 1234\n"
+    assert (folder / "scontrol-args").read_text() == "requeue 1234\n"
     assert not list((folder / "night").rglob("hpc_ckpt*"))
     assert nursery.run(folder, *args, **job) == 0
     assert_same_end(folder / "night", whole)

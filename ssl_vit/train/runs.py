@@ -29,8 +29,8 @@ class Session:
     """One training from its config to its result, PyTorch's generators seeded.
 
     Args:
-        method: name of the method or tokenizer, for config.yaml and the metadata. prefix: of the name of a directory that
-            is made up; names the training where there is no method.
+        method: name of the method or tokenizer, for config.yaml and the metadata. prefix: of a made-up directory's name;
+            it names the training where there is no method.
     """
 
     run_dir: Path
