@@ -29,7 +29,7 @@ class Session:
     """One training from its config to its result, PyTorch's generators seeded.
 
     Args:
-        method: name of the method or tokenizer, for config.yaml and the metadata. prefix: of a made-up directory's name;
+        method: name of the method or tokenizer, for config.yaml and the metadata. prefix: of a made-up directory;
             it names the training where there is no method.
     """
 
