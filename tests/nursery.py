@@ -64,7 +64,7 @@ class Nursery:
     def start_two(self, folder: Path, *args: str) -> list[int]:
         """Two processes of one pretraining, as Lightning's launcher would start them."""
         args = (*args, "trainer.devices=2", "trainer.strategy=ddp")
-        variables = {**_group(2, free_port()), "NODE_RANK": "0"}
+        variables = {**_group(2), "NODE_RANK": "0"}
         return [self.start(folder, *args, **variables, LOCAL_RANK=str(rank)) for rank in range(2)]
 
     def wait(self, *processes: int) -> list[int]:
@@ -77,7 +77,8 @@ class Nursery:
 
     def ranks(self, folder: Path, function: Callable[..., None], *args: Any, processes: int = 2) -> None:
         """Run function(rank, *args) in processes that torchrun might have started; the args are passed as JSON."""
-        variables, output = _group(processes, free_port()), folder / "output"
+        torchrun = {"LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
+        variables, output = _group(processes) | torchrun, folder / "output"
         request = {"file": inspect.getfile(function), "function": function.__name__, "folder": folder, "output": output}
         started = []
         for rank in range(processes):
@@ -103,10 +104,9 @@ class Nursery:
         assert self.signal_when(happened, signal.SIGKILL, *processes) == [-signal.SIGKILL] * len(processes)
 
 
-def _group(processes: int, port: int) -> dict[str, str]:
-    """The variables that torchrun sets, but for the rank."""
-    group = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "tests"}
-    return {name: str(value) for name, value in {**group, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items()}
+def _group(processes: int) -> dict[str, str]:
+    """The variables by which processes find one another, at a port of their own."""
+    return {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
 
 
 def _wait(processes: list[int], ended: dict[int, int]) -> list[int]:
