@@ -11,8 +11,7 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from ssl_vit.config.bounds import kind
-from ssl_vit.config.checks import shown
+from ssl_vit.config.checks import kind, shown
 from ssl_vit.config.pretrain_schema import METHODS
 from ssl_vit.config.recipes import family, method_class, recipes
 from ssl_vit.config.resolve import Resolved, Setting, resolve, settings_of

@@ -1,12 +1,11 @@
 """The methods' own settings, and each method's RunConfig with its paper's defaults; schema.py has all the rest."""
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Annotated, Literal
 
-from ssl_vit.config import bounds
-from ssl_vit.config.bounds import (
+from ssl_vit.config import checks
+from ssl_vit.config.checks import (
     Bounded,
     CropScale,
     Fraction,
@@ -14,21 +13,22 @@ from ssl_vit.config.bounds import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    fresh,
 )
 from ssl_vit.config.schema import EncoderConfig, Kind, OptimConfig, ReadoutConfig, RunConfig, TrainerConfig
 
-CropFractions = Annotated[tuple[float, float, float], bounds.each(bounds.inside("[0, 1]"), "three numbers")]
+CropFractions = Annotated[tuple[float, float, float], checks.each(checks.inside("[0, 1]"), "three numbers")]
 
 
 @dataclass(kw_only=True)
 class MAEConfig(Bounded, section="method"):
     """Masked autoencoder (arXiv:2111.06377)."""
 
-    mask_ratio: Annotated[float, bounds.inside("(0, 1)")] = 0.75
+    mask_ratio: Annotated[float, checks.inside("(0, 1)")] = 0.75
     """Fraction of patches hidden."""
     norm_pix: bool = True
     """Normalize each target patch by its own mean and std."""
-    decoder_embed_dim: Annotated[PositiveInt, bounds.multiple_of(4)] = 512
+    decoder_embed_dim: Annotated[PositiveInt, checks.Bound("a multiple of 4", lambda channels: channels % 4 == 0)] = 512
     """Channels of a decoder token."""
     decoder_depth: PositiveInt = 8
     """Decoder blocks."""
@@ -67,7 +67,7 @@ class DINOConfig(Bounded, section="method"):
     """As brightness."""
     saturation: NonNegativeFloat = 0.2
     """As brightness."""
-    hue: Annotated[float, bounds.inside("[0, 0.5]")] = 0.1
+    hue: Annotated[float, checks.inside("[0, 0.5]")] = 0.1
     """Hue moves by at most this fraction of the circle."""
     jitter_p: Fraction = 0.8
     """Fraction of crops whose colors are jittered."""
@@ -75,13 +75,13 @@ class DINOConfig(Bounded, section="method"):
     """Fraction of crops turned gray."""
     blur_p: CropFractions = (1.0, 0.1, 0.5)
     """Fraction of crops blurred: first global, other globals, locals."""
-    blur_sigma: Annotated[tuple[float, float], bounds.each(bounds.POSITIVE), bounds.interval(0, 100)] = (0.1, 2.0)
+    blur_sigma: Annotated[tuple[float, float], checks.each(checks.POSITIVE), checks.interval(0, 100)] = (0.1, 2.0)
     """Std of the Gaussian blur, in pixels."""
     solarize_p: CropFractions = (0.0, 0.2, 0.0)
     """Fraction of crops solarized: first global, other globals, locals."""
     pool: Literal["cls", "mean"] = "cls"
     """What the head sees of a crop: the class token, or the mean of patches."""
-    prototypes: Annotated[int, bounds.at_least(2)] = 65536
+    prototypes: Annotated[int, checks.at_least(2)] = 65536
     """Outputs of the head, K."""
     head_hidden: PositiveInt = 2048
     """Channels of the head's two hidden layers."""
@@ -129,9 +129,9 @@ def require_colors(run: RunConfig, *names: str) -> None:
 class MAERun(RunConfig):
     """MAE with the paper's defaults: ViT-B/16, betas .9 .95, weight decay .05, 800 epochs, warm-up 40."""
 
-    method: MAEConfig = field(default_factory=MAEConfig)
-    encoder: EncoderConfig = field(default_factory=partial(EncoderConfig, pos_embed="sincos", init="xavier"))
-    optim: OptimConfig = field(default_factory=partial(OptimConfig, betas=(0.9, 0.95)))
+    method: MAEConfig = fresh(MAEConfig)
+    encoder: EncoderConfig = fresh(EncoderConfig, pos_embed="sincos", init="xavier")
+    optim: OptimConfig = fresh(OptimConfig, betas=(0.9, 0.95))
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,37 +146,34 @@ class MAERun(RunConfig):
 class DINORun(RunConfig):
     """DINO with the paper's defaults: ViT-S/16, lr 5e-4 per 256 images, weight decay .04 to .4, 300 epochs."""
 
-    method: DINOConfig = field(default_factory=DINOConfig)
-    encoder: EncoderConfig = field(default_factory=partial(EncoderConfig, size="small", drop_path=0.1))
-    optim: OptimConfig = field(
-        default_factory=partial(
-            OptimConfig, base_lr=5e-4, min_lr=1e-6, warmup_epochs=10, weight_decay=0.04, clip_grad=3.0
-        )
+    method: DINOConfig = fresh(DINOConfig)
+    encoder: EncoderConfig = fresh(EncoderConfig, size="small", drop_path=0.1)
+    optim: OptimConfig = fresh(
+        OptimConfig, base_lr=5e-4, min_lr=1e-6, warmup_epochs=10, weight_decay=0.04, clip_grad=3.0
     )
-    trainer: TrainerConfig = field(default_factory=partial(TrainerConfig, max_epochs=300))
-    readout: ReadoutConfig = field(default_factory=partial(ReadoutConfig, pool="cls"))
+    trainer: TrainerConfig = fresh(TrainerConfig, max_epochs=300)
+    readout: ReadoutConfig = fresh(ReadoutConfig, pool="cls")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         whole = self.method.local_size % self.encoder.patch_size == 0 or self.method.local_crops == 0
         self.require(whole, "method.local_size", f"a multiple of encoder.patch_size={self.encoder.patch_size}")
         require_colors(self, "method.jitter_p", "method.gray_p")
-        self.require(
-            self.data.batch_size > 1, "data.batch_size", "2 or more: the teacher's center is a mean over images"
-        )
+        rule = "2 or more: the teacher's center is a mean over images"
+        self.require(self.data.batch_size > 1, "data.batch_size", rule)
 
 
 @dataclass(kw_only=True)
 class BEiTConfig(Bounded, section="method"):
     """Masked prediction of visual tokens (arXiv:2106.08254), with BEiT v2's additions (arXiv:2208.06366) as options."""
 
-    mask_ratio: Annotated[float, bounds.inside("(0, 1)")] = 0.383
+    mask_ratio: Annotated[float, checks.inside("(0, 1)")] = 0.383
     """Most patches hidden, as a fraction: 75 of 14 x 14, the authors' 40 %. Blocks that no longer fit leave fewer."""
     exact_mask: bool = False
     """Hide exactly as many as mask_ratio means, by single patches added or taken away (BEiT v2)."""
     smallest_block: PositiveInt | None = None
     """Least area of a block, in patches; null: 16 on a grid of 14 x 14, in proportion on others."""
-    block_aspect: Annotated[float, bounds.inside("(0, 1]")] = 0.3
+    block_aspect: Annotated[float, checks.inside("(0, 1]")] = 0.3
     """Blocks are this to its inverse as high as wide."""
     class_branch: bool = False
     """Predict the tokens from the last class token and the patches of an early block too (BEiT v2, section 2.3)."""
@@ -206,14 +203,10 @@ class TokenizedRun(RunConfig):
 class BEiTRun(TokenizedRun):
     """BEiT with the paper's defaults: ViT-B/16, lr 1.5e-3 for 2,048 images, weight decay .05, 800 epochs."""
 
-    method: BEiTConfig = field(default_factory=BEiTConfig)
-    encoder: EncoderConfig = field(
-        default_factory=partial(EncoderConfig, pos_embed="relative", init_values=0.1, drop_path=0.1, init="beit")
-    )
-    optim: OptimConfig = field(
-        default_factory=partial(OptimConfig, base_lr=1.875e-4, min_lr=1e-5, warmup_epochs=10, clip_grad=3.0)
-    )
-    readout: ReadoutConfig = field(default_factory=partial(ReadoutConfig, layer="best"))
+    method: BEiTConfig = fresh(BEiTConfig)
+    encoder: EncoderConfig = fresh(EncoderConfig, pos_embed="relative", init_values=0.1, drop_path=0.1, init="beit")
+    optim: OptimConfig = fresh(OptimConfig, base_lr=1.875e-4, min_lr=1e-5, warmup_epochs=10, clip_grad=3.0)
+    readout: ReadoutConfig = fresh(ReadoutConfig, layer="best")
 
     def __post_init__(self) -> None:
         super().__post_init__()
