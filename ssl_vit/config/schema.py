@@ -1,7 +1,7 @@
 """What every training shares: name, type, default, meaning and unit of each setting, on one page.
 
-Defaults are the papers'; each method has its own RunConfig, because the papers disagree. The string under a field is its
-documentation, which `--help` prints. Values are checked on construction, so a dataclass that exists is legal.
+Defaults are the papers'; each method has its own RunConfig, because the papers disagree. The string under a field is
+what `--help` prints of it. Values are checked on construction, so a dataclass that exists is legal.
 """
 
 from dataclasses import dataclass
@@ -77,7 +77,7 @@ class EncoderConfig(PatchGrid, section="encoder"):
     mlp_ratio: PositiveFloat = 4.0
     """Hidden channels of a block's MLP, per channel of a token."""
     pos_embed: Literal["learned", "sincos", "relative", "relative_per_block"] = "learned"
-    """learned, sincos (fixed), or BEiT's bias of the attention scores: relative (one for all blocks), relative_per_block."""
+    """learned, sincos (fixed), or BEiT's bias of the attention: relative (one for all blocks), relative_per_block."""
     num_registers: NonNegativeInt = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
     init_values: float | None = None
@@ -132,7 +132,7 @@ class DataConfig(Bounded, section="data"):
     """Where images come from and how they reach the device."""
 
     source: str = "folder"
-    """digits (embedded), folder, parquet, torchvision, hf (Hugging Face), webdataset (tar shards), package.module:Class."""
+    """digits (embedded), folder, parquet, torchvision, hf, webdataset (tar shards), or a package.module:Class."""
     path: str = ""
     """Folder or file; torchvision: CLASS:ROOT, such as CIFAR10:downloads; hf: a name or a saved folder; webdataset: a
     folder of tar files, or their URLs with braces. digits needs none."""
@@ -159,7 +159,7 @@ class DataConfig(Bounded, section="data"):
     shuffle_buffer: PositiveInt = 1000
     """Encoded images of a stream that each worker holds, to take the next one from; 1: in the order of the shards."""
     on_error: Literal["replace", "skip", "raise"] = "replace"
-    """An unreadable image: replace (by the next of its label, in a stream of its batch), skip (a smaller batch), raise."""
+    """An unreadable image: replace (by the next of its label, or stream batch), skip (a smaller batch), or raise."""
     max_unreadable: Fraction = 0.01
     """The run stops where more than this fraction of all images, training and test, cannot be read; 1% means 0.01."""
 
@@ -197,7 +197,7 @@ class TrainerConfig(Bounded, section="trainer"):
     checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; null: every ten minutes. The end always has one."""
     max_skipped_steps: PositiveInt = 10
-    """Skipped steps in a row (loss or gradient not finite) before the last checkpoint is resumed; then the run stops."""
+    """Skipped steps in a row (loss or gradient not finite) after which the last checkpoint is resumed, once."""
     keep_checkpoints: PositiveInt = 2
     """How many checkpoints are kept, the newest: where one is damaged, the one before it is resumed."""
     devices: Annotated[int | Literal["auto"], checks.either(["auto"], checks.POSITIVE_INT)] = "auto"
@@ -205,7 +205,7 @@ class TrainerConfig(Bounded, section="trainer"):
     num_nodes: PositiveInt = 1
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
-    """auto (ddp for several processes), ddp (all weights in each), fsdp (weights and optimizer sharded), or deepspeed."""
+    """auto (ddp for several processes), ddp (all weights in each), fsdp (weights, optimizer sharded), or deepspeed."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "auto"
     """Lightning precision; auto: bf16-mixed where the GPU or the CPU (AMX) multiplies matrices in it, else 32-true."""
     accumulate: PositiveInt = 1
