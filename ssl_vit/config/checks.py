@@ -6,7 +6,7 @@ No bound converts a value. Only the standard library.
 import difflib
 import operator
 import types
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -114,6 +114,7 @@ ImageSize = Annotated[
 BlockNumber = Annotated[
     int | Literal["last", "best"], either(["last", "best"], Bound("a number from 1", POSITIVE.holds))
 ]
+Rules = Iterator[tuple[bool, str, str]]
 
 
 @dataclass(kw_only=True)
@@ -129,14 +130,16 @@ class Bounded:
     def __post_init__(self) -> None:
         for name, hint in hints_of(type(self)).items():
             check(self.key(name), getattr(self, name), hint)
+        for legal, name, rule in self.rules():
+            require(legal, self.key(name), operator.attrgetter(name)(self), rule)
+
+    def rules(self) -> Rules:
+        """Rules across fields: (whether it is kept, name of the field at fault, what it must be)."""
+        yield from ()
 
     def key(self, name: str) -> str:
         """A field's name on the command line."""
         return f"{self.section}.{name}" if self.section else name
-
-    def require(self, legal: bool, name: str, rule: str) -> None:
-        """ValueError `key=value must be <rule>` for a field, or for one of a section's (`data.mean`), unless legal."""
-        require(legal, self.key(name), operator.attrgetter(name)(self), rule)
 
 
 def fresh(factory: Callable[..., Any], **defaults: Any) -> Any:

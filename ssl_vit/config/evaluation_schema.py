@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
 from ssl_vit.config import checks
-from ssl_vit.config.checks import Bounded, NonNegativeInt, PositiveFloat, PositiveInt, fresh
+from ssl_vit.config.checks import Bounded, NonNegativeInt, PositiveFloat, PositiveInt, Rules, fresh
 from ssl_vit.config.schema import DataConfig, LinearProtocol, Pool
 
 POSITIVE_INTS = checks.each(checks.Bound("integers", checks.POSITIVE.holds), "positive")
@@ -62,12 +62,11 @@ class EvaluationConfig(Bounded):
     seed: NonNegativeInt = 0
     """Of the choice of training images, the held-out split and the random control."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> Rules:
         if self.layer == "best":
-            self.require(self.blocks in (None, 1), "blocks", "1 with layer=best, which tries single blocks")
+            yield self.blocks in (None, 1), "blocks", "1 with layer=best, which tries single blocks"
             rule = "last or a number with shots= or fraction=, which leave no images to choose it on"
-            self.require(not self.few, "layer", rule)
+            yield not self.few, "layer", rule
 
     @property
     def few(self) -> bool:
@@ -94,17 +93,17 @@ class LinearProbeConfig(EvaluationConfig):
     base_lr: PositiveFloat | None = None
     """Learning rate per 256 images; null: the protocol's own."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> Rules:
+        yield from super().rules()
         protocol, of = PROTOCOLS[self.protocol], f"with protocol={self.protocol}"
         for name in ("epochs", "batch_size", "base_lr"):
             known = getattr(self, name) is None or getattr(protocol, name) is not None
-            self.require(known, name, f"null {of}, which has none")
+            yield known, name, f"null {of}, which has none"
         for name in () if self.few else ("pool", "layer", "blocks"):
             free = getattr(self, name) is None or name in protocol.readout
-            self.require(free, name, f"null {of}, which says itself what it reads")
+            yield free, name, f"null {of}, which says itself what it reads"
         legal = self.few or self.layer != "best" or self.protocol == "logreg"
-        self.require(legal, "layer", f"last or a number {of}; protocol=logreg and k-NN can choose")
+        yield legal, "layer", f"last or a number {of}; protocol=logreg and k-NN can choose"
 
     @property
     def as_trained(self) -> bool:

@@ -1,20 +1,10 @@
 """The methods' own settings, and each method's RunConfig with its paper's defaults; schema.py has all the rest."""
 
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Annotated, Literal
 
 from ssl_vit.config import checks
-from ssl_vit.config.checks import (
-    Bounded,
-    CropScale,
-    Fraction,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    fresh,
-)
+from ssl_vit.config.checks import Bounded, CropScale, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, fresh
 from ssl_vit.config.schema import EncoderConfig, Kind, OptimConfig, ReadoutConfig, RunConfig, TrainerConfig
 
 CropFractions = Annotated[tuple[float, float, float], checks.each(checks.inside("[0, 1]"), "three numbers")]
@@ -39,10 +29,9 @@ class MAEConfig(Bounded, section="method"):
     flip: bool = True
     """Mirror half of the crops left to right; not for images where sides mean something."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rule = f"a divisor of method.decoder_embed_dim={self.decoder_embed_dim}"
-        self.require(self.decoder_embed_dim % self.decoder_num_heads == 0, "decoder_num_heads", rule)
+    def rules(self) -> checks.Rules:
+        divides = self.decoder_embed_dim % self.decoder_num_heads == 0
+        yield divides, "decoder_num_heads", f"a divisor of method.decoder_embed_dim={self.decoder_embed_dim}"
 
 
 @dataclass(kw_only=True)
@@ -51,7 +40,7 @@ class DINOConfig(Bounded, section="method"):
 
     global_crops: PositiveInt = 2
     """Large crops of an image, encoder.image_size pixels wide; the teacher sees these alone."""
-    local_crops: NonNegativeInt = 8
+    local_crops: checks.NonNegativeInt = 8
     """Small crops of an image, for the student."""
     local_size: PositiveInt = 96
     """Side of a local crop, in pixels."""
@@ -110,19 +99,18 @@ class DINOConfig(Bounded, section="method"):
     weight_decay_end: NonNegativeFloat = 0.4
     """Weight decay at the end; grows from optim.weight_decay by half a cosine."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
         crops = self.global_crops + self.local_crops
         rule = f"large enough for two crops of an image; with method.local_crops={self.local_crops} there is {crops}"
-        self.require(crops > 1, "global_crops", rule)
+        yield crops > 1, "global_crops", rule
 
 
-def require_colors(run: RunConfig, *names: str) -> None:
-    """ValueError unless the settings that change colors are 0, or the images have 1 or 3 channels."""
+def color_rules(run: RunConfig, *names: str) -> checks.Rules:
+    """The method's settings of these names change colors: they are 0, or the images have 1 or 3 channels."""
     channels = run.encoder.channels
     for name in names if channels not in (1, 3) else ():
         rule = f"0 for encoder.channels={channels}: it is defined for 1 or 3 channels"
-        run.require(attrgetter(name)(run) == 0, name, rule)
+        yield getattr(run.method, name) == 0, f"method.{name}", rule
 
 
 @dataclass(kw_only=True)
@@ -133,13 +121,13 @@ class MAERun(RunConfig):
     encoder: EncoderConfig = fresh(EncoderConfig, pos_embed="sincos", init="xavier")
     optim: OptimConfig = fresh(OptimConfig, betas=(0.9, 0.95))
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         rule = "learned or sincos: the encoder sees single patches, not their offsets"
-        self.require(not self.encoder.relative, "encoder.pos_embed", rule)
+        yield not self.encoder.relative, "encoder.pos_embed", rule
         h, w = self.encoder.grid
         rule = f"low enough that one of the {h * w} patches stays visible"
-        self.require(int(h * w * (1 - self.method.mask_ratio)) > 0, "method.mask_ratio", rule)
+        yield int(h * w * (1 - self.method.mask_ratio)) > 0, "method.mask_ratio", rule
 
 
 @dataclass(kw_only=True)
@@ -154,13 +142,12 @@ class DINORun(RunConfig):
     trainer: TrainerConfig = fresh(TrainerConfig, max_epochs=300)
     readout: ReadoutConfig = fresh(ReadoutConfig, pool="cls")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         whole = self.method.local_size % self.encoder.patch_size == 0 or self.method.local_crops == 0
-        self.require(whole, "method.local_size", f"a multiple of encoder.patch_size={self.encoder.patch_size}")
-        require_colors(self, "method.jitter_p", "method.gray_p")
-        rule = "2 or more: the teacher's center is a mean over images"
-        self.require(self.data.batch_size > 1, "data.batch_size", rule)
+        yield whole, "method.local_size", f"a multiple of encoder.patch_size={self.encoder.patch_size}"
+        yield from color_rules(self, "jitter_p", "gray_p")
+        yield self.data.batch_size > 1, "data.batch_size", "2 or more: the teacher's center is a mean over images"
 
 
 @dataclass(kw_only=True)
@@ -208,13 +195,13 @@ class BEiTRun(TokenizedRun):
     optim: OptimConfig = fresh(OptimConfig, base_lr=1.875e-4, min_lr=1e-5, warmup_epochs=10, clip_grad=3.0)
     readout: ReadoutConfig = fresh(ReadoutConfig, layer="best")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         (h, w), depth, early = self.encoder.grid, self.encoder.shape[1], self.method.early_block
-        rule = f"high enough to hide one of the {h * w} patches"
-        self.require(int(h * w * self.method.mask_ratio) > 0, "method.mask_ratio", rule)
-        self.require(early is None or early < depth, "method.early_block", f"less than the encoder's {depth} blocks")
-        require_colors(self, "method.jitter")
+        hidden = int(h * w * self.method.mask_ratio)
+        yield hidden > 0, "method.mask_ratio", f"high enough to hide one of the {h * w} patches"
+        yield early is None or early < depth, "method.early_block", f"less than the encoder's {depth} blocks"
+        yield from color_rules(self, "jitter")
 
 
 METHODS = {

@@ -44,10 +44,9 @@ class PatchGrid(Bounded):
     channels: PositiveInt = 3
     """Channels of an image."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
         whole = all(side % self.patch_size == 0 for side in self.height_width)
-        self.require(whole, "image_size", f"a multiple of {self.key('patch_size')}={self.patch_size}")
+        yield whole, "image_size", f"a multiple of {self.key('patch_size')}={self.patch_size}"
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -89,13 +88,13 @@ class EncoderConfig(PatchGrid, section="encoder"):
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         embed_dim, _, num_heads = self.shape
         for rule, divisor in ((f"a multiple of encoder.num_heads={num_heads}", num_heads), ("a multiple of 4", 4)):
             checks.require(embed_dim % divisor == 0, "encoder.embed_dim", embed_dim, rule)
         rule = f"0 with encoder.pos_embed={self.pos_embed}: a register has no place"
-        self.require(self.num_registers == 0 or not self.relative, "num_registers", rule)
+        yield self.num_registers == 0 or not self.relative, "num_registers", rule
 
     @property
     def relative(self) -> bool:
@@ -163,15 +162,14 @@ class DataConfig(Bounded, section="data"):
     max_unreadable: Fraction = 0.01
     """The run stops where more than this fraction of all images, training and test, cannot be read; 1% means 0.01."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
         if ":" not in self.source:  # package.module:Class is a source from outside
             checks.one_of("data.source", self.source, SOURCES)
-        self.require(len(self.mean) == len(self.std), "std", f"as long as data.mean={self.mean}")
-        rule = f"false with data.source={self.source}: it is for hf"
-        self.require(not self.streaming or self.source == "hf", "streaming", rule)
+        yield len(self.mean) == len(self.std), "std", f"as long as data.mean={self.mean}"
+        legal = not self.streaming or self.source == "hf"
+        yield legal, "streaming", f"false with data.source={self.source}: it is for hf"
         rule = "null but for a stream: data.source=webdataset, or hf with data.streaming=true"
-        self.require(self.epoch_size is None or self.streams, "epoch_size", rule)
+        yield self.epoch_size is None or self.streams, "epoch_size", rule
 
     @property
     def streams(self) -> bool:
@@ -215,12 +213,11 @@ class TrainerConfig(Bounded, section="trainer"):
     log_every_steps: PositiveInt = 10
     """Optimizer steps between logged values."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
         if self.strategy == "fsdp":
             rule = "auto, 32-true, bf16-mixed or bf16-true with trainer.strategy=fsdp"
-            self.require(self.precision not in ("16-mixed", "64-true"), "precision", rule)
-            self.require(not self.compile, "compile", "false with trainer.strategy=fsdp")
+            yield self.precision not in ("16-mixed", "64-true"), "precision", rule
+            yield not self.compile, "compile", "false with trainer.strategy=fsdp"
 
 
 @dataclass(kw_only=True)
@@ -250,10 +247,9 @@ class ReadoutConfig(Bounded, section="readout"):
     protocol: LinearProtocol = "grid"
     """Linear probe where the command names none: grid, or logreg for small sets; docs/evaluation.md has them all."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rule = "1 with readout.layer=best, which tries single blocks"
-        self.require(self.blocks == 1 or self.layer != "best", "blocks", rule)
+    def rules(self) -> checks.Rules:
+        legal = self.blocks == 1 or self.layer != "best"
+        yield legal, "blocks", "1 with readout.layer=best, which tries single blocks"
 
 
 @dataclass(kw_only=True)
@@ -275,11 +271,10 @@ class TrainingRun(Bounded):
     trainer: TrainerConfig = fresh(TrainerConfig)
     monitor: MonitorConfig = fresh(MonitorConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
         legal = self.monitor.every_epochs == 0 or bool(self.data.test_path) or not self.data.remote
         rule = "0 where data.path is a remote stream: there is nothing to look at, or give data.test_path"
-        self.require(legal, "monitor.every_epochs", rule)
+        yield legal, "monitor.every_epochs", rule
 
     @property
     def own_config(self) -> Any:
@@ -288,8 +283,8 @@ class TrainingRun(Bounded):
 
     @property
     def patches(self) -> PatchGrid:
-        """The training image and its patches."""
-        raise NotImplementedError
+        """The training image and its patches; a fine-tuning's are its encoder's."""
+        return self.own_config
 
 
 @dataclass(kw_only=True)
@@ -302,12 +297,12 @@ class RunConfig(TrainingRun):
     encoder: EncoderConfig = fresh(EncoderConfig)
     readout: ReadoutConfig = fresh(ReadoutConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         if self.resume and self.init_from:
             raise ValueError("resume= continues a run, init_from= starts a new one from its weights: give one of them")
         rule = f"one number a channel (encoder.channels={self.encoder.channels}); data.std likewise"
-        self.require(len(self.data.mean) == self.encoder.channels, "data.mean", rule)
+        yield len(self.data.mean) == self.encoder.channels, "data.mean", rule
 
     @property
     def patches(self) -> PatchGrid:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from ssl_vit.config import checks
-from ssl_vit.config.checks import CropScale, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, fresh
+from ssl_vit.config.checks import CropScale, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Rules, fresh
 from ssl_vit.config.schema import DataConfig, Kind, OptimConfig, PatchGrid, TrainerConfig, TrainingRun
 
 
@@ -29,9 +29,9 @@ class KMeansConfig(TokenizerConfig):
     passes: PositiveInt = 20
     """Most passes of mini-batch k-means over them."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.patches >= self.vocab_size, "patches", f"tokenizer.vocab_size={self.vocab_size} or more")
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield self.patches >= self.vocab_size, "patches", f"tokenizer.vocab_size={self.vocab_size} or more"
 
 
 @dataclass(kw_only=True)
@@ -79,9 +79,9 @@ class VQKDConfig(TokenizerConfig):
     revive_below: Annotated[float, checks.inside("[0, 1)")] = 0.01
     """A codebook vector used less often than this fraction of an even use is put on a patch of the batch; 0: never."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.width % self.heads == 0, "width", f"a multiple of tokenizer.heads={self.heads}")
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield self.width % self.heads == 0, "width", f"a multiple of tokenizer.heads={self.heads}"
 
 
 @dataclass(kw_only=True)
@@ -92,19 +92,14 @@ class TokenizerRun(TrainingRun):
     tokenizer: Any = fresh(TokenizerConfig)
     data: DataConfig = fresh(DataConfig, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> Rules:
+        yield from super().rules()
         channels = self.tokenizer.channels
         for name, value in (("mean", 0.0), ("std", 1.0)):
             rule = f"{[value] * channels}, one for each of tokenizer.channels={channels}: a tokenizer sees pixels"
-            self.require(getattr(self.data, name) == [value] * channels, f"data.{name}", rule)
+            yield getattr(self.data, name) == [value] * channels, f"data.{name}", rule
         rule = "given where data.path is a remote stream: a tokenizer is evaluated on images that can be read again"
-        self.require(not self.data.remote or bool(self.data.test_path), "data.test_path", rule)
-
-    @property
-    def patches(self) -> PatchGrid:
-        """The training image and its patches."""
-        return self.tokenizer
+        yield not self.data.remote or bool(self.data.test_path), "data.test_path", rule
 
 
 @dataclass(kw_only=True)
