@@ -13,10 +13,9 @@ from typing import Any
 
 from ssl_vit.config.checks import kind, shown
 from ssl_vit.config.pretrain_schema import METHODS
-from ssl_vit.config.recipes import family, method_class, recipes
-from ssl_vit.config.resolve import Resolved, Setting, resolve, settings_of
+from ssl_vit.config.recipes import family, recipes, trained
+from ssl_vit.config.resolve import Resolved, Setting, settings_of
 from ssl_vit.config.schema import RunConfig, TrainingRun
-from ssl_vit.config.tokenizer_schema import TokenizerRun
 
 # What most runs set; the rest is on the method's own page.
 COMMON = (
@@ -35,15 +34,11 @@ def help_page(config_class: type, usage: str, arguments: Iterable[str] = ()) -> 
     """
     if not issubclass(config_class, TrainingRun):
         return help_text(config_class, usage)
-    section, found, name = config_class.own_section, config_class, ""
-    named = [arg for arg in arguments if arg.startswith((f"{section}=", "recipe="))]
-    if config_class is RunConfig:
-        name = next((arg.partition("=")[2] for arg in named if arg.startswith("method=")), "")
-        if not name:
-            return overview(usage)
-        found = method_class(name)
-    elif config_class is TokenizerRun:
-        found = type(resolve(config_class, named).config)
+    section = config_class.own_section
+    named = dict(arg.split("=", 1) for arg in arguments if arg.startswith((f"{section}=", "recipe=")))
+    if config_class is RunConfig and not named.get("method"):
+        return overview(usage)
+    found, name, _ = trained(config_class, named)
     note = _wrap("A recipe changes some of the defaults below; --dry-run shows what a run resolves to.")
     lines = [usage, "", "recipes", *_recipe_lines(family(section, name), "  "), note]
     return help_text(found, "\n".join(lines))

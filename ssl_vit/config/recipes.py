@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 from omegaconf._utils import get_yaml_loader
 
-from ssl_vit.config.checks import ConfigError, nearest, one_of, shown
+from ssl_vit.config.checks import ConfigError, nearest, shown
 from ssl_vit.config.pretrain_schema import METHODS
 from ssl_vit.config.schema import RunConfig, TrainingRun
-from ssl_vit.config.tokenizer_schema import TOKENIZERS
+from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
 
 LEGAL_METHODS = f"one of {', '.join(METHODS)}, or package.module:Class"
 TOKENIZER, FINETUNE = "tokenizer", "finetune"
@@ -23,7 +23,7 @@ OF_ONE_RUN = ("recipe", "run_dir", "resume")
 class _TextLoader(get_yaml_loader()):
     """OmegaConf's loader, which refuses a key given twice; each scalar stays text, its setting says what it means.
 
-    OmegaConf.load itself would read `path: 007` as 7 and `${x` as a broken interpolation.
+    OmegaConf.load would read `path: 007` as 7 and `path: yes` as true, interpolate `${x}` and refuse `${x`.
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own)
@@ -34,13 +34,23 @@ def family(section: str, name: str) -> str:
     return name if section == RunConfig.own_section else section
 
 
-def tokenizer_class(name: str, recipe: Path | None = None) -> type[TrainingRun]:
-    """The TokenizerRun of a tokenizer by name; recipe is where the name is from. Raises ConfigError."""
-    try:
-        one_of("tokenizer", name, TOKENIZERS)
-    except ValueError as error:
-        raise ConfigError(f"{error}: give it, or let {recipe} have tokenizer.name" if recipe else f"{error}") from None
-    return TOKENIZERS[name].config
+def trained(config_class: type, args: dict[str, str]) -> tuple[type, str, dict[str, str]]:
+    """(class, name, origin of the name) of what a command trains; takes that out of the args. Raises ConfigError."""
+    if issubclass(config_class, RunConfig):
+        if "method" not in args:
+            raise ConfigError(f"method= is missing: {LEGAL_METHODS}")
+        return method_class(args["method"]), args.pop("method"), {"method": "command line"}
+    if not issubclass(config_class, TokenizerRun):
+        return config_class, "", {}
+    origin, name, advice = "command line", args.pop(TOKENIZER, None), ""
+    if name is None:
+        path = recipe_path(TOKENIZER, args.get("recipe", config_class.recipe))
+        origin, name = "recipe", pop_name(read_yaml(path), TOKENIZER)
+        advice = f": give it, or let {path} have tokenizer.name"
+    if name not in TOKENIZERS:
+        legal = f"one of {', '.join(TOKENIZERS)}{nearest(name, TOKENIZERS)}{advice}"
+        raise ConfigError(f"tokenizer={name} must be {legal}")
+    return TOKENIZERS[name].config, name, {TOKENIZER: origin}
 
 
 def method_class(method: str) -> type[TrainingRun]:

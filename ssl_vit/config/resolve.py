@@ -16,19 +16,8 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_o
 import yaml
 
 from ssl_vit.config.checks import UNIONS, ConfigError, hints_of, kind, shown
-from ssl_vit.config.recipes import (
-    LEGAL_METHODS,
-    TOKENIZER,
-    family,
-    method_class,
-    pop_name,
-    read_yaml,
-    recipe_path,
-    recipe_tree,
-    tokenizer_class,
-)
-from ssl_vit.config.schema import RunConfig, TrainingRun
-from ssl_vit.config.tokenizer_schema import TokenizerRun
+from ssl_vit.config.recipes import family, recipe_path, recipe_tree, trained
+from ssl_vit.config.schema import TrainingRun
 
 T = TypeVar("T")
 # What other toolkits call a setting, where its spelling alone would suggest another one.
@@ -60,17 +49,12 @@ def resolve(
 ) -> Resolved[T]:
     """A command's configuration: defaults <- lower <- the recipe, of a training <- the arguments.
 
-    Args:
-        config_class: RunConfig stands for that of the method which `method=` names, TokenizerRun for that of the
-            tokenizer which `tokenizer=` or else the recipe names.
-        arguments: each key=value.
-        lower: nested settings below the recipe's, such as those of an encoder's data. origin: whose they are.
-
-    Raises:
-        ConfigError: an unknown key, a wrong value, no such method or recipe; in one line.
+    RunConfig stands for that of the method which `method=` names, TokenizerRun for that of the tokenizer which
+    `tokenizer=` or else the recipe names; lower are nested settings, such as those of an encoder's data, origin says
+    whose. Raises ConfigError, in one line, for an unknown key, a wrong value, no such method or recipe.
     """
     args = _once(_pairs(arguments))
-    found, name, origins = _trained(config_class, args)
+    found, name, origins = trained(config_class, args)
     base: Any = found()
     settings = settings_of(base)
     layers = [("command line", "", _typed("", args.items(), settings))]  # (origin, what begins its errors, values)
@@ -92,21 +76,6 @@ def resolve(
     except ValueError as error:
         key = str(error).partition("=")[0]
         raise ConfigError(f"{next((where for _, where, given in layers if key in given), '')}{error}") from None
-
-
-def _trained(config_class: type, args: dict[str, str]) -> tuple[type, str, dict[str, str]]:
-    """(class, name, where the name is from) of what a command trains; the name is taken out of the args."""
-    if issubclass(config_class, RunConfig):
-        if "method" not in args:
-            raise ConfigError(f"method= is missing: {LEGAL_METHODS}")
-        return method_class(args["method"]), args.pop("method"), {"method": "command line"}
-    if not issubclass(config_class, TokenizerRun):
-        return config_class, "", {}
-    if TOKENIZER in args:
-        return tokenizer_class(args[TOKENIZER]), args.pop(TOKENIZER), {TOKENIZER: "command line"}
-    path = recipe_path(TOKENIZER, args.get("recipe", config_class.recipe))
-    name = pop_name(read_yaml(path), TOKENIZER)
-    return tokenizer_class(name, path), name, {TOKENIZER: "recipe"}
 
 
 def to_yaml(config: TrainingRun, name: str = "") -> str:
