@@ -1,6 +1,7 @@
 """The one entry of all commands: finds the command, and answers mistakes in one line. Imports no torch.
 
-A command is a module of this package with `help(args)`, what `--help` prints, and `run(args)`.
+A command is a module of this package: its docstring's first line, `USAGE`, the class `Config` of its settings, and
+`run(resolved)`, which gets them.
 """
 
 import ctypes
@@ -14,13 +15,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+from ssl_vit.cli import doctor
+from ssl_vit.cli.settings import DRY_RUN, print_plan, resolve_command
 from ssl_vit.config.checks import ConfigError, nearest
+from ssl_vit.config.help import help_page
 from ssl_vit.run.signals import Stopped
 
 COMMANDS = (
     *("pretrain", "linear_probe", "knn", "finetune", "predict", "visualize"),
     *("train_tokenizer", "make_shards", "benchmark"),
 )
+DOCTOR = "suite=doctor"
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -37,7 +42,7 @@ def guarded(args: Sequence[str]) -> int:
     signal's number: 130 for Ctrl-C, 143 for SIGTERM. SSL_VIT_TRACEBACK=1 shows where an error comes from.
     """
     try:
-        run_command(args)
+        run_command(*args or ["--help"])
     except Stopped as stop:
         stopped = [*shlex.split(typed(args[0])), *args[1:]]
         print(f"{stop}; go on with: {stop.command(stopped)}", file=sys.stderr)
@@ -52,17 +57,18 @@ def guarded(args: Sequence[str]) -> int:
     return 0
 
 
-def run_command(args: Sequence[str]) -> None:
-    """Run the command whose name is first, or list the commands. Raises ConfigError where there is no such command."""
-    name, *rest = args or ["--help"]
+def run_command(name: str, *args: str) -> None:
+    """Run a command, say what it would do, or list them all. Raises ConfigError where there is no such command."""
     if name == "--help":
-        print(
-            "\n".join([f"{typed('NAME')} [key=value ...] [--help]", "", *(f"  {n:<16} {summary(n)}" for n in COMMANDS)])
-        )
-    elif "--help" in rest:
-        print(command(name).help(rest))
-    else:
-        command(name).run(rest)
+        summaries = [f"  {known:<16} {(command(known).__doc__ or '').partition(chr(10))[0]}" for known in COMMANDS]
+        return print(f"{typed('NAME')} [key=value ...] [--help]", "", *summaries, sep="\n")
+    module = command(name)
+    if name == "benchmark" and DOCTOR in args:  # its settings are those of the run that it examines
+        module, args = doctor, tuple(arg for arg in args if arg != DOCTOR)
+    if "--help" in args:
+        return print(help_page(module.Config, f"{typed(name)} {module.USAGE}", args))
+    resolved = resolve_command(module.Config, args)
+    return print_plan(resolved) if DRY_RUN in args else module.run(resolved)
 
 
 def command(name: str) -> ModuleType:
@@ -70,11 +76,6 @@ def command(name: str) -> ModuleType:
     if name not in COMMANDS:
         raise ConfigError(f"{name} is not a command: one of {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
     return importlib.import_module(f"ssl_vit.cli.{name}")
-
-
-def summary(name: str) -> str:
-    """What a command does, in a line."""
-    return (command(name).__doc__ or "").partition("\n")[0]
 
 
 def typed(name: str) -> str:

@@ -1,5 +1,6 @@
 """Settings that depend on what lies on the disk: of a run that is resumed, of an encoder that is worked on."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -8,15 +9,23 @@ from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.help import resolved_table
 from ssl_vit.config.recipes import FINETUNE, family, read_yaml, recipes
 from ssl_vit.config.resolve import ConfigError, Resolved, resolve
-from ssl_vit.config.schema import PatchGrid, TrainingRun
+from ssl_vit.config.schema import TrainingRun
 from ssl_vit.run.files import CONFIG, metadata_of, newest_run, run_prefix
 from ssl_vit.run.launch import require_started
 
 Run = TypeVar("Run", bound=TrainingRun)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
+DRY_RUN = "--dry-run"
 
 
-def resolve_run(config_class: type[Run], args: list[str]) -> Resolved[Run]:
+def resolve_command(config_class: type, args: Sequence[str]) -> Resolved[Any]:
+    """The settings of any command."""
+    if issubclass(config_class, TrainingRun):
+        return resolve_run(config_class, args)
+    return (resolve_evaluation if issubclass(config_class, EvaluationConfig) else resolve)(config_class, args)
+
+
+def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
     """A training's settings; with resume= they are those of the run it continues, and run_dir is its directory.
 
     Of a fine-tuning the data is by default what the encoder was trained on, the recipe the one of the same name.
@@ -25,11 +34,10 @@ def resolve_run(config_class: type[Run], args: list[str]) -> Resolved[Run]:
     Raises:
         ConfigError, FileNotFoundError: a setting is wrong; there is no such run to continue, or no such encoder.
     """
-    args = [arg for arg in args if arg != "--dry-run"]
-    read: Any = _on_encoder if issubclass(config_class, FinetuneRun) else resolve
+    args = [arg for arg in args if arg != DRY_RUN]
+    read: Any = _resolve_finetuning if issubclass(config_class, FinetuneRun) else resolve
     resolved = read(config_class, args)
-    run = resumed_run(resolved)
-    if run is not None:
+    if run := resumed_run(resolved):
         if not any(arg.startswith("recipe=") for arg in args):
             resolved = read(config_class, [*args, f"recipe={run / CONFIG}"])
             resolved.config.recipe = read_yaml(run / CONFIG)["recipe"]  # what it was made by, and stays
@@ -59,31 +67,44 @@ def resumed_run(resolved: Resolved[Run]) -> Path | None:
         return None
 
 
-def print_plan(resolved: Resolved[Run], patches: PatchGrid | None = None) -> None:
-    """What `--dry-run` answers: every setting with its origin, and what follows from them.
-
-    Args:
-        patches: of a run whose settings do not have them, because its encoder does.
-    """
+def print_plan(resolved: Resolved[Run]) -> None:
+    """What `--dry-run` answers: every setting with its origin, and what follows from them."""
     from ssl_vit.train.plan import make_plan
 
+    patches = None
+    if isinstance(resolved.config, FinetuneRun):  # its encoder has them
+        from ssl_vit.supervised.classifier import start_of
+
+        patches = start_of(resolved.config)[1]
     print(resolved_table(resolved), *make_plan(resolved.config, patches).lines(), sep="\n")
 
 
-def _on_encoder(config_class: type[FinetuneRun], args: list[str]) -> Resolved[FinetuneRun]:
-    given = {arg.partition("=")[0] for arg in args}
+def _resolve_finetuning(config_class: type[FinetuneRun], args: list[str]) -> Resolved[FinetuneRun]:
+    """The data is by default what the encoder was trained on, the recipe that of its pretraining's name."""
     resolved = resolve(config_class, args)
-    if "recipe" not in given and resolved.config.resume not in ("", "auto"):
+    named = any(arg.startswith("recipe=") for arg in args)
+    if not named and resolved.config.resume not in ("", "auto"):
         return resolved  # the run to continue has it all
     encoder = resolved.config.encoder or str(newest_run())
     metadata = _metadata(encoder)
-    if "recipe" not in given:
-        args = [*args, f"recipe={_recipe_for(encoder, metadata)}"]
+    if not named:
+        legal, name = recipes(FINETUNE), metadata.get("recipe", "")
+        if name not in legal:
+            known = (
+                f"its recipe={name} has no counterpart" if name else "it does not say by which recipe it was trained"
+            )
+            raise ConfigError(f"recipe= is missing for encoder={encoder}: {known}; give one of {', '.join(legal)}")
+        args = [*args, f"recipe={name}"]
         resolved = resolve(config_class, args)
-    set_above = {key for key, origin in resolved.origin.items() if origin != "default"}
-    resolved = resolve(config_class, args, {"data": _images_of(metadata, resolved.config, set_above)})
+    given = {key for key, origin in resolved.origin.items() if origin != "default"}
+    data: dict[str, Any] = dict(metadata.get("data", {}))
+    if data.get("source") == "digits" and "data.path" in given:
+        del data["source"]  # which has no path: then it is a folder's
+    if "data.path" in given or ("data.source" in given and resolved.config.data.source != data.get("source")):
+        data |= {"path": "", "test_path": ""}
+    resolved = resolve(config_class, args, {"data": data})
     resolved.config.encoder = encoder
-    if "recipe" not in given:
+    if not named:
         resolved.origin["recipe"] = "encoder"
     return resolved
 
@@ -94,26 +115,7 @@ def _metadata(encoder: str) -> dict[str, Any]:
     return metadata_of(Path(encoder))
 
 
-def _recipe_for(encoder: str, metadata: dict[str, Any]) -> str:
-    """The recipe named as that of the encoder's pretraining."""
-    legal, name = recipes(FINETUNE), metadata.get("recipe", "")
-    if name not in legal:
-        known = f"its recipe={name} has no counterpart" if name else "it does not say by which recipe it was trained"
-        raise ConfigError(f"recipe= is missing for encoder={encoder}: {known}; give one of {', '.join(legal)}")
-    return name
-
-
-def _images_of(metadata: dict[str, Any], config: FinetuneRun, set_above: set[str]) -> dict[str, Any]:
-    """An encoder's data settings, without its paths where another source or path is given."""
-    data: dict[str, Any] = dict(metadata.get("data", {}))
-    if data.get("source") == "digits" and "data.path" in set_above:
-        del data["source"]  # which has no path: then it is a folder's
-    if "data.path" in set_above or ("data.source" in set_above and config.data.source != data.get("source")):
-        data |= {"path": "", "test_path": ""}
-    return data
-
-
-def resolve_evaluation(config_class: type[Evaluation], args: list[str]) -> Resolved[Evaluation]:
+def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> Resolved[Evaluation]:
     """An evaluation's settings; the data, and what is read, are by default those of the encoder's training.
 
     Raises:

@@ -3,27 +3,15 @@
 import json
 
 from ssl_vit.cli.main import typed
-from ssl_vit.cli.settings import print_plan, resolve_run
-from ssl_vit.config.help import help_page
-from ssl_vit.config.tokenizer_schema import TokenizerRun
+from ssl_vit.config.resolve import Resolved
+from ssl_vit.config.tokenizer_schema import TokenizerRun as Config
 
 USAGE = "[tokenizer=dvae] [recipe=digits] [key=value ...] [--dry-run]"
 
 
-def help(args: list[str]) -> str:
-    """The settings of the tokenizer that tokenizer= or recipe= names."""
-    return help_page(TokenizerRun, f"{typed('train_tokenizer')} {USAGE}", args)
-
-
-def run(args: list[str]) -> None:
-    """Train, or with --dry-run say what would be trained."""
-    resolved = resolve_run(TokenizerRun, args)
-    if "--dry-run" in args:
-        print_plan(resolved)
-        return
+def run(resolved: Resolved[Config]) -> None:
+    """Train; the last line is the result as JSON."""
     from ssl_vit.train.tokenizing import train_tokenizer
 
     if done := train_tokenizer(resolved.config, resolved.name):
-        run_dir, result = done
-        print(f"next: {typed('pretrain')} method=beit tokenizer={run_dir}")
-        print(json.dumps(result))
+        print(f"next: {typed('pretrain')} method=beit tokenizer={done[0]}", json.dumps(done[1]), sep="\n")

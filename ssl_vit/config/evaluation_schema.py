@@ -1,13 +1,13 @@
 """Settings of the evaluations: the linear probe with its protocols, and k-NN; schema.py has the rest."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, NamedTuple
 
-from ssl_vit.config import bounds
-from ssl_vit.config.bounds import Bounded, NonNegativeInt, PositiveFloat, PositiveInt
+from ssl_vit.config import checks
+from ssl_vit.config.checks import Bounded, NonNegativeInt, PositiveFloat, PositiveInt, Rules, fresh
 from ssl_vit.config.schema import DataConfig, LinearProtocol, Pool
 
-POSITIVE_INTS = bounds.Bound("positive integers", lambda counts: all(n > 0 for n in counts), says_type=True)
+POSITIVE_INTS = checks.each(checks.Bound("integers", checks.POSITIVE.holds), "positive")
 TIMM = "timm:"
 """Prefix of an encoder that timm builds, such as timm:vit_small_patch16_224."""
 
@@ -26,9 +26,7 @@ class Protocol(NamedTuple):
 
 
 PROTOCOLS = {
-    "grid": Protocol(
-        "learning rates x last 1 or 4 blocks x poolings, trained together (DINOv2, arXiv:2304.07193)", 10, 256
-    ),
+    "grid": Protocol("learning rates x last 1 or 4 blocks x poolings, together (DINOv2, arXiv:2304.07193)", 10, 256),
     "logreg": Protocol("logistic regression to its optimum (scikit-learn, C = 1), for small sets"),
     "mae": Protocol("MAE's: non-affine BatchNorm, LARS, live crops (arXiv:2111.06377, A.1)", 90, 16384, 0.1),
     "dino": Protocol("DINO's: SGD on the last class tokens, live crops (arXiv:2104.14294)", 100, 1024, 0.001),
@@ -44,33 +42,31 @@ class EvaluationConfig(Bounded):
 
     task: ClassVar[str]
     """Name of the evaluation, and of the files that it writes."""
-
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint, or timm:NAME; by default the newest run."""
     pool: Pool | None = None
     """Features of an image: cls (class token), mean (of patches), both; null: the protocol's own, or the run's."""
-    layer: bounds.Layer | None = None
+    layer: checks.BlockNumber | None = None
     """Block that is read: last, its number from 1, or best (on held-out training images); null likewise."""
     blocks: PositiveInt | None = None
     """Blocks up to that one whose features are put side by side; null likewise."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = fresh(DataConfig)
     train_limit: NonNegativeInt = 10000
     """Most labeled training images used; 0: all."""
-    shots: Annotated[list[int], POSITIVE_INTS] = field(default_factory=list)
+    shots: Annotated[list[int], POSITIVE_INTS] = fresh(list)
     """Training images of each class, such as 1,5,10: mean and std over five subsets; the linear head is logreg."""
-    fraction: Annotated[list[float], bounds.each(bounds.inside("(0, 1]"), "fractions")] = field(default_factory=list)
+    fraction: Annotated[list[float], checks.each(checks.inside("(0, 1]"), "fractions")] = fresh(list)
     """Fractions of the training images, such as 0.01,0.1: likewise."""
     controls: bool = True
     """Also score a random encoder of the same shape, and raw pixels."""
     seed: NonNegativeInt = 0
     """Of the choice of training images, the held-out split and the random control."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rule = "1 with layer=best, which tries single blocks"
-        self.require(self.blocks in (None, 1) or self.layer != "best", "blocks", rule)
-        rule = "last or a number with shots= or fraction=, which leave no images to choose it on"
-        self.require(not self.few or self.layer != "best", "layer", rule)
+    def rules(self) -> Rules:
+        if self.layer == "best":
+            yield self.blocks in (None, 1), "blocks", "1 with layer=best, which tries single blocks"
+            rule = "last or a number with shots= or fraction=, which leave no images to choose it on"
+            yield not self.few, "layer", rule
 
     @property
     def few(self) -> bool:
@@ -88,7 +84,6 @@ class LinearProbeConfig(EvaluationConfig):
     """Evaluate an encoder by a linear classifier on its frozen features."""
 
     task: ClassVar[str] = "linear_probe"
-
     protocol: LinearProtocol = "grid"
     """docs/evaluation.md explains them; by default as the encoder's run had it."""
     epochs: PositiveInt | None = None
@@ -98,17 +93,17 @@ class LinearProbeConfig(EvaluationConfig):
     base_lr: PositiveFloat | None = None
     """Learning rate per 256 images; null: the protocol's own."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> Rules:
+        yield from super().rules()
         protocol, of = PROTOCOLS[self.protocol], f"with protocol={self.protocol}"
         for name in ("epochs", "batch_size", "base_lr"):
             known = getattr(self, name) is None or getattr(protocol, name) is not None
-            self.require(known, name, f"null {of}, which has none")
+            yield known, name, f"null {of}, which has none"
         for name in () if self.few else ("pool", "layer", "blocks"):
             free = getattr(self, name) is None or name in protocol.readout
-            self.require(free, name, f"null {of}, which says itself what it reads")
+            yield free, name, f"null {of}, which says itself what it reads"
         legal = self.few or self.layer != "best" or self.protocol == "logreg"
-        self.require(legal, "layer", f"last or a number {of}; protocol=logreg and k-NN can choose")
+        yield legal, "layer", f"last or a number {of}; protocol=logreg and k-NN can choose"
 
     @property
     def as_trained(self) -> bool:
@@ -119,11 +114,8 @@ class LinearProbeConfig(EvaluationConfig):
     def schedule(self) -> tuple[int, int, float]:
         """(epochs, images a step, learning rate per 256 images): as set, else the protocol's own; 0 for none."""
         own = PROTOCOLS[self.protocol]
-        return (
-            self.epochs or own.epochs or 0,
-            self.batch_size or own.batch_size or 0,
-            self.base_lr or own.base_lr or 0.0,
-        )
+        chosen = self.epochs or own.epochs, self.batch_size or own.batch_size, self.base_lr or own.base_lr
+        return chosen[0] or 0, chosen[1] or 0, chosen[2] or 0.0
 
 
 @dataclass(kw_only=True)
@@ -131,10 +123,7 @@ class KNNConfig(EvaluationConfig):
     """Evaluate an encoder by weighted k-nearest neighbors of its frozen features."""
 
     task: ClassVar[str] = "knn"
-
-    neighbors: Annotated[list[int], POSITIVE_INTS, bounds.Bound("one or more", bool)] = field(
-        default_factory=lambda: [10, 20, 100, 200]
-    )
+    neighbors: Annotated[list[int], POSITIVE_INTS, checks.Bound("one or more", bool)] = fresh([10, 20, 100, 200].copy)
     """k: one, or several of which held-out training images choose; at most the training images."""
     temperature: PositiveFloat = 0.07
     """Softness of the votes: exp(cosine similarity / temperature)."""

@@ -1,12 +1,13 @@
 """Settings of fine-tuning and of predicting with its result; schema.py has all the rest."""
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from ssl_vit.config import bounds
-from ssl_vit.config.bounds import Bounded, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from ssl_vit.config import checks
+from ssl_vit.config.checks import Bounded, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, fresh
 from ssl_vit.config.schema import OptimConfig, TrainerConfig, TrainingRun
+
+TABLE_FILE = checks.Bound("a file that ends in .csv or .json", lambda path: path.endswith((".csv", ".json")))
 
 
 @dataclass(kw_only=True)
@@ -15,11 +16,11 @@ class FinetuneConfig(Bounded, section="finetune"):
 
     pool: Literal["mean", "cls"] = "mean"
     """What the head sees: mean (of patches, through a norm of its own) or cls (class token, through the encoder's)."""
-    layer_decay: Annotated[float, bounds.inside("(0, 1]")] = 0.65
+    layer_decay: Annotated[float, checks.inside("(0, 1]")] = 0.65
     """Each block learns at this fraction of the rate of the block above it (arXiv:2003.10555); 1: all alike."""
-    drop_path: Annotated[float, bounds.inside("[0, 1)")] = 0.1
+    drop_path: Annotated[float, checks.inside("[0, 1)")] = 0.1
     """Stochastic-depth rate of the last block; earlier blocks ramp up linearly from 0."""
-    label_smoothing: Annotated[float, bounds.inside("[0, 1)")] = 0.1
+    label_smoothing: Annotated[float, checks.inside("[0, 1)")] = 0.1
     """Fraction of each target that is spread evenly over all classes."""
     mixup: NonNegativeFloat = 0.8
     """Images are mixed with a weight from Beta(mixup, mixup) (arXiv:1710.09412); 0: never."""
@@ -29,7 +30,7 @@ class FinetuneConfig(Bounded, section="finetune"):
     """Fraction of batches that are mixed."""
     switch_p: Fraction = 0.5
     """Fraction of mixed batches that get a box, where both mixup and cutmix are on."""
-    randaugment: Annotated[float, bounds.inside("[0, 10]")] = 9.0
+    randaugment: Annotated[float, checks.inside("[0, 10]")] = 9.0
     """Magnitude of RandAugment's operations (arXiv:1909.13719; timm's increasing set); 0: none."""
     randaugment_std: NonNegativeFloat = 0.5
     """Std of that magnitude, from one operation to the next."""
@@ -37,13 +38,13 @@ class FinetuneConfig(Bounded, section="finetune"):
     """Random operations for an image; each is then carried out with probability .5."""
     erasing_p: Fraction = 0.25
     """Fraction of images of which a box becomes noise (arXiv:1708.04896)."""
-    crop_scale: bounds.CropScale = (0.08, 1.0)
+    crop_scale: checks.CropScale = (0.08, 1.0)
     """Area of the random crop, as a fraction of the image."""
     flip: bool = True
     """Mirror half of the crops left to right; not for images where sides mean something."""
     jitter: Fraction = 0.0
     """Strength of the change of brightness, contrast and saturation, for every crop; 0: none."""
-    ema: Annotated[float, bounds.inside("[0, 1)")] = 0.0
+    ema: Annotated[float, checks.inside("[0, 1)")] = 0.0
     """Fraction of the old weights in their moving average, which is then evaluated and kept; 0: no average."""
     class_weights: bool = False
     """Weigh each image by n / (K n_c): n images, K classes, n_c images of its class."""
@@ -72,19 +73,18 @@ class FinetuneRun(TrainingRun):
     """One fine-tuning. Its data is by default what the encoder was trained on, normalized as it was then."""
 
     own_section: ClassVar[str] = "finetune"
-
     recipe: str = "digits"
     """Name of a recipe that the project brings along, or the path of a YAML file; by default that of the encoder's."""
     encoder: str = ""
     """Where to start: a run, encoder.safetensors, a checkpoint, an official .pth; by default the newest pretraining."""
     init: Literal["pretrained", "scratch"] = "pretrained"
     """pretrained, or scratch: the same network from fresh weights, the supervised control."""
-    image_size: bounds.ImageSize | None = None
+    image_size: checks.ImageSize | None = None
     """Image in pixels, a side or [height, width]; null: the encoder's. Positions are resampled."""
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    distill: DistillConfig = field(default_factory=DistillConfig)
-    optim: OptimConfig = field(default_factory=partial(OptimConfig, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5))
-    trainer: TrainerConfig = field(default_factory=partial(TrainerConfig, max_epochs=100))
+    finetune: FinetuneConfig = fresh(FinetuneConfig)
+    distill: DistillConfig = fresh(DistillConfig)
+    optim: OptimConfig = fresh(OptimConfig, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5)
+    trainer: TrainerConfig = fresh(TrainerConfig, max_epochs=100)
 
 
 @dataclass(kw_only=True)
@@ -95,9 +95,7 @@ class PredictConfig(Bounded):
     """An image, or a folder of images, nested or flat."""
     model: str = ""
     """A fine-tuned run or model.safetensors; by default the newest."""
-    out: Annotated[
-        str, bounds.Bound("a file that ends in .csv or .json", lambda path: path.endswith((".csv", ".json")))
-    ] = "predictions.csv"
+    out: Annotated[str, TABLE_FILE] = "predictions.csv"
     """Table to write; ends in .csv or .json."""
     top: PositiveInt = 5
     """Most probable classes listed for each image."""

@@ -11,13 +11,11 @@ from functools import cache
 from itertools import pairwise
 from typing import Any
 
-from ssl_vit.config.bounds import kind
-from ssl_vit.config.checks import shown
+from ssl_vit.config.checks import kind, shown
 from ssl_vit.config.pretrain_schema import METHODS
-from ssl_vit.config.recipes import family, method_class, recipes
-from ssl_vit.config.resolve import Resolved, Setting, resolve, settings_of
+from ssl_vit.config.recipes import family, recipes, trained
+from ssl_vit.config.resolve import Resolved, Setting, settings_of
 from ssl_vit.config.schema import RunConfig, TrainingRun
-from ssl_vit.config.tokenizer_schema import TokenizerRun
 
 # What most runs set; the rest is on the method's own page.
 COMMON = (
@@ -36,17 +34,13 @@ def help_page(config_class: type, usage: str, arguments: Iterable[str] = ()) -> 
     """
     if not issubclass(config_class, TrainingRun):
         return help_text(config_class, usage)
-    named = [arg for arg in arguments if arg.startswith((f"{config_class.own_section}=", "recipe="))]
-    name = next((arg.partition("=")[2] for arg in named if not arg.startswith("recipe=")), "")
-    found: type = config_class
-    if config_class is RunConfig:
-        if not name:
-            return overview(usage)
-        found = method_class(name)
-    elif config_class is TokenizerRun:
-        found = type(resolve(config_class, named).config)
+    section = config_class.own_section
+    named = dict(arg.split("=", 1) for arg in arguments if arg.startswith((f"{section}=", "recipe=")))
+    if config_class is RunConfig and not named.get("method"):
+        return overview(usage)
+    found, name, _ = trained(config_class, named)
     note = _wrap("A recipe changes some of the defaults below; --dry-run shows what a run resolves to.")
-    lines = [usage, "", "recipes", *_recipe_lines(family(config_class.own_section, name), "  "), note]
+    lines = [usage, "", "recipes", *_recipe_lines(family(section, name), "  "), note]
     return help_text(found, "\n".join(lines))
 
 
@@ -64,11 +58,8 @@ def overview(usage: str) -> str:
 
 def _recipe_lines(folder: str, indent: str) -> list[str]:
     """Each recipe with the comment in its first line."""
-    lines = []
-    for name, path in recipes(folder).items():
-        first = path.read_text(encoding="utf-8").partition("\n")[0]
-        lines.append(_wrap(first.lstrip("# ") if first.startswith("#") else "", f"{indent}recipe={name}"))
-    return lines
+    first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipes(folder).items()}
+    return [_wrap(line.lstrip("# ") * line.startswith("#"), f"{indent}recipe={name}") for name, line in first.items()]
 
 
 def help_text(config_class: type, usage: str) -> str:
@@ -83,24 +74,23 @@ def help_text(config_class: type, usage: str) -> str:
 
 def resolved_table(resolved: Resolved) -> str:
     """Every value and where it came from: `*` marks what is not a default; on a terminal it is bold as well."""
-    settings, name = settings_of(resolved.config), resolved.name
-    rows = [(key, resolved.origin[key], shown(setting.default)) for key, setting in settings.items()]
-    if isinstance(resolved.config, TrainingRun) and name:
-        rows.insert(0, (resolved.config.own_section, resolved.origin[resolved.config.own_section], name))
-    key_width, origin_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    config, origin = resolved.config, resolved.origin
+    values = {key: shown(setting.default) for key, setting in settings_of(config).items()}
+    if isinstance(config, TrainingRun) and resolved.name:
+        values = {config.own_section: resolved.name} | values
+    key_width, origin_width = max(map(len, values)), max(len(origin[key]) for key in values)
     bold = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     lines = []
-    for key, origin, value in rows:
-        changed = origin != "default"
-        line = f"{'*' if changed else ' '} {key:<{key_width}}  {origin:<{origin_width}}  {value}".rstrip()
+    for key, value in values.items():
+        changed = origin[key] != "default"
+        line = f"{'*' if changed else ' '} {key:<{key_width}}  {origin[key]:<{origin_width}}  {value}".rstrip()
         lines.append(f"\x1b[1m{line}\x1b[0m" if changed and bold else line)
     return "\n".join(lines)
 
 
 def field_doc(owner: type, name: str) -> str:
     """The string under a dataclass's field, or under the field that it inherits or overrides; empty without one."""
-    docs = (_docs_of(base).get(name) for base in owner.__mro__)
-    return next((doc for doc in docs if doc), "")
+    return next((docs[name] for docs in map(_docs_of, owner.__mro__) if name in docs), "")
 
 
 @cache
@@ -112,9 +102,9 @@ def _docs_of(owner: type) -> dict[str, str]:
         return {}
     docs = {}
     for above, below in pairwise(node.body if isinstance(node, ast.ClassDef) else []):
-        text = below.value if isinstance(below, ast.Expr) else None
-        if isinstance(above, ast.AnnAssign) and isinstance(text, ast.Constant) and isinstance(text.value, str):
-            docs[ast.unparse(above.target)] = " ".join(text.value.split())
+        match above, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
     return docs
 
 
@@ -135,4 +125,4 @@ def _wrap(text: str, label: str = "") -> str:
     column = 38 if label else 0
     first = label.ljust(column - 1) + " " if label else ""
     wrapper = textwrap.TextWrapper(width, first, " " * column, break_long_words=False, break_on_hyphens=False)
-    return "\n".join(wrapper.wrap(text)) or label
+    return wrapper.fill(text) or label

@@ -1,34 +1,24 @@
 """The methods' own settings, and each method's RunConfig with its paper's defaults; schema.py has all the rest."""
 
-from dataclasses import dataclass, field
-from functools import partial
-from operator import attrgetter
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ssl_vit.config import bounds
-from ssl_vit.config.bounds import (
-    Bounded,
-    CropScale,
-    Fraction,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from ssl_vit.config import checks
+from ssl_vit.config.checks import Bounded, CropScale, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, fresh
 from ssl_vit.config.schema import EncoderConfig, Kind, OptimConfig, ReadoutConfig, RunConfig, TrainerConfig
 
-CropFractions = Annotated[tuple[float, float, float], bounds.each(bounds.inside("[0, 1]"), "three numbers")]
+CropFractions = Annotated[tuple[float, float, float], checks.each(checks.inside("[0, 1]"), "three numbers")]
 
 
 @dataclass(kw_only=True)
 class MAEConfig(Bounded, section="method"):
     """Masked autoencoder (arXiv:2111.06377)."""
 
-    mask_ratio: Annotated[float, bounds.inside("(0, 1)")] = 0.75
+    mask_ratio: Annotated[float, checks.inside("(0, 1)")] = 0.75
     """Fraction of patches hidden."""
     norm_pix: bool = True
     """Normalize each target patch by its own mean and std."""
-    decoder_embed_dim: Annotated[PositiveInt, bounds.multiple_of(4)] = 512
+    decoder_embed_dim: Annotated[PositiveInt, checks.Bound("a multiple of 4", lambda channels: channels % 4 == 0)] = 512
     """Channels of a decoder token."""
     decoder_depth: PositiveInt = 8
     """Decoder blocks."""
@@ -39,10 +29,9 @@ class MAEConfig(Bounded, section="method"):
     flip: bool = True
     """Mirror half of the crops left to right; not for images where sides mean something."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rule = f"a divisor of method.decoder_embed_dim={self.decoder_embed_dim}"
-        self.require(self.decoder_embed_dim % self.decoder_num_heads == 0, "decoder_num_heads", rule)
+    def rules(self) -> checks.Rules:
+        divides = self.decoder_embed_dim % self.decoder_num_heads == 0
+        yield divides, "decoder_num_heads", f"a divisor of method.decoder_embed_dim={self.decoder_embed_dim}"
 
 
 @dataclass(kw_only=True)
@@ -51,7 +40,7 @@ class DINOConfig(Bounded, section="method"):
 
     global_crops: PositiveInt = 2
     """Large crops of an image, encoder.image_size pixels wide; the teacher sees these alone."""
-    local_crops: NonNegativeInt = 8
+    local_crops: checks.NonNegativeInt = 8
     """Small crops of an image, for the student."""
     local_size: PositiveInt = 96
     """Side of a local crop, in pixels."""
@@ -67,7 +56,7 @@ class DINOConfig(Bounded, section="method"):
     """As brightness."""
     saturation: NonNegativeFloat = 0.2
     """As brightness."""
-    hue: Annotated[float, bounds.inside("[0, 0.5]")] = 0.1
+    hue: Annotated[float, checks.inside("[0, 0.5]")] = 0.1
     """Hue moves by at most this fraction of the circle."""
     jitter_p: Fraction = 0.8
     """Fraction of crops whose colors are jittered."""
@@ -75,13 +64,13 @@ class DINOConfig(Bounded, section="method"):
     """Fraction of crops turned gray."""
     blur_p: CropFractions = (1.0, 0.1, 0.5)
     """Fraction of crops blurred: first global, other globals, locals."""
-    blur_sigma: Annotated[tuple[float, float], bounds.each(bounds.POSITIVE), bounds.interval(0, 100)] = (0.1, 2.0)
+    blur_sigma: Annotated[tuple[float, float], checks.each(checks.POSITIVE), checks.interval(0, 100)] = (0.1, 2.0)
     """Std of the Gaussian blur, in pixels."""
     solarize_p: CropFractions = (0.0, 0.2, 0.0)
     """Fraction of crops solarized: first global, other globals, locals."""
     pool: Literal["cls", "mean"] = "cls"
     """What the head sees of a crop: the class token, or the mean of patches."""
-    prototypes: Annotated[int, bounds.at_least(2)] = 65536
+    prototypes: Annotated[int, checks.at_least(2)] = 65536
     """Outputs of the head, K."""
     head_hidden: PositiveInt = 2048
     """Channels of the head's two hidden layers."""
@@ -110,73 +99,68 @@ class DINOConfig(Bounded, section="method"):
     weight_decay_end: NonNegativeFloat = 0.4
     """Weight decay at the end; grows from optim.weight_decay by half a cosine."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
         crops = self.global_crops + self.local_crops
         rule = f"large enough for two crops of an image; with method.local_crops={self.local_crops} there is {crops}"
-        self.require(crops > 1, "global_crops", rule)
+        yield crops > 1, "global_crops", rule
 
 
-def require_colors(run: RunConfig, *names: str) -> None:
-    """ValueError unless the settings that change colors are 0, or the images have 1 or 3 channels."""
+def color_rules(run: RunConfig, *names: str) -> checks.Rules:
+    """The method's settings of these names change colors: they are 0, or the images have 1 or 3 channels."""
     channels = run.encoder.channels
     for name in names if channels not in (1, 3) else ():
         rule = f"0 for encoder.channels={channels}: it is defined for 1 or 3 channels"
-        run.require(attrgetter(name)(run) == 0, name, rule)
+        yield getattr(run.method, name) == 0, f"method.{name}", rule
 
 
 @dataclass(kw_only=True)
 class MAERun(RunConfig):
     """MAE with the paper's defaults: ViT-B/16, betas .9 .95, weight decay .05, 800 epochs, warm-up 40."""
 
-    method: MAEConfig = field(default_factory=MAEConfig)
-    encoder: EncoderConfig = field(default_factory=partial(EncoderConfig, pos_embed="sincos", init="xavier"))
-    optim: OptimConfig = field(default_factory=partial(OptimConfig, betas=(0.9, 0.95)))
+    method: MAEConfig = fresh(MAEConfig)
+    encoder: EncoderConfig = fresh(EncoderConfig, pos_embed="sincos", init="xavier")
+    optim: OptimConfig = fresh(OptimConfig, betas=(0.9, 0.95))
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         rule = "learned or sincos: the encoder sees single patches, not their offsets"
-        self.require(not self.encoder.relative, "encoder.pos_embed", rule)
+        yield not self.encoder.relative, "encoder.pos_embed", rule
         h, w = self.encoder.grid
         rule = f"low enough that one of the {h * w} patches stays visible"
-        self.require(int(h * w * (1 - self.method.mask_ratio)) > 0, "method.mask_ratio", rule)
+        yield int(h * w * (1 - self.method.mask_ratio)) > 0, "method.mask_ratio", rule
 
 
 @dataclass(kw_only=True)
 class DINORun(RunConfig):
     """DINO with the paper's defaults: ViT-S/16, lr 5e-4 per 256 images, weight decay .04 to .4, 300 epochs."""
 
-    method: DINOConfig = field(default_factory=DINOConfig)
-    encoder: EncoderConfig = field(default_factory=partial(EncoderConfig, size="small", drop_path=0.1))
-    optim: OptimConfig = field(
-        default_factory=partial(
-            OptimConfig, base_lr=5e-4, min_lr=1e-6, warmup_epochs=10, weight_decay=0.04, clip_grad=3.0
-        )
+    method: DINOConfig = fresh(DINOConfig)
+    encoder: EncoderConfig = fresh(EncoderConfig, size="small", drop_path=0.1)
+    optim: OptimConfig = fresh(
+        OptimConfig, base_lr=5e-4, min_lr=1e-6, warmup_epochs=10, weight_decay=0.04, clip_grad=3.0
     )
-    trainer: TrainerConfig = field(default_factory=partial(TrainerConfig, max_epochs=300))
-    readout: ReadoutConfig = field(default_factory=partial(ReadoutConfig, pool="cls"))
+    trainer: TrainerConfig = fresh(TrainerConfig, max_epochs=300)
+    readout: ReadoutConfig = fresh(ReadoutConfig, pool="cls")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         whole = self.method.local_size % self.encoder.patch_size == 0 or self.method.local_crops == 0
-        self.require(whole, "method.local_size", f"a multiple of encoder.patch_size={self.encoder.patch_size}")
-        require_colors(self, "method.jitter_p", "method.gray_p")
-        self.require(
-            self.data.batch_size > 1, "data.batch_size", "2 or more: the teacher's center is a mean over images"
-        )
+        yield whole, "method.local_size", f"a multiple of encoder.patch_size={self.encoder.patch_size}"
+        yield from color_rules(self, "jitter_p", "gray_p")
+        yield self.data.batch_size > 1, "data.batch_size", "2 or more: the teacher's center is a mean over images"
 
 
 @dataclass(kw_only=True)
 class BEiTConfig(Bounded, section="method"):
     """Masked prediction of visual tokens (arXiv:2106.08254), with BEiT v2's additions (arXiv:2208.06366) as options."""
 
-    mask_ratio: Annotated[float, bounds.inside("(0, 1)")] = 0.383
+    mask_ratio: Annotated[float, checks.inside("(0, 1)")] = 0.383
     """Most patches hidden, as a fraction: 75 of 14 x 14, the authors' 40 %. Blocks that no longer fit leave fewer."""
     exact_mask: bool = False
     """Hide exactly as many as mask_ratio means, by single patches added or taken away (BEiT v2)."""
     smallest_block: PositiveInt | None = None
     """Least area of a block, in patches; null: 16 on a grid of 14 x 14, in proportion on others."""
-    block_aspect: Annotated[float, bounds.inside("(0, 1]")] = 0.3
+    block_aspect: Annotated[float, checks.inside("(0, 1]")] = 0.3
     """Blocks are this to its inverse as high as wide."""
     class_branch: bool = False
     """Predict the tokens from the last class token and the patches of an early block too (BEiT v2, section 2.3)."""
@@ -206,22 +190,18 @@ class TokenizedRun(RunConfig):
 class BEiTRun(TokenizedRun):
     """BEiT with the paper's defaults: ViT-B/16, lr 1.5e-3 for 2,048 images, weight decay .05, 800 epochs."""
 
-    method: BEiTConfig = field(default_factory=BEiTConfig)
-    encoder: EncoderConfig = field(
-        default_factory=partial(EncoderConfig, pos_embed="relative", init_values=0.1, drop_path=0.1, init="beit")
-    )
-    optim: OptimConfig = field(
-        default_factory=partial(OptimConfig, base_lr=1.875e-4, min_lr=1e-5, warmup_epochs=10, clip_grad=3.0)
-    )
-    readout: ReadoutConfig = field(default_factory=partial(ReadoutConfig, layer="best"))
+    method: BEiTConfig = fresh(BEiTConfig)
+    encoder: EncoderConfig = fresh(EncoderConfig, pos_embed="relative", init_values=0.1, drop_path=0.1, init="beit")
+    optim: OptimConfig = fresh(OptimConfig, base_lr=1.875e-4, min_lr=1e-5, warmup_epochs=10, clip_grad=3.0)
+    readout: ReadoutConfig = fresh(ReadoutConfig, layer="best")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         (h, w), depth, early = self.encoder.grid, self.encoder.shape[1], self.method.early_block
-        rule = f"high enough to hide one of the {h * w} patches"
-        self.require(int(h * w * self.method.mask_ratio) > 0, "method.mask_ratio", rule)
-        self.require(early is None or early < depth, "method.early_block", f"less than the encoder's {depth} blocks")
-        require_colors(self, "method.jitter")
+        hidden = int(h * w * self.method.mask_ratio)
+        yield hidden > 0, "method.mask_ratio", f"high enough to hide one of the {h * w} patches"
+        yield early is None or early < depth, "method.early_block", f"less than the encoder's {depth} blocks"
+        yield from color_rules(self, "jitter")
 
 
 METHODS = {

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf._utils import get_yaml_loader
 
-from ssl_vit.config.checks import ConfigError, nearest, one_of, shown
+from ssl_vit.config.checks import ConfigError, nearest, shown
 from ssl_vit.config.pretrain_schema import METHODS
 from ssl_vit.config.schema import RunConfig, TrainingRun
-from ssl_vit.config.tokenizer_schema import TOKENIZERS
+from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
 
 LEGAL_METHODS = f"one of {', '.join(METHODS)}, or package.module:Class"
 TOKENIZER, FINETUNE = "tokenizer", "finetune"
@@ -19,18 +20,37 @@ TOKENIZER, FINETUNE = "tokenizer", "finetune"
 OF_ONE_RUN = ("recipe", "run_dir", "resume")
 
 
+class _TextLoader(get_yaml_loader()):
+    """OmegaConf's loader, which refuses a key given twice; each scalar stays text, its setting says what it means.
+
+    OmegaConf.load would read `path: 007` as 7 and `path: yes` as true, interpolate `${x}` and refuse `${x`.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own)
+
+
 def family(section: str, name: str) -> str:
     """The folder of a training's recipes, and what its runs' names begin with: a method, TOKENIZER or FINETUNE."""
     return name if section == RunConfig.own_section else section
 
 
-def tokenizer_class(name: str, recipe: Path | None = None) -> type[TrainingRun]:
-    """The TokenizerRun of a tokenizer by name; recipe is where the name is from. Raises ConfigError."""
-    try:
-        one_of("tokenizer", name, TOKENIZERS)
-    except ValueError as error:
-        raise ConfigError(f"{error}: give it, or let {recipe} have tokenizer.name" if recipe else f"{error}") from None
-    return TOKENIZERS[name].config
+def trained(config_class: type, args: dict[str, str]) -> tuple[type, str, dict[str, str]]:
+    """(class, name, origin of the name) of what a command trains; takes that out of the args. Raises ConfigError."""
+    if issubclass(config_class, RunConfig):
+        if "method" not in args:
+            raise ConfigError(f"method= is missing: {LEGAL_METHODS}")
+        return method_class(args["method"]), args.pop("method"), {"method": "command line"}
+    if not issubclass(config_class, TokenizerRun):
+        return config_class, "", {}
+    origin, name, advice = "command line", args.pop(TOKENIZER, None), ""
+    if name is None:
+        path = recipe_path(TOKENIZER, args.get("recipe", config_class.recipe))
+        origin, name = "recipe", pop_name(read_yaml(path), TOKENIZER)
+        advice = f": give it, or let {path} have tokenizer.name"
+    if name not in TOKENIZERS:
+        legal = f"one of {', '.join(TOKENIZERS)}{nearest(name, TOKENIZERS)}{advice}"
+        raise ConfigError(f"tokenizer={name} must be {legal}")
+    return TOKENIZERS[name].config, name, {TOKENIZER: origin}
 
 
 def method_class(method: str) -> type[TrainingRun]:
@@ -48,10 +68,14 @@ def method_class(method: str) -> type[TrainingRun]:
         raise ConfigError(f"method={method}: {error} (is it installed, or on PYTHONPATH?)") from error
     if not hasattr(module, class_name):
         raise ConfigError(f"method={method}: {module_name} has no {class_name}{nearest(class_name, vars(module))}")
-    config_class = getattr(getattr(module, class_name), "Config", None)
-    if not (isinstance(config_class, type) and issubclass(config_class, RunConfig)):
+    found = getattr(getattr(module, class_name), "Config", None)
+    if not (isinstance(found, type) and issubclass(found, RunConfig)):
         raise ConfigError(f"method={method}: {class_name}.Config must be a subclass of ssl_vit.config.schema.RunConfig")
-    return config_class
+    try:
+        found()
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the defaults of {found.__module__}.{found.__name__} fail: {error}") from error
+    return found
 
 
 def load_class(home: str) -> Any:
@@ -63,18 +87,16 @@ def load_class(home: str) -> Any:
 def recipes(folder: str) -> dict[str, Path]:
     """Recipes that a method, TOKENIZER or FINETUNE brings along: name -> file."""
     package = Path(__file__).resolve().parents[1]
-    installed = package / "configs"
-    root = installed if installed.is_dir() else package.parent / "configs"
+    root = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     return {path.stem: path for path in sorted((root / folder).glob("*.yaml"))}
 
 
 def recipe_path(folder: str, recipe: str) -> Path:
     """File of a recipe, by name or as a path that ends in .yaml or .yml. Raises ConfigError."""
     if recipe.endswith((".yaml", ".yml")):
-        path = Path(recipe).expanduser()
-        if not path.is_file():
+        if not Path(recipe).expanduser().is_file():
             raise ConfigError(f"recipe={recipe} is not a file")
-        return path
+        return Path(recipe).expanduser()
     if folder not in (*METHODS, TOKENIZER, FINETUNE):
         raise ConfigError(f"recipe={recipe} must be a path for method={folder}, such as recipe=path/to.yaml")
     legal = recipes(folder)
@@ -98,10 +120,11 @@ def pop_name(tree: dict[str, Any], section: str) -> str:
 def recipe_tree(path: Path, section: str, name: str) -> dict[str, Any]:
     """What a recipe sets for a run whose own section is that. A run's config.yaml will do. Raises ConfigError."""
     tree = read_yaml(path)
-    given = {key: pop_name(tree, key) for key in (RunConfig.own_section, TOKENIZER, FINETUNE)}
-    for key, other in given.items():
+    for key in (RunConfig.own_section, TOKENIZER, FINETUNE):
+        other = pop_name(tree, key)
         if (other and (key, other) != (section, name)) or (key != section and isinstance(tree.get(key), Mapping)):
-            raise ConfigError(f"{path} is a recipe for {_training(key, other)}, not for {_training(section, name)}")
+            found, wanted = (f"{key}={other}".rstrip("="), f"{section}={name}".rstrip("="))
+            raise ConfigError(f"{path} is a recipe for {found}, not for {wanted}")
     of_a_run = tree.keys() >= set(OF_ONE_RUN)
     for key in OF_ONE_RUN:
         if key in tree and not of_a_run:
@@ -110,33 +133,15 @@ def recipe_tree(path: Path, section: str, name: str) -> dict[str, Any]:
     return tree
 
 
-def _training(section: str, name: str) -> str:
-    return f"{section}={name}" if name else section
-
-
-class _Loader(yaml.BaseLoader):
-    """Leaves each scalar the text that it is, whose meaning its setting decides, and refuses a key given twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"found duplicate key {key.value}", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, its scalars as text; raises ConfigError with the line of what cannot be read."""
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), _TextLoader) or {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     except yaml.YAMLError as error:
-        mark, lines = getattr(error, "problem_mark", None), str(error).splitlines()
-        raise ConfigError(
-            f"{path}{f', line {mark.line + 1}' if mark else ''}: {getattr(error, 'problem', lines[0])}"
-        ) from None
-    if not isinstance(tree or {}, dict):
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", str(error).splitlines()[0])
+        raise ConfigError(f"{path}{f', line {mark.line + 1}' if mark else ''}: {problem}") from None
+    if not isinstance(tree, dict):
         raise ConfigError(f"{path}: settings are written key: value, this is a {type(tree).__name__}")
-    return tree or {}
+    return tree

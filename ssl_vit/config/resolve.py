@@ -8,28 +8,16 @@ key as typed. Neither torch nor Lightning is imported: a typo is answered at onc
 import difflib
 import math
 import types
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 
-from ssl_vit.config.bounds import UNIONS, hints_of, kind
-from ssl_vit.config.checks import ConfigError, shown
-from ssl_vit.config.recipes import (
-    LEGAL_METHODS,
-    TOKENIZER,
-    family,
-    method_class,
-    pop_name,
-    read_yaml,
-    recipe_path,
-    recipe_tree,
-    tokenizer_class,
-)
-from ssl_vit.config.schema import RunConfig, TrainingRun
-from ssl_vit.config.tokenizer_schema import TokenizerRun
+from ssl_vit.config.checks import UNIONS, ConfigError, hints_of, kind, shown
+from ssl_vit.config.recipes import family, recipe_path, recipe_tree, trained
+from ssl_vit.config.schema import TrainingRun
 
 T = TypeVar("T")
 # What other toolkits call a setting, where its spelling alone would suggest another one.
@@ -47,15 +35,6 @@ class Resolved(Generic[T]):
     """Of the method as typed, or of the tokenizer; empty for commands that train neither."""
 
 
-class Layer(NamedTuple):
-    """Values of one origin by their dotted keys."""
-
-    name: str
-    where: str
-    """Begins the errors about them."""
-    values: dict[str, Any]
-
-
 class Setting(NamedTuple):
     """One leaf of a configuration."""
 
@@ -70,44 +49,33 @@ def resolve(
 ) -> Resolved[T]:
     """A command's configuration: defaults <- lower <- the recipe, of a training <- the arguments.
 
-    Args:
-        config_class: RunConfig stands for that of the method which `method=` names, TokenizerRun for that of the
-            tokenizer which `tokenizer=` or else the recipe names.
-        arguments: each key=value.
-        lower: nested settings below the recipe's, such as those of an encoder's data. origin: whose they are.
-
-    Raises:
-        ConfigError: an unknown key, a wrong value, no such method or recipe; in one line.
+    RunConfig stands for that of the method which `method=` names, TokenizerRun for that of the tokenizer which
+    `tokenizer=` or else the recipe names; lower are nested settings, such as those of an encoder's data, origin says
+    whose. Raises ConfigError, in one line, for an unknown key, a wrong value, no such method or recipe.
     """
     args = _once(_pairs(arguments))
-    found, name, named_by = _trained(config_class, args)
-    base: Any = _defaults(found)
+    found, name, origins = trained(config_class, args)
+    base: Any = found()
     settings = settings_of(base)
-    layers = [_layer("command line", "", args.items(), settings)]
-    if isinstance(base, TrainingRun):
-        section = base.own_section
+    layers = [("command line", "", _typed("", args.items(), settings))]  # (origin, what begins its errors, values)
+    if issubclass(found, TrainingRun):
+        section = found.own_section
         if f"{section}.name" in settings:
             raise ConfigError(f"{section}={name}: {found.__name__} cannot have {section}.name, where runs keep that")
-        path = recipe_path(family(section, name), args.get("recipe", base.recipe))
-        layers.append(_layer("recipe", f"{path}: ", _flat(recipe_tree(path, section, name), settings), settings))
-    layers.append(_layer(origin, f"{origin}: ", _flat(lower or {}, settings), settings))
-    config, origins = _merge(base, settings, layers[::-1])
-    return Resolved(config, origins | named_by, name)
-
-
-def _trained(config_class: type, args: dict[str, str]) -> tuple[type, str, dict[str, str]]:
-    """(class, name, where the name is from) of what a command trains; the name is taken out of the args."""
-    if issubclass(config_class, RunConfig):
-        if "method" not in args:
-            raise ConfigError(f"method= is missing: {LEGAL_METHODS}")
-        return method_class(args["method"]), args.pop("method"), {"method": "command line"}
-    if issubclass(config_class, TokenizerRun):
-        if "tokenizer" in args:
-            return tokenizer_class(args["tokenizer"]), args.pop("tokenizer"), {"tokenizer": "command line"}
-        path = recipe_path(TOKENIZER, args.get("recipe", config_class.recipe))
-        name = pop_name(read_yaml(path), TOKENIZER)
-        return tokenizer_class(name, path), name, {"tokenizer": "recipe"}
-    return config_class, "", {}
+        path = recipe_path(family(section, name), args.get("recipe", found.recipe))
+        pairs = _flat(recipe_tree(path, section, name), settings)
+        layers.append(("recipe", f"{path}: ", _typed(f"{path}: ", pairs, settings)))
+    layers.append((origin, f"{origin}: ", _typed(f"{origin}: ", _flat(lower or {}, settings), settings)))
+    values = {key: setting.default for key, setting in settings.items()}
+    origins |= dict.fromkeys(settings, "default")
+    for layer, _, given in reversed(layers):
+        values |= given
+        origins |= dict.fromkeys(given, layer)
+    try:
+        return Resolved(_build(base, values), origins, name)
+    except ValueError as error:
+        key = str(error).partition("=")[0]
+        raise ConfigError(f"{next((where for _, where, given in layers if key in given), '')}{error}") from None
 
 
 def to_yaml(config: TrainingRun, name: str = "") -> str:
@@ -120,8 +88,7 @@ def to_yaml(config: TrainingRun, name: str = "") -> str:
 
 def settings_of(config: Any, prefix: str = "") -> dict[str, Setting]:
     """Every setting of a configuration by its dotted key, in the order of the dataclasses."""
-    hints = hints_of(type(config))
-    settings = {}
+    hints, settings = hints_of(type(config)), {}
     for field in fields(config):
         key, default = prefix + field.name, getattr(config, field.name)
         if is_dataclass(default):
@@ -153,11 +120,10 @@ def convert(value: Any, hint: Any) -> Any:
             return origin(convert(item, members[0 if any_length else i]) for i, item in enumerate(items))
     elif hint is Any:
         return yaml.safe_load(value) if isinstance(value, str) else value
-    elif isinstance(value, dict | list | tuple):
-        if isinstance(value, origin or hint):
-            return value
-    else:
+    elif not isinstance(value, dict | list | tuple):
         return _scalar(value if isinstance(value, str) else shown(value), hint)
+    elif isinstance(value, origin or hint):
+        return value
     raise TypeError(f"{value!r} is not {kind(hint)}")
 
 
@@ -175,13 +141,6 @@ def _scalar(text: str, hint: Any) -> Any:
             raise ValueError(f"{text} is not finite")
         return number
     return int(text) if hint is int else text  # of a choice its bound knows whether it is one
-
-
-def _defaults(config_class: type[T]) -> T:
-    try:
-        return config_class()
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"the defaults of {config_class.__module__}.{config_class.__name__} fail: {error}") from error
 
 
 def _pairs(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -215,19 +174,19 @@ def _is_section(key: str, settings: Mapping[str, Setting]) -> bool:
     return any(name.startswith(f"{key}.") for name in settings)
 
 
-def _layer(name: str, where: str, pairs: Iterable[tuple[str, Any]], settings: Mapping[str, Setting]) -> Layer:
+def _typed(where: str, pairs: Iterable[tuple[str, Any]], settings: Mapping[str, Setting]) -> dict[str, Any]:
     """Values in the types of their settings; raises ConfigError for an unknown key or another type."""
     values = _once(pairs, where)
     for key, value in values.items():
         if key not in settings:
             raise ConfigError(f"{where}{key}={shown(value)} is not a setting; {_legal(key, settings)}")
-        hint, default = settings[key].hint, settings[key].default
+        hint, default, _ = settings[key]
         try:
             values[key] = convert(value, hint)
         except (TypeError, ValueError, LookupError, yaml.YAMLError):
             example = f", such as {shown(default)}" if isinstance(default, list | tuple) and default else ""
             raise ConfigError(f"{where}{key}={shown(value)} must be {kind(hint, bounds=False)}{example}") from None
-    return Layer(name, where, values)
+    return values
 
 
 def _legal(key: str, settings: Mapping[str, Setting]) -> str:
@@ -235,8 +194,8 @@ def _legal(key: str, settings: Mapping[str, Setting]) -> str:
     section = key
     while section and not _is_section(section, settings):
         section = section.rpartition(".")[0]
-    inside = [name[len(section) :].lstrip(".") for name in settings if not section or name.startswith(f"{section}.")]
-    names = dict.fromkeys(name.partition(".")[0] + (".*" if "." in name else "") for name in inside)
+    inside = [name.removeprefix(f"{section}.") for name in settings if not section or name.startswith(f"{section}.")]
+    names = dict.fromkeys(name.partition(".")[0] + ".*" * ("." in name) for name in inside)
     own, _, last = key.rpartition(".")
     last = NICKNAMES.get(last, last)
 
@@ -250,26 +209,6 @@ def _legal(key: str, settings: Mapping[str, Setting]) -> str:
     best = max(settings, key=likeness)
     hint = f" (did you mean {best}?)" if likeness(best) >= 0.6 else ""
     return f"{section or 'the settings'} {'has' if section else 'are'} {', '.join(names)}{hint}"
-
-
-def _merge(base: Any, settings: Mapping[str, Setting], layers: Sequence[Layer]) -> tuple[Any, dict[str, str]]:
-    """(config, origin of each value): the defaults in base under the layers, lowest first.
-
-    A value that its dataclass refuses is reported as the dataclass does, after the prefix of the layer it is from.
-    """
-    values, origin, prefix = (
-        {key: setting.default for key, setting in settings.items()},
-        dict.fromkeys(settings, "default"),
-        {},
-    )
-    for layer in layers:
-        values |= layer.values
-        origin |= dict.fromkeys(layer.values, layer.name)
-        prefix |= dict.fromkeys(layer.values, layer.where)
-    try:
-        return _build(base, values), origin
-    except ValueError as error:
-        raise ConfigError(f"{prefix.get(str(error).partition('=')[0], '')}{error}") from None
 
 
 def _build(base: Any, values: Mapping[str, Any], prefix: str = "") -> Any:

@@ -1,17 +1,14 @@
 """What every training shares: name, type, default, meaning and unit of each setting, on one page.
 
-A run is one RunConfig, written on the command line as `section.field=value`. Defaults are the papers'; each method has
-its own RunConfig, because the papers disagree (MAE: fixed sine-cosine positions, betas .9 .95; others otherwise).
-The string under a field is its documentation: `--help` prints it, after the type and its bounds. Values are checked on
-construction, so a dataclass that exists is legal.
+Defaults are the papers'; each method has its own RunConfig, because the papers disagree. The string under a field is
+what `--help` prints of it. Values are checked on construction, so a dataclass that exists is legal.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
-from ssl_vit.config import bounds
-from ssl_vit.config.bounds import Bounded, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from ssl_vit.config.checks import one_of, require
+from ssl_vit.config import checks
+from ssl_vit.config.checks import Bounded, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, fresh
 
 # name: (embed_dim, depth, num_heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
 SIZES = {
@@ -42,15 +39,14 @@ class PatchGrid(Bounded):
 
     patch_size: PositiveInt = 16
     """Side of a square patch, in pixels."""
-    image_size: bounds.ImageSize = 224
+    image_size: checks.ImageSize = 224
     """Training image in pixels: a side, or [height, width]; other sizes resample the positions."""
     channels: PositiveInt = 3
     """Channels of an image."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
         whole = all(side % self.patch_size == 0 for side in self.height_width)
-        self.require(whole, "image_size", f"a multiple of {self.key('patch_size')}={self.patch_size}")
+        yield whole, "image_size", f"a multiple of {self.key('patch_size')}={self.patch_size}"
 
     @property
     def height_width(self) -> tuple[int, int]:
@@ -80,31 +76,25 @@ class EncoderConfig(PatchGrid, section="encoder"):
     mlp_ratio: PositiveFloat = 4.0
     """Hidden channels of a block's MLP, per channel of a token."""
     pos_embed: Literal["learned", "sincos", "relative", "relative_per_block"] = "learned"
-    """learned, sincos (fixed 2-D sine-cosine), relative (BEiT's bias of the attention scores, shared by blocks), or
-    relative_per_block (one for each, as in BEiT's fine-tuning)."""
+    """learned, sincos (fixed), or BEiT's bias of the attention: relative (one for all blocks), relative_per_block."""
     num_registers: NonNegativeInt = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
     init_values: float | None = None
     """Initial gain of each residual branch (arXiv:2103.17239 eq. 2); null: no gain."""
-    drop_path: Annotated[float, bounds.inside("[0, 1)")] = 0.0
+    drop_path: Annotated[float, checks.inside("[0, 1)")] = 0.0
     """Stochastic-depth rate of the last block; earlier blocks ramp up linearly from 0."""
     init: Literal["trunc_normal", "xavier", "beit"] = "trunc_normal"
     """Initial weights: trunc_normal (std .02, DINO), xavier (MAE), or beit (std .0108, shrinking with depth)."""
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, about a third more time."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         embed_dim, _, num_heads = self.shape
-        require(
-            embed_dim % num_heads == 0,
-            "encoder.embed_dim",
-            embed_dim,
-            f"a multiple of {self.key('num_heads')}={num_heads}",
-        )
-        require(embed_dim % 4 == 0, "encoder.embed_dim", embed_dim, "a multiple of 4")
+        for rule, divisor in ((f"a multiple of encoder.num_heads={num_heads}", num_heads), ("a multiple of 4", 4)):
+            checks.require(embed_dim % divisor == 0, "encoder.embed_dim", embed_dim, rule)
         rule = f"0 with encoder.pos_embed={self.pos_embed}: a register has no place"
-        self.require(self.num_registers == 0 or not self.relative, "num_registers", rule)
+        yield self.num_registers == 0 or not self.relative, "num_registers", rule
 
     @property
     def relative(self) -> bool:
@@ -130,7 +120,7 @@ class OptimConfig(Bounded, section="optim"):
     """Epochs of linear warm-up from 0. A run that max_steps or max_minutes cuts short is warmed up in proportion."""
     weight_decay: NonNegativeFloat = 0.05
     """Decoupled weight decay; which parameters have it is the method's rule."""
-    betas: Annotated[tuple[float, float], bounds.each(bounds.inside("[0, 1)"), "two numbers")] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], checks.each(checks.inside("[0, 1)"), "two numbers")] = (0.9, 0.999)
     """Decay rates of Adam's first and second moment."""
     clip_grad: NonNegativeFloat = 0.0
     """Largest gradient norm, of all parameters together (DINO: of each parameter by itself); 0 does not clip."""
@@ -141,24 +131,23 @@ class DataConfig(Bounded, section="data"):
     """Where images come from and how they reach the device."""
 
     source: str = "folder"
-    """digits (embedded), folder, parquet, torchvision, hf (Hugging Face datasets), webdataset (tar shards), or
-    package.module:Class of your own."""
+    """digits (embedded), folder, parquet, torchvision, hf, webdataset (tar shards), or a package.module:Class."""
     path: str = ""
-    """Folder or file of the images; for torchvision CLASS:ROOT, such as CIFAR10:downloads; for hf a name or a saved
-    folder; for webdataset a folder of tar files, or their URLs with braces. digits needs none."""
+    """Folder or file; torchvision: CLASS:ROOT, such as CIFAR10:downloads; hf: a name or a saved folder; webdataset: a
+    folder of tar files, or their URLs with braces. digits needs none."""
     test_path: str = ""
     """Images to evaluate on; by default a `test`, `val` or `validation` split under path, else a held-out split."""
     batch_size: PositiveInt = 64
     """Images per process and step."""
-    workers: Annotated[int | Literal["auto"], bounds.either(["auto"], bounds.at_least(0))] = "auto"
+    workers: Annotated[int | Literal["auto"], checks.either(["auto"], checks.at_least(0))] = "auto"
     """Processes that read images; auto: 0 for small images in memory, else one less than this process's cores."""
-    mean: list[float] = field(default_factory=IMAGENET_MEAN.copy)
+    mean: list[float] = fresh(IMAGENET_MEAN.copy)
     """Mean of each channel, of pixels in [0, 1]; subtracted on the device."""
-    std: Annotated[list[float], bounds.each(bounds.POSITIVE)] = field(default_factory=IMAGENET_STD.copy)
+    std: Annotated[list[float], checks.each(checks.POSITIVE)] = fresh(IMAGENET_STD.copy)
     """Std of each channel, of pixels in [0, 1]; divided by on the device."""
-    eval_crop: Annotated[float, bounds.inside("(0, 1]")] = 0.875
+    eval_crop: Annotated[float, checks.inside("(0, 1]")] = 0.875
     """Evaluation resizes the short side to image_size / eval_crop and crops the middle; 224 / 256 = 0.875."""
-    white_16bit: Annotated[int, bounds.inside("[1, 65535]")] = 65535
+    white_16bit: Annotated[int, checks.inside("[1, 65535]")] = 65535
     """Value of a 16-bit image that becomes white; 4095 for 12-bit scans."""
     cache_gb: NonNegativeFloat = 2.0
     """Decoded images are kept in memory where all of them fit in this many GB; 0 never. Streams are not kept."""
@@ -169,20 +158,18 @@ class DataConfig(Bounded, section="data"):
     shuffle_buffer: PositiveInt = 1000
     """Encoded images of a stream that each worker holds, to take the next one from; 1: in the order of the shards."""
     on_error: Literal["replace", "skip", "raise"] = "replace"
-    """An image that cannot be read: replace (by the next one of its label, in a stream of its batch), skip (training
-    goes on with a smaller batch, evaluation replaces), or raise (the run stops)."""
+    """An unreadable image: replace (by the next of its label, or stream batch), skip (a smaller batch), or raise."""
     max_unreadable: Fraction = 0.01
     """The run stops where more than this fraction of all images, training and test, cannot be read; 1% means 0.01."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
         if ":" not in self.source:  # package.module:Class is a source from outside
-            one_of("data.source", self.source, SOURCES)
-        self.require(len(self.mean) == len(self.std), "std", f"as long as data.mean={self.mean}")
-        rule = f"false with data.source={self.source}: it is for hf"
-        self.require(not self.streaming or self.source == "hf", "streaming", rule)
+            checks.one_of("data.source", self.source, SOURCES)
+        yield len(self.mean) == len(self.std), "std", f"as long as data.mean={self.mean}"
+        legal = not self.streaming or self.source == "hf"
+        yield legal, "streaming", f"false with data.source={self.source}: it is for hf"
         rule = "null but for a stream: data.source=webdataset, or hf with data.streaming=true"
-        self.require(self.epoch_size is None or self.streams, "epoch_size", rule)
+        yield self.epoch_size is None or self.streams, "epoch_size", rule
 
     @property
     def streams(self) -> bool:
@@ -208,17 +195,15 @@ class TrainerConfig(Bounded, section="trainer"):
     checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; null: every ten minutes. The end always has one."""
     max_skipped_steps: PositiveInt = 10
-    """Steps in a row that may be skipped because loss or gradient is not finite; after them the run goes back to its
-    last checkpoint, and the second time stops."""
+    """Skipped steps in a row (loss or gradient not finite) after which the last checkpoint is resumed, once."""
     keep_checkpoints: PositiveInt = 2
     """How many checkpoints are kept, the newest: where one is damaged, the one before it is resumed."""
-    devices: Annotated[int | Literal["auto"], bounds.either(["auto"], bounds.POSITIVE_INT)] = "auto"
+    devices: Annotated[int | Literal["auto"], checks.either(["auto"], checks.POSITIVE_INT)] = "auto"
     """Number of GPUs or processes on a node; auto: what torchrun started, else every GPU, or one CPU process."""
     num_nodes: PositiveInt = 1
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
-    """auto (ddp for several processes), ddp (each has all weights, gradients are averaged), fsdp (each has a part of
-    the weights, teachers' too, and of the optimizer's state), or deepspeed (as Lightning sets it up)."""
+    """auto (ddp for several processes), ddp (all weights in each), fsdp (weights, optimizer sharded), or deepspeed."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "auto"
     """Lightning precision; auto: bf16-mixed where the GPU or the CPU (AMX) multiplies matrices in it, else 32-true."""
     accumulate: PositiveInt = 1
@@ -228,12 +213,11 @@ class TrainerConfig(Bounded, section="trainer"):
     log_every_steps: PositiveInt = 10
     """Optimizer steps between logged values."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
         if self.strategy == "fsdp":
             rule = "auto, 32-true, bf16-mixed or bf16-true with trainer.strategy=fsdp"
-            self.require(self.precision not in ("16-mixed", "64-true"), "precision", rule)
-            self.require(not self.compile, "compile", "false with trainer.strategy=fsdp")
+            yield self.precision not in ("16-mixed", "64-true"), "precision", rule
+            yield not self.compile, "compile", "false with trainer.strategy=fsdp"
 
 
 @dataclass(kw_only=True)
@@ -256,17 +240,16 @@ class ReadoutConfig(Bounded, section="readout"):
 
     pool: Pool = "mean"
     """cls (class token), mean (of patches), both (side by side)."""
-    layer: bounds.Layer = "last"
+    layer: checks.BlockNumber = "last"
     """Block that is read: last, its number from 1, or best (chosen on held-out training images by the evaluation)."""
     blocks: PositiveInt = 1
     """Blocks up to that one whose features are put side by side."""
     protocol: LinearProtocol = "grid"
     """Linear probe where the command names none: grid, or logreg for small sets; docs/evaluation.md has them all."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        rule = "1 with readout.layer=best, which tries single blocks"
-        self.require(self.blocks == 1 or self.layer != "best", "blocks", rule)
+    def rules(self) -> checks.Rules:
+        legal = self.blocks == 1 or self.layer != "best"
+        yield legal, "blocks", "1 with readout.layer=best, which tries single blocks"
 
 
 @dataclass(kw_only=True)
@@ -275,7 +258,6 @@ class TrainingRun(Bounded):
 
     own_section: ClassVar[str] = "method"
     """Section of the settings that only what is trained has; its `name` in a run's config.yaml says what that is."""
-
     recipe: str = "digits"
     """Name of a recipe that the project brings along, or the path of a YAML file."""
     run_dir: str = ""
@@ -284,19 +266,15 @@ class TrainingRun(Bounded):
     """All random numbers are a function of it."""
     resume: str = ""
     """Continue a run: auto (the newest of this method and recipe, or the one in run_dir), a run or a checkpoint."""
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    optim: OptimConfig = fresh(OptimConfig)
+    data: DataConfig = fresh(DataConfig)
+    trainer: TrainerConfig = fresh(TrainerConfig)
+    monitor: MonitorConfig = fresh(MonitorConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        legal = self.monitor.every_epochs == 0 or bool(self.data.test_path) or not self.data.remote
         rule = "0 where data.path is a remote stream: there is nothing to look at, or give data.test_path"
-        self.require(
-            self.monitor.every_epochs == 0 or bool(self.data.test_path) or not self.data.remote,
-            "monitor.every_epochs",
-            rule,
-        )
+        yield legal, "monitor.every_epochs", rule
 
     @property
     def own_config(self) -> Any:
@@ -305,8 +283,8 @@ class TrainingRun(Bounded):
 
     @property
     def patches(self) -> PatchGrid:
-        """The training image and its patches."""
-        raise NotImplementedError
+        """The training image and its patches; a fine-tuning's are its encoder's."""
+        return self.own_config
 
 
 @dataclass(kw_only=True)
@@ -316,15 +294,15 @@ class RunConfig(TrainingRun):
     init_from: str = ""
     """Start from an encoder's weights: anything load_encoder reads."""
     method: Any = None
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    encoder: EncoderConfig = fresh(EncoderConfig)
+    readout: ReadoutConfig = fresh(ReadoutConfig)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> checks.Rules:
+        yield from super().rules()
         if self.resume and self.init_from:
             raise ValueError("resume= continues a run, init_from= starts a new one from its weights: give one of them")
         rule = f"one number a channel (encoder.channels={self.encoder.channels}); data.std likewise"
-        self.require(len(self.data.mean) == self.encoder.channels, "data.mean", rule)
+        yield len(self.data.mean) == self.encoder.channels, "data.mean", rule
 
     @property
     def patches(self) -> PatchGrid:

@@ -1,11 +1,10 @@
 """Settings of the tokenizers: what turns the patches of an image into tokens, for BEiT; schema.py has all the rest."""
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-from ssl_vit.config import bounds
-from ssl_vit.config.bounds import CropScale, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
+from ssl_vit.config import checks
+from ssl_vit.config.checks import CropScale, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Rules, fresh
 from ssl_vit.config.schema import DataConfig, Kind, OptimConfig, PatchGrid, TrainerConfig, TrainingRun
 
 
@@ -13,7 +12,7 @@ from ssl_vit.config.schema import DataConfig, Kind, OptimConfig, PatchGrid, Trai
 class TokenizerConfig(PatchGrid, section="tokenizer"):
     """What every tokenizer has: one token for each patch of an image."""
 
-    vocab_size: Annotated[int, bounds.at_least(2)] = 8192
+    vocab_size: Annotated[int, checks.at_least(2)] = 8192
     """Tokens there are."""
     crop_scale: CropScale = (0.2, 1.0)
     """Area of the random crops it is trained on, as a fraction of the image."""
@@ -30,9 +29,9 @@ class KMeansConfig(TokenizerConfig):
     passes: PositiveInt = 20
     """Most passes of mini-batch k-means over them."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.patches >= self.vocab_size, "patches", f"tokenizer.vocab_size={self.vocab_size} or more")
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield self.patches >= self.vocab_size, "patches", f"tokenizer.vocab_size={self.vocab_size} or more"
 
 
 @dataclass(kw_only=True)
@@ -73,16 +72,16 @@ class VQKDConfig(TokenizerConfig):
     """Blocks of its decoder."""
     code_dim: PositiveInt = 32
     """Channels of a codebook vector."""
-    codebook_momentum: Annotated[float, bounds.inside("[0, 1)")] = 0.99
+    codebook_momentum: Annotated[float, checks.inside("[0, 1)")] = 0.99
     """Fraction of the old codebook in the new one, at each step."""
     commitment: NonNegativeFloat = 1.0
     """Weight of the distance between a patch's code and its codebook vector."""
-    revive_below: Annotated[float, bounds.inside("[0, 1)")] = 0.01
+    revive_below: Annotated[float, checks.inside("[0, 1)")] = 0.01
     """A codebook vector used less often than this fraction of an even use is put on a patch of the batch; 0: never."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(self.width % self.heads == 0, "width", f"a multiple of tokenizer.heads={self.heads}")
+    def rules(self) -> Rules:
+        yield from super().rules()
+        yield self.width % self.heads == 0, "width", f"a multiple of tokenizer.heads={self.heads}"
 
 
 @dataclass(kw_only=True)
@@ -90,56 +89,44 @@ class TokenizerRun(TrainingRun):
     """One tokenizer's training. It sees pixels in [0, 1]."""
 
     own_section: ClassVar[str] = "tokenizer"
+    tokenizer: Any = fresh(TokenizerConfig)
+    data: DataConfig = fresh(DataConfig, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
 
-    tokenizer: Any = field(default_factory=TokenizerConfig)
-    data: DataConfig = field(default_factory=partial(DataConfig, mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0]))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def rules(self) -> Rules:
+        yield from super().rules()
         channels = self.tokenizer.channels
         for name, value in (("mean", 0.0), ("std", 1.0)):
             rule = f"{[value] * channels}, one for each of tokenizer.channels={channels}: a tokenizer sees pixels"
-            self.require(getattr(self.data, name) == [value] * channels, f"data.{name}", rule)
+            yield getattr(self.data, name) == [value] * channels, f"data.{name}", rule
         rule = "given where data.path is a remote stream: a tokenizer is evaluated on images that can be read again"
-        self.require(not self.data.remote or bool(self.data.test_path), "data.test_path", rule)
-
-    @property
-    def patches(self) -> PatchGrid:
-        """The training image and its patches."""
-        return self.tokenizer
+        yield not self.data.remote or bool(self.data.test_path), "data.test_path", rule
 
 
 @dataclass(kw_only=True)
 class KMeansRun(TokenizerRun):
     """k-means over patches; its trainer.* and optim.* settings have no effect."""
 
-    tokenizer: KMeansConfig = field(default_factory=KMeansConfig)
+    tokenizer: KMeansConfig = fresh(KMeansConfig)
 
 
 @dataclass(kw_only=True)
 class DVAERun(TokenizerRun):
     """Discrete VAE: Adam's betas .9 .999, decay of the learning rate to a hundredth."""
 
-    tokenizer: DVAEConfig = field(default_factory=DVAEConfig)
-    optim: OptimConfig = field(
-        default_factory=partial(
-            OptimConfig, base_lr=5e-4, min_lr=5e-6, warmup_epochs=1, weight_decay=0.0, clip_grad=1.0
-        )
-    )
-    trainer: TrainerConfig = field(default_factory=partial(TrainerConfig, max_epochs=100))
+    tokenizer: DVAEConfig = fresh(DVAEConfig)
+    optim: OptimConfig = fresh(OptimConfig, base_lr=5e-4, min_lr=5e-6, warmup_epochs=1, weight_decay=0.0, clip_grad=1.0)
+    trainer: TrainerConfig = fresh(TrainerConfig, max_epochs=100)
 
 
 @dataclass(kw_only=True)
 class VQKDRun(TokenizerRun):
     """VQ-KD with the paper's defaults: betas .9 .99, weight decay 1e-4, lr 5e-5 per 128 images, 100 epochs."""
 
-    tokenizer: VQKDConfig = field(default_factory=VQKDConfig)
-    optim: OptimConfig = field(
-        default_factory=partial(
-            OptimConfig, base_lr=1e-4, min_lr=1e-5, warmup_epochs=10, weight_decay=1e-4, betas=(0.9, 0.99)
-        )
+    tokenizer: VQKDConfig = fresh(VQKDConfig)
+    optim: OptimConfig = fresh(
+        OptimConfig, base_lr=1e-4, min_lr=1e-5, warmup_epochs=10, weight_decay=1e-4, betas=(0.9, 0.99)
     )
-    trainer: TrainerConfig = field(default_factory=partial(TrainerConfig, max_epochs=100))
+    trainer: TrainerConfig = fresh(TrainerConfig, max_epochs=100)
 
 
 TOKENIZERS = {

@@ -1,10 +1,10 @@
 """Settings of the commands that train nothing and evaluate nothing: visualization, shards, benchmarks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ssl_vit.config import bounds
-from ssl_vit.config.bounds import Bounded, NonNegativeInt, PositiveFloat, PositiveInt
+from ssl_vit.config import checks
+from ssl_vit.config.checks import Bounded, NonNegativeInt, PositiveFloat, PositiveInt, fresh
 from ssl_vit.config.schema import DataConfig
 
 
@@ -18,7 +18,7 @@ class VisualizeConfig(Bounded):
     """A run, encoder.safetensors, a checkpoint; by default the newest run."""
     out: str = ""
     """Folder to write to; by default visualize/ beside the encoder."""
-    mass: Annotated[float, bounds.inside("(0, 1]")] = 0.6
+    mass: Annotated[float, checks.inside("(0, 1]")] = 0.6
     """Fraction of each head's attention that its mask holds."""
     size: NonNegativeInt = 0
     """Short side that images are scaled to, in pixels; 0: their own."""
@@ -30,7 +30,7 @@ class VisualizeConfig(Bounded):
 class ShardsConfig(Bounded):
     """Pack images of any source into tar shards for data.source=webdataset, with their labels, in a mixed order."""
 
-    data: DataConfig = field(default_factory=DataConfig)
+    data: DataConfig = fresh(DataConfig)
     out: str = ""
     """Folder to write to; it must be empty or new."""
     shard_mb: PositiveFloat = 256
@@ -44,9 +44,8 @@ class BenchmarkConfig(Bounded):
     """Time a part beside what the field uses for the same work, in turn in one process; medians."""
 
     suite: Literal["views", "step", "startup", "probe", "memory", "doctor"] = "step"
-    """views (crops, one core), step (of a method), startup (until commands answer), probe (grid and k-NN), memory (over
-    an epoch of 200,000 images), or doctor: where a run's time goes; with it give method=, recipe=, data.path= and all
-    else as to pretrain."""
+    """views (crops), step (of a method), startup (until commands answer), probe (grid, k-NN), memory (of an epoch), or
+    doctor: where a run's time goes; with it give method=, recipe=, data.path= and all else as to pretrain."""
     repeats: PositiveInt = 7
     """Turns of each baseline."""
     method: Literal["mae", "dino", "beit"] = "mae"

@@ -16,7 +16,7 @@ from ssl_vit.config import (
     tokenizer_schema,
     tool_schema,
 )
-from ssl_vit.config.bounds import Bounded, PositiveInt, interval
+from ssl_vit.config.checks import Bounded, PositiveInt, interval
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import FinetuneRun, PredictConfig
 from ssl_vit.config.help import COMMON, field_doc, help_page, help_text, overview, resolved_table

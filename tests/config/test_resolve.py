@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.config import recipes as recipes_of
-from ssl_vit.config import resolve as resolve_of
 from ssl_vit.config.evaluation_schema import KNNConfig
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.pretrain_schema import METHODS, DINOConfig, MAEConfig, MAERun
@@ -346,8 +345,7 @@ def test_a_recipe_may_have_empty_sections(recipe):
 )
 def test_an_unknown_method_or_recipe_is_answered_with_the_legal_ones(args, answer, monkeypatch):
     monkeypatch.setattr(recipes_of, "METHODS", {"mae": METHODS["mae"]})
-    for module in (resolve_of, recipes_of):
-        monkeypatch.setattr(module, "LEGAL_METHODS", "one of mae, or package.module:Class")
+    monkeypatch.setattr(recipes_of, "LEGAL_METHODS", "one of mae, or package.module:Class")
     paths = {name: Path(f"{name}.yaml") for name in ("digits", "steel")}
     monkeypatch.setattr(recipes_of, "recipes", lambda method: paths)
     assert message(resolve, RunConfig, args) == answer

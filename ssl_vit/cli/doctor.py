@@ -1,0 +1,13 @@
+"""See where a run's time goes: the benchmark command with suite=doctor."""
+
+from ssl_vit.config.resolve import Resolved
+from ssl_vit.config.schema import RunConfig as Config
+
+USAGE = "suite=doctor method=mae [recipe=digits] [key=value ...]"
+
+
+def run(resolved: Resolved[Config]) -> None:
+    """Examine the run that the settings mean."""
+    from ssl_vit.train import doctor
+
+    doctor.run(resolved.config, resolved.name)
