@@ -1,21 +1,16 @@
 """Training from shards read front to back: which images of them a worker reads in an epoch, and in which order.
 
-The shards of an epoch are in a shuffled order drawn from (seed, epoch), a circle that is entered at a place drawn
-likewise. Each process has a segment of it, and each of its worker streams a segment of that: so every image is read
-once, whatever the numbers of shards, processes and workers. Worker stream s of S makes the batches s, s + S, ... of its
-process and shuffles its segment with a buffer. So a batch is a function of (seed, epoch, its place in the epoch,
-world_size, workers); how an image is cropped is one of (seed, epoch, its number) alone. That is why this is not
-WebDataset's own pipeline: its shuffle buffer is a state that a resumed run cannot bring back.
-
-Letters: B images of a batch.
+The shards of an epoch are in a shuffled order drawn from (seed, epoch), a circle entered at a place drawn likewise.
+Each process has a segment of it, and each of its worker streams a segment of that: every image is read once. Worker
+stream s of S makes the batches s, s + S, ... of its process, its segment shuffled with a buffer. So a batch is a
+function of (seed, epoch, its place in the epoch, world_size, workers); WebDataset's own buffer cannot be resumed.
 """
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.corrupt import ReadErrors, Replacements
@@ -75,9 +70,9 @@ class Buffer:
 class Stream(Dataset):
     """One transform of each image of some shards, a whole batch at a time; what it has open serves the next batch.
 
-    batch_size: images of a batch. batches: of an epoch, for each process. worker_streams: segments that a process reads
-    at once, one for each worker. ranks: (rank, world_size). read_errors: the record of images that cannot be read,
-    which others of their batch replace, or none with data.on_error=skip; without it they raise UnreadableImageError.
+    batches: of an epoch, for each process. worker_streams: segments that a process reads at once, one for each worker.
+    ranks: (rank, world_size). read_errors: the record of images that cannot be read, which others of their batch
+    replace, or none with data.on_error=skip; without it they raise UnreadableImageError.
 
     Raises:
         ValueError: nobody has counted the images of the shards, and there are more worker streams than shards.
@@ -196,15 +191,3 @@ class Stream(Dataset):
             taken = min(int(ends[turn]) - at, count)
             yield int(order[turn]), begin, begin + taken
             at, count = (at + taken) % total, count - taken
-
-
-class StreamSampler(DistributedSampler):
-    """(epoch, place) of each image of a process's epoch; Lightning sets the epoch, and leaves the sampler alone."""
-
-    def __init__(self, places: int, seed: int, rank: int, world_size: int) -> None:
-        super().__init__(range(places), num_replicas=world_size, rank=rank, seed=seed)  # pyright: ignore
-        self.num_samples, self.skip = places, 0
-
-    def __iter__(self) -> Iterator[Any]:
-        epoch, skip, self.skip = self.epoch, self.skip, 0
-        return ((epoch, place) for place in range(skip, self.num_samples))
