@@ -210,11 +210,9 @@ class ImageDataModule(pl.LightningDataModule):
         """Training images shard by shard."""
         own = max(1, self._stream_length(shards) // ranks[1])
         batch_size = self.data.batch_size if self._fills_a_batch(own) else own
-        workers = self.workers(None)
-        how: dict[str, Any] = {"batch_size": batch_size, "batches": own // batch_size, "ranks": ranks}
-        read_errors = None if self.data.on_error == "raise" else self.read_errors
-        how |= {"worker_streams": max(1, workers), "read_errors": read_errors}
-        stream = Stream(shards, transform, self.data, self.channels, self.seed, **how)
+        workers, read_errors = self.workers(None), None if self.data.on_error == "raise" else self.read_errors
+        how = batch_size, own // batch_size, max(1, workers), ranks, read_errors
+        stream = Stream(shards, transform, self.data, self.channels, self.seed, *how)
         sampler = EpochSampler(np.arange(len(stream)), self.seed, shuffle=False)
         return TrainLoader(stream, batch_size=batch_size, sampler=sampler, **loader_options(workers))
 

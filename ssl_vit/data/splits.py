@@ -8,14 +8,11 @@ from ssl_vit.data.sources.folder import TEST_NAMES
 
 
 class FileSource(Source):
-    """The images of files that hold many each. A kind defines, besides a Source's, what is declared here."""
+    """The images of files that hold many each. A kind is made of (data, channels, files), and defines what follows."""
 
     kind: str
     """What one of the files is, in a message."""
     ending: str
-
-    def __init__(self, data: DataConfig, channels: int, files: list[Path]) -> None:
-        raise NotImplementedError
 
     @classmethod
     def labeled(cls, files: list[Path]) -> bool:
@@ -25,7 +22,7 @@ class FileSource(Source):
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "FileSource | None":
         files = cls.find(data, split)
-        return cls(data, channels, files) if files else None
+        return cls(data, channels, files) if files else None  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @classmethod
     def find(cls, data: DataConfig, split: Split) -> list[Path] | None:
@@ -64,8 +61,8 @@ class FileSource(Source):
         """
         root = Path(path)
         if not path or not root.exists():
-            missing = f"{path} does not exist" if path else " is empty"
-            raise ValueError(f"{key}={missing}: give a {cls.kind}, or a folder of them")
+            missing = "does not exist" if path else "is empty"
+            raise ValueError(f"{key}={path} {missing}: give a {cls.kind}, or a folder of them")
         if root.is_file():
             return {"": [root]}
         groups: dict[str, list[Path]] = {}

@@ -7,6 +7,7 @@ function of (seed, epoch, its place in the epoch, world_size, workers); WebDatas
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -67,6 +68,7 @@ class Buffer:
                 yield number
 
 
+@dataclass(eq=False)
 class Stream(Dataset):
     """One transform of each image of some shards, a whole batch at a time; what it has open serves the next batch.
 
@@ -78,29 +80,25 @@ class Stream(Dataset):
         ValueError: nobody has counted the images of the shards, and there are more worker streams than shards.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        transform: Transform,
-        data: DataConfig,
-        channels: int,
-        seed: int,
-        *,
-        batch_size: int,
-        batches: int,
-        worker_streams: int,
-        ranks: tuple[int, int] = (0, 1),
-        read_errors: ReadErrors | None = None,
-    ) -> None:
-        self.shards, self.transform, self.data, self.channels, self.seed = shards, transform, data, channels, seed
-        self.batch_size, self.batches, self.worker_streams = batch_size, batches, worker_streams
-        self.ranks, self.read_errors = ranks, read_errors
+    shards: Shards
+    transform: Transform
+    data: DataConfig
+    channels: int
+    seed: int
+    batch_size: int
+    batches: int
+    worker_streams: int
+    ranks: tuple[int, int]
+    read_errors: ReadErrors | None
+
+    def __post_init__(self) -> None:
+        counts, shards, world_size = self.shards.counts, len(self.shards.names), self.ranks[1]
         self._open: tuple[tuple[int, int], Iterator[tuple[int, Sample]]] | None = None
-        self._firsts = None if shards.counts is None else np.cumsum(shards.counts) - shards.counts
-        if shards.counts is None and worker_streams * ranks[1] > len(shards.names):
+        self._firsts = None if counts is None else np.cumsum(counts) - counts
+        if counts is None and self.worker_streams * world_size > shards:
             raise ValueError(
-                f"data.path={data.path} is {len(shards.names)} shards of unknown length for {ranks[1]} x "
-                f"{worker_streams} processes and workers: set a smaller data.workers, or make more shards"
+                f"data.path={self.data.path} is {shards} shards of unknown length for {world_size} x "
+                f"{self.worker_streams} processes and workers: set a smaller data.workers, or make more shards"
             )
 
     def __len__(self) -> int:
@@ -117,9 +115,9 @@ class Stream(Dataset):
         numbers, samples = zip(*(next(reader) for _ in keys), strict=True)
         self._open = (epoch, batch + self.worker_streams), reader
         source, places, replacements = Samples(self.data, self.channels, list(samples)), np.arange(len(keys)), None
-        if self.read_errors is not None:
-            one_label = np.zeros_like(places)  # any image of the batch replaces any other
-            replacements = Replacements(source, one_label, places, self.read_errors, self.data.on_error == "skip")
+        if self.read_errors is not None:  # of one label: any image of the batch replaces any other
+            skips = self.data.on_error == "skip"
+            replacements = Replacements(source, np.zeros_like(places), places, self.read_errors, skips)
         dataset = AugmentedDataset(source, self.transform, self.seed, source.labels, replacements, np.array(numbers))
         made = dataset.__getitems__([(epoch, place) for place in places.tolist()])
         if replacements is not None and replacements.unreadable and len(made.get("label", ())) == len(keys):

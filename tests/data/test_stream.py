@@ -40,9 +40,9 @@ class Memory(Shards):
 
 
 def stream(shards, batches: int, worker_streams: int = 1, ranks=(0, 1), buffer: int = 5, seed: int = 0, **options):
-    how = {"worker_streams": worker_streams, "ranks": ranks, "read_errors": options.pop("read_errors", None)}
+    read_errors = options.pop("read_errors", None)
     data = DataConfig(source="webdataset", path="x", shuffle_buffer=buffer, **options)
-    return Stream(shards, CROP, data, 3, seed, batch_size=3, batches=batches, **how)
+    return Stream(shards, CROP, data, 3, seed, 3, batches, worker_streams, ranks, read_errors)
 
 
 def batches(reader: Stream, epoch: int = 0, first: int = 0) -> list[dict]:

@@ -91,23 +91,19 @@ class Source:
                 return function(image)
         except MemoryError:
             raise
-        except UnidentifiedImageError as error:
-            line = f"{self.name(index)} is no image that can be read: delete or replace it"
-            raise UnreadableImageError(line, "no known image format") from error
         except Exception as error:  # damaged files raise anything: OSError, SyntaxError, struct.error, ValueError
-            reason = one_line(error)
-            line = f"{self.name(index)} cannot be used: {reason}: delete or replace it"
-            raise UnreadableImageError(line, reason) from error
+            unknown, reason = isinstance(error, UnidentifiedImageError), one_line(error)
+            wrong = "is no image that can be read" if unknown else f"cannot be used: {reason}"
+            line = f"{self.name(index)} {wrong}: delete or replace it"
+            raise UnreadableImageError(line, "no known image format" if unknown else reason) from error
 
 
 class Sample(NamedTuple):
-    """An image of a stream, not yet decoded."""
+    """An image of a stream, not yet decoded; label -1: none; name: what a person finds it by."""
 
     encoded: bytes
     label: int
-    """-1: none."""
     name: str
-    """What a person finds it by."""
 
 
 class Shards:

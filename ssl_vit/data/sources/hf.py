@@ -28,7 +28,6 @@ from ssl_vit.data.sources.base import (
 )
 from ssl_vit.data.sources.folder import TEST_NAMES
 
-_SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder that save_to_disk wrote
 _ROWS = 16  # of a stream, read at once
 
 
@@ -54,29 +53,23 @@ class HFDataset(Source):
         several the first one with labels.
         """
         if split == "train":
-            rows = _loaded("data.path", data.path)
-            return cls(data, channels, data.path, _train_split(data, rows | {"train": rows.get("train", rows.get(""))}))
+            return cls(data, channels, data.path, _train_split(data))
         if data.remote and not data.test_path:
             return None
         key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
         rows = _loaded(key, path)
-        found = [cls(data, channels, path, rows[name]) for name in TEST_NAMES if name in rows]
-        if data.test_path and not found:
-            return cls(data, channels, path, next(iter(rows.values())))
-        return next(iter(sorted(found, key=lambda source: not source.classes)), None)
+        names = [name for name in TEST_NAMES if name in rows] or list(rows)[: bool(data.test_path)]
+        found = [cls(data, channels, path, rows[name]) for name in names]
+        return min(found, key=lambda source: not source.classes, default=None)
 
     @classmethod
     def count(cls, data: DataConfig) -> int | None:
         """Of a saved folder; others have to be loaded first."""
-        if data.streaming or not _is_saved(data.path):
-            return None
-        rows = _loaded("data.path", data.path)
-        return len(rows.get("train", rows.get("", ())))
+        return None if data.streaming or not _is_saved(data.path) else len(_train_split(data))
 
     @classmethod
     def open_shards(cls, data: DataConfig, images: Source | None) -> "StreamedRows":
-        rows = _loaded("data.path", data.path, streaming=True)
-        return StreamedRows(data.path, _train_split(data, rows))
+        return StreamedRows(data.path, _train_split(data, streaming=True))
 
     def open_image(self, index: int) -> Image.Image:
         return open_encoded(_bytes(self.rows[index][self.column]))
@@ -108,15 +101,17 @@ class StreamedRows(Shards):
             raise UnreadableImageError(line) from error
 
 
-def _train_split(data: DataConfig, rows: dict[str, Any]) -> Any:
-    if rows.get("train") is None:
-        raise ValueError(f"data.path={data.path} has no split train, only {', '.join(n for n in rows if n != 'train')}")
-    return rows["train"]
+def _train_split(data: DataConfig, streaming: bool = False) -> Any:
+    splits = _loaded("data.path", data.path, streaming)
+    rows = splits.get("train", splits.get(""))
+    if rows is None:
+        raise ValueError(f"data.path={data.path} has no split train, only {', '.join(splits)}")
+    return rows
 
 
 def _is_saved(path: str) -> bool:
     """Whether save_to_disk wrote this folder."""
-    return any((Path(path) / name).exists() for name in _SAVED)
+    return any((Path(path) / name).exists() for name in ("dataset_dict.json", "state.json"))
 
 
 def image_column(path: str, features: Any) -> str:

@@ -1,7 +1,4 @@
-"""Encoded images in parquet files: a column `image`, and `label` where there are classes. Needs pyarrow.
-
-Letters: n images.
-"""
+"""Encoded images in parquet files: a column `image`, and `label` where there are classes. Needs pyarrow."""
 
 import io
 import json

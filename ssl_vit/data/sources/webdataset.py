@@ -1,12 +1,9 @@
 """Tar shards: where they lie, how many images each holds, and their images one after the other, or by number.
 
 A sample is the files of one name up to its first dot: an image, and where there are classes a `cls` (an integer as
-text) or a `json` with a `label`. Nothing else in a shard is read, so nothing is unpickled. `index.json`, which
-tools/make_shards.py writes beside the shards, says how many images each holds and what the classes are called;
-`members.npy` where in its shard each image lies. Without them the headers of a shard are read, if it is a local file.
-Reading by number, which evaluation and resuming need, is our own: WebDataset reads from the front only.
-
-Letters: n images, m images of a shard.
+text) or a `json` with a `label`. Nothing else is read, so nothing is unpickled. `index.json`, which make_shards writes
+beside the shards, says how many images each holds and what the classes are called; `members.npy` where in its shard
+each image lies. Without them the headers of a local shard are read. Letters: n images, m images of a shard.
 """
 
 import json
@@ -69,13 +66,11 @@ class TarImages(FileSource):
     kind, ending = "tar shard", ".tar"
 
     def __init__(self, data: DataConfig, channels: int, files: list[Path]) -> None:
-        tables = _tables(files)
-        self.files, self.ends = files, np.cumsum([len(table) for table in tables])
-        self.members = np.concatenate(tables)
+        tables, index = _tables(files), _index(files[0].parent)
+        self.files, self.ends, self.members = files, np.cumsum([*map(len, tables)]), np.concatenate(tables)
         if not len(self.members):
             raise ValueError(f"data.path={data.path} holds no images: {len(files)} tar shards without one")
         labels = np.ascontiguousarray(self.members[:, 2])
-        index = _index(files[0].parent)
         super().__init__(data, channels, labels, class_names(list(index["classes"]) if index else [], labels))
 
     @classmethod
@@ -109,13 +104,8 @@ class TarImages(FileSource):
     @classmethod
     def open_shards(cls, data: DataConfig, images: Source | None) -> TarShards:
         if isinstance(images, cls):
-            return TarShards([str(file) for file in images.files], images.counts)
+            return TarShards([str(file) for file in images.files], np.diff(images.ends, prepend=0))
         return remote_shards(data)
-
-    @property
-    def counts(self) -> Int64[np.ndarray, " shards"]:
-        """Images of each shard."""
-        return np.diff(self.ends, prepend=0)
 
     def open_image(self, index: int) -> Image.Image:
         offset, size, _ = self.members[index].tolist()

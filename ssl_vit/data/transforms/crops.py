@@ -1,12 +1,12 @@
 """Geometry on one uint8 image, on the CPU workers. Randomness comes in as uniform numbers, never from a state.
 
 That is why these are not torchvision's classes, which draw from PyTorch's global generator; pixels are the same.
-
 Letters: B images, C channels, H W pixels of the image; h w pixels of the crop.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +20,8 @@ from torchvision.transforms.v2 import functional as F
 from ssl_vit.data.transforms.color import ColorAugmentation, normalize
 
 BICUBIC = InterpolationMode.BICUBIC
+TRIES = 10
+"""Boxes that RandomCrop tries, as torchvision; then the largest central box with a legal ratio."""
 
 
 @runtime_checkable
@@ -38,6 +40,7 @@ class Transform(Protocol):
     ) -> UInt8[Tensor, "C h w"] | list[Tensor]: ...
 
 
+@dataclass
 class RandomCrop:
     """A random box of the image, resized: torchvision's RandomResizedCrop followed by a random flip.
 
@@ -45,23 +48,17 @@ class RandomCrop:
     uniform in its logarithm. flip: mirror half of the crops left to right.
     """
 
-    TRIES = 10  # as torchvision; then the largest central box with a legal ratio
-
-    def __init__(
-        self,
-        size: tuple[int, int],
-        scale: tuple[float, float],
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: bool = True,
-    ) -> None:
-        self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
-        self.num_random = 2 * self.TRIES + 3
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    num_random = 2 * TRIES + 3
 
     def box(self, height: int, width: int, u: Float64[np.ndarray, " num_random"]) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the box, in pixels."""
         low, high = self.scale
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for area_u, ratio_u in u[: 2 * self.TRIES].reshape(-1, 2).tolist():
+        for area_u, ratio_u in u[: 2 * TRIES].reshape(-1, 2).tolist():
             area = height * width * (low + (high - low) * area_u)
             ratio = math.exp(log_low + (log_high - log_low) * ratio_u)
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
