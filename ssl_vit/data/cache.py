@@ -24,10 +24,7 @@ _T = TypeVar("_T")
 
 
 class Cached(Source):
-    """A source whose decoded images lie one after the other in one uint8 array.
-
-    unreadable: images that could not be read, and have no place there; reading one raises its UnreadableImageError.
-    """
+    """A source whose decoded images lie one after the other in one uint8 array; unreadable ones have no place there."""
 
     def __init__(self, source: Source, shapes: np.ndarray, unreadable: dict[int, UnreadableImageError]) -> None:
         self.source, self.shapes, self.unreadable = source, shapes, unreadable
@@ -66,8 +63,8 @@ def memory_gb(source: Source | None) -> float:
 def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
     """The source with every image decoded, or the source itself where they need more than budget_gb.
 
-    Sizes come from the files' headers, and reading them stops at the first image that does not fit.
-    Raises UnreadableImageError for an image that cannot be read, where stops; else it has no place in the array.
+    Sizes come from the files' headers, and reading them stops at the first image that does not fit. stops: raise
+    UnreadableImageError for an image that cannot be read.
     """
     shapes: list[tuple[int, int]] = []
     unreadable: dict[int, UnreadableImageError] = {}

@@ -131,8 +131,10 @@ class ImageDataModule(pl.LightningDataModule):
             labels = self._renumbered(test)
             if len(index := np.flatnonzero(labels >= lowest)):
                 self.split_note = "its own test split"
-                splits = EvalSplit(train, train.labels, kept), EvalSplit(test, labels, index)
-                self._eval_splits = dict(zip(("train", "test"), splits, strict=True))
+                self._eval_splits = {
+                    "train": EvalSplit(train, train.labels, kept),
+                    "test": EvalSplit(test, labels, index),
+                }
                 return
         held_out = kept
         self.split_note = "the first of the training images" if key == "data.path" else f"the first of {key}"
@@ -203,8 +205,8 @@ class ImageDataModule(pl.LightningDataModule):
         index = self._eval_split("train").index if self.labeled else np.arange(len(source))
         sampler = EpochSampler(index, self.seed, *ranks)
         dataset = self._dataset(EvalSplit(source, source.labels, index), transform, self.data.on_error == "skip")
-        options = loader_options(self.workers(source)) | {"drop_last": self._fills_a_batch(len(sampler))}
-        return TrainLoader(dataset, batch_size=self.data.batch_size, sampler=sampler, **options)
+        whole, options = self._fills_a_batch(len(sampler)), loader_options(self.workers(source))
+        return TrainLoader(dataset, self.data.batch_size, sampler=sampler, drop_last=whole, **options)
 
     def _stream_loader(self, shards: Shards, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
         """Training images shard by shard."""

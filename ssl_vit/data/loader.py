@@ -103,10 +103,8 @@ def batch_images(batch: Any) -> Any:
     images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
     for crop in images if isinstance(images, list | tuple) else [images]:
         if isinstance(crop, Tensor) and not crop.is_floating_point():
-            raise ValueError(
-                f"images arrive as {crop.dtype}; a method takes normalized floats [B, C, H, W]: "
-                "normalize them in your dataset, or use ssl_vit.ImageDataModule"
-            )
+            line = f"images arrive as {crop.dtype}; a method takes normalized floats [B, C, H, W]"
+            raise ValueError(f"{line}: normalize them in your dataset, or use ssl_vit.ImageDataModule")
     return images
 
 

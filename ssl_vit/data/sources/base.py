@@ -30,8 +30,7 @@ class UnreadableImageError(ValueError):
 class Source:
     """Images by number. A kind of source defines `open` and `count`, `open_image` and `name`.
 
-    It holds its file names or encoded bytes in one array each: a Python object per image would be copied into every
-    worker, page by page, as it is touched.
+    It holds file names or encoded bytes in one array: each worker would copy every Python object that it touches.
     """
 
     downloads = False
@@ -47,11 +46,7 @@ class Source:
 
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "Source | None":
-        """The training or the test images of data; None where there is no test split.
-
-        Raises:
-            ValueError: the key as typed, what is wrong with it, and what to do.
-        """
+        """The training or the test images of data; None where there is no test split. ValueError in one line."""
         raise NotImplementedError
 
     @classmethod

@@ -63,14 +63,14 @@ class Folder(Source):
             ValueError: no such folder, or no images in it.
         """
         listing = _training_files(data) if split == "train" else _test_files(data)
-        return cls(data, channels, listing) if listing else None
+        return listing and cls(data, channels, listing)
 
     @classmethod
     def count(cls, data: DataConfig) -> int:
         return len(_training_files(data))
 
     def open_image(self, index: int) -> Image.Image:
-        return open_encoded(self.listing.path(index))
+        return open_encoded(self.name(index))
 
     def name(self, index: int) -> str:
         return self.listing.path(index)
@@ -116,7 +116,7 @@ def scan(root: bytes, least_classes: int, without: Iterable[bytes] = ()) -> List
         labels, classes = order[np.array(tops, dtype=np.int64)], [os.fsdecode(folder) for folder in folders]
     stored = np.frombuffer(bytes(names), np.uint8), np.array(ends, dtype=np.int64)
     common = ", ".join(f"{number} {ending}" for ending, number in other.most_common(3))
-    return Listing(root, *stored, labels, classes, f"{other.total()} files seen" + (f" ({common})" if common else ""))
+    return Listing(root, *stored, labels, classes, f"{other.total()} files seen{f' ({common})' * bool(common)}")
 
 
 def files_at(key: str, path: str) -> Listing:

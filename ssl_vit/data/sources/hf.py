@@ -2,7 +2,7 @@
 
 data.path is a folder that `save_to_disk` wrote, or what `load_dataset` takes: a name on the hub, NAME:CONFIG where it
 has several, or a local folder of parquet files. Images are in the column `image`, or the only one of images, labels
-in `label`. The files' bytes go through our own decoder, as with any other source.
+in `label`. The files' bytes go through our own decoder.
 """
 
 import os
@@ -41,8 +41,7 @@ class HFDataset(Source):
         if not len(rows):
             raise ValueError(f"data.path={path} holds no images: it has no rows")
         self.rows, self.column, self.path = _undecoded(rows, column).select_columns([column]), column, path
-        labels = _labels(rows)
-        names = list(getattr(rows.features.get("label"), "names", None) or [])
+        labels, names = _labels(rows), list(getattr(rows.features.get("label"), "names", None) or [])
         super().__init__(data, channels, labels, class_names(names, labels))
 
     @classmethod
@@ -120,8 +119,8 @@ def image_column(path: str, features: Any) -> str:
         return "image"
     images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     if len(images) != 1:
-        known = ", ".join(features)
-        raise ValueError(f"data.path={path} has no column image, only {known}: rename the one with the images")
+        line = f"data.path={path} has no column image, only {', '.join(features)}"
+        raise ValueError(f"{line}: rename the one with the images")
     return images[0]
 
 
@@ -134,10 +133,10 @@ def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
         raise ValueError(f"{key}={path} is on this machine, and saved: read it with data.streaming=false")
     name, _, config = (path, "", "") if os.path.exists(path) else path.partition(":")
     try:
-        if _is_saved(path):
-            whole = datasets.load_from_disk(path)
-        else:
-            whole = datasets.load_dataset(name, config or None, streaming=streaming)
+        saved = _is_saved(path)
+        whole = (
+            datasets.load_from_disk(path) if saved else datasets.load_dataset(name, config or None, streaming=streaming)
+        )
     except Exception as error:  # no network, no such name, a damaged file: they have nothing in common
         raise ValueError(f"{key}={path} could not be loaded: {one_line(error)}") from error
     return dict(whole) if isinstance(whole, dict) else {"": whole}
@@ -151,7 +150,7 @@ def _undecoded(rows: Any, column: str) -> Any:
 
 def _bytes(value: Any) -> bytes:
     """Of an image: bytes, or {bytes, path} of Hugging Face, whose path may be a file of this machine."""
-    row = {"bytes": value} if isinstance(value, bytes) else value or {}
+    row: Any = {"bytes": value} if isinstance(value, bytes) else value or {}
     found, path = row.get("bytes"), row.get("path")
     if found is None and path and os.path.isfile(path):
         found = Path(path).read_bytes()

@@ -46,7 +46,7 @@ class TarShards(Shards):
 
         url = self.names[shard]
         try:
-            stream = gopen(url)
+            stream: Any = gopen(url)
             with tarfile.open(fileobj=stream, mode="r|*") as shard_file:
                 for position, (encoded, label) in enumerate(_samples(shard_file, url, located=False)):
                     yield Sample(encoded, label, f"{url} image {position}")
@@ -206,7 +206,7 @@ def _samples(shard: tarfile.TarFile, url: str, located: bool) -> Iterator[tuple[
             ending = member.name.rpartition("/")[2].partition(".")[2].lower()
             if member.isreg() and ending in _USED and not _META.match(member.name):
                 place = (member.offset_data, member.size) if located and ending in IMAGES else None
-                content: Any = shard.extractfile(member)
+                content: Any = place or shard.extractfile(member)
                 yield {"fname": member.name, "data": place or content.read(), "__url__": url}
 
     for sample in group_by_keys(used()):

@@ -20,9 +20,6 @@ from torch.nn.functional import pad, threshold
 
 Images = Float32[Tensor, "B C H W"]
 Factor = Float32[Tensor, " B"]
-Band = Float32[Tensor, "B block span"]
-Mix = Float32[Tensor, "B 3 3"]
-HueMix = Float32[Tensor, "B 3 4"]
 ORDERS = np.array(list(itertools.permutations(range(4))))
 """Every order of the jitter's operations; 0 brightness, 1 contrast, 2 saturation, 3 hue."""
 SMALL_BYTES = 2**16
@@ -135,8 +132,14 @@ class ColorAugmentation:
         for start in range(0, len(images), together):
             chunk = slice(start, start + together)
             floats = changed[chunk].copy_(images[chunk])
-            for operation, chosen, factors in steps:
-                _change(floats, operation, chosen[chunk], factors[chunk])
+            for operation, chosen, factors in steps:  # which images change is known on the host: no mask on a device
+                index = np.flatnonzero(chosen[chunk])
+                if len(index) == len(floats):
+                    operation(floats, factors[chunk])
+                elif len(index):
+                    places = _on(images.device, index)
+                    some = operation(floats.index_select(0, places), factors[chunk].index_select(0, places))
+                    floats.index_copy_(0, places, some)
             if affine:
                 floats.mul_(affine[0]).add_(affine[1])
         return changed
@@ -167,15 +170,12 @@ class ColorAugmentation:
     def _check(self, channels: int, height: int, width: int) -> None:
         colored = self.jitter_p > 0 and max(self.contrast, self.saturation, self.hue) > 0
         if channels not in (1, 3) and (colored or self.gray_p > 0):
-            raise ValueError(
-                f"method.jitter_p={self.jitter_p} and method.gray_p={self.gray_p} change colors, which "
-                f"encoder.channels={channels} does not have: set both to 0, or give images of 1 or 3 channels"
-            )
+            change = f"method.jitter_p={self.jitter_p} and method.gray_p={self.gray_p} change colors"
+            advice = "set both to 0, or give images of 1 or 3 channels"
+            raise ValueError(f"{change}, which encoder.channels={channels} does not have: {advice}")
         if self.blur_p > 0 and min(height, width) <= self.blur_radius:
-            raise ValueError(
-                f"crops of {height} x {width} pixels are too small for a blur of {self.blur_sigma[1]} pixels: "
-                f"set method.blur_p=0, or make them larger than {self.blur_radius} pixels a side"
-            )
+            small = f"crops of {height} x {width} pixels are too small for a blur of {self.blur_sigma[1]} pixels"
+            raise ValueError(f"{small}: set method.blur_p=0, or make them larger than {self.blur_radius} pixels a side")
 
 
 def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
@@ -193,19 +193,6 @@ def _on(device: torch.device, values: np.ndarray) -> Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
-def _change(
-    images: Images, operation: Callable[[Tensor, Tensor], Tensor], chosen: Bool[np.ndarray, " B"], factors: Tensor
-) -> None:
-    """One step. Which images it changes is known on the host: no mask indexes on a device."""
-    index = np.flatnonzero(chosen)
-    if len(index) == len(images):
-        operation(images, factors)
-    elif len(index):
-        places = _on(images.device, index)
-        changed = operation(images.index_select(0, places), factors.index_select(0, places))
-        images.index_copy_(0, places, changed)
-
-
 def adjust_brightness(images: Images, factor: Factor) -> Images:
     """Images times factor; 0 is black, 1 the image."""
     return images.mul_(factor.view(-1, 1, 1, 1)).clamp_(0, 255)
@@ -218,20 +205,20 @@ def adjust_contrast(images: Images, factor: Factor) -> Images:
     return images.mul_(factor.view(-1, 1, 1, 1)).add_(((1 - factor) * gray).view(-1, 1, 1, 1)).clamp_(0, 255)
 
 
-def saturation_mix(factor: Factor) -> Mix:
+def saturation_mix(factor: Factor) -> Float32[Tensor, "B 3 3"]:
     """Between the gray image (factor 0) and the image (1), or beyond; each channel (row) of red, green and blue."""
     luma = _LUMA.to(factor.device, non_blocking=True)
     return torch.lerp(luma.expand(3, 3), torch.eye(3, device=factor.device), factor[:, None, None])
 
 
-def mix(images: Images, matrix: Mix) -> Images:
+def mix(images: Images, matrix: Float32[Tensor, "B 3 3"]) -> Images:
     """Each channel as its image's matrix mixes it from red, green and blue, cut off at 0 and 255."""
     if images.shape[1] == 1:
         return images
     return torch.clamp(torch.bmm(matrix, images.flatten(2)).view(images.shape), 0, 255, out=images)
 
 
-def hue_mix(shift: Factor) -> HueMix:
+def hue_mix(shift: Factor) -> Float32[Tensor, "B 3 4"]:
     """What each channel becomes (row) of red, green, blue, and of the sum of brightest and darkest, in turn_hue.
 
     shift: around the color circle, in -0.5 .. 0.5 of it; value and saturation (HSV) stay.
@@ -253,7 +240,7 @@ def hue_mix(shift: Factor) -> HueMix:
     return torch.cat([matrix, (1 - rest.abs())[:, None, None].expand(-1, 3, 1)], dim=2)
 
 
-def turn_hue(images: Images, matrix: HueMix) -> Images:
+def turn_hue(images: Images, matrix: Float32[Tensor, "B 3 4"]) -> Images:
     """Each channel as hue_mix says."""
     if images.shape[1] == 1:
         return images
@@ -279,7 +266,7 @@ def solarize(images: Images) -> Images:
     return torch.minimum(images, 255 - images, out=images)
 
 
-def gaussian_band(sigma: Factor, radius: int) -> Band:
+def gaussian_band(sigma: Factor, radius: int) -> Float32[Tensor, "B block span"]:
     """A Gaussian blur of std sigma pixels, cut off at radius, as a matrix that makes BLOCK pixels from span = BLOCK +
     2 radius: row i holds the kernel from column i on.
 
@@ -294,7 +281,7 @@ def gaussian_band(sigma: Factor, radius: int) -> Band:
     return pad(kernel, (0, BLOCK)).repeat(1, BLOCK)[:, : BLOCK * span].view(-1, BLOCK, span)
 
 
-def convolve(images: Images, band: Band) -> Images:
+def convolve(images: Images, band: Float32[Tensor, "B block span"]) -> Images:
     """Blurred, edges reflected: rows, then columns, as products of overlapping windows with the image's band matrix.
 
     H and W must be above the radius. Faster than a grouped convolution with a kernel per image, on CPUs and GPUs.

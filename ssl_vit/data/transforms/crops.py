@@ -88,14 +88,11 @@ class MultiCrop:
     def __init__(self, crops: Sequence[tuple[RandomCrop, ColorAugmentation]]) -> None:
         self.crops = list(crops)
         counts = [crop.num_random for crop, _ in crops] + [color.num_random for _, color in crops]
-        ends = np.cumsum(counts).tolist()
-        columns = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
-        self._crop_columns, self._color_columns = columns[: len(self.crops)], columns[len(self.crops) :]
-        self.num_random = sum(counts)
+        self.num_random, self._ends = sum(counts), np.cumsum(counts)[:-1]  # where the columns of each end
 
     def __call__(self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"]) -> list[Tensor]:
         """The crops: uint8 [C, h, w], each of its own size; colors are those of the image."""
-        return [crop(image, u[columns]) for (crop, _), columns in zip(self.crops, self._crop_columns, strict=True)]
+        return [crop(image, numbers) for (crop, _), numbers in zip(self.crops, np.split(u, self._ends), strict=False)]
 
     def color(
         self,
@@ -103,17 +100,16 @@ class MultiCrop:
         u: Float64[np.ndarray, "B num_random"],
         normalized: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> list[Float32[Tensor, "B C _ _"]]:
-        """The crops with their colors changed, on the device where they are.
+        """The crops with their colors changed, on their device: in 0 .. 255, or normalized by mean and std.
 
-        In 0 .. 255, or normalized by mean and std, both of pixels in [0, 1].
         Crops of one size and one augmentation become one batch: fewer launches on a GPU.
         """
         alike: dict[tuple[torch.Size, ColorAugmentation], list[int]] = {}
         for place, (crop, (_, color)) in enumerate(zip(crops, self.crops, strict=True)):
             alike.setdefault((crop.shape, color), []).append(place)
-        changed = dict[int, Tensor]()
+        changed, numbers = dict[int, Tensor](), np.split(u, self._ends, axis=1)[len(crops) :]
         for (_, color), places in alike.items():
-            random_numbers = np.concatenate([u[:, self._color_columns[place]] for place in places])
+            random_numbers = np.concatenate([numbers[place] for place in places])
             batch = torch.cat([crops[place] for place in places]) if len(places) > 1 else crops[places[0]]
             changed |= zip(places, color(batch, random_numbers, normalized).chunk(len(places)), strict=True)
         return [changed[place] for place in range(len(crops))]
