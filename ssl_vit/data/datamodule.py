@@ -119,10 +119,7 @@ class ImageDataModule(pl.LightningDataModule):
                 self._eval_split("test")  # raises
 
     def _split(self, train: Source, test: Source | None, key: str = "data.path") -> None:
-        """Choose the images of each evaluation split, and note how the test split came about.
-
-        key: the setting that names the images of train.
-        """
+        """Choose the images of each evaluation split. key: the setting that names the images of train."""
         self.classes, self.has_labels = list(train.classes), bool((train.labels >= 0).any())
         self.foreign_classes = [name for name in test.classes if name not in self.classes] if test is not None else []
         lowest = 0 if self.has_labels else -1  # label of an image to evaluate on
@@ -131,10 +128,8 @@ class ImageDataModule(pl.LightningDataModule):
             labels = self._renumbered(test)
             if len(index := np.flatnonzero(labels >= lowest)):
                 self.split_note = "its own test split"
-                self._eval_splits = {
-                    "train": EvalSplit(train, train.labels, kept),
-                    "test": EvalSplit(test, labels, index),
-                }
+                own = EvalSplit(train, train.labels, kept), EvalSplit(test, labels, index)
+                self._eval_splits = {"train": own[0], "test": own[1]}
                 return
         held_out = kept
         self.split_note = "the first of the training images" if key == "data.path" else f"the first of {key}"

@@ -58,13 +58,11 @@ class Buffer:
             places = self._first + np.arange(start, min(start + _BLOCK, self.count))
             for u in uniforms(*self._key, places, 1)[:, 0].tolist():
                 place = int(u * len(self.held))
-                number = self.held[place]
                 if entering < self.count:
-                    self.held[place] = entering
+                    self.held.append(entering)
                     entering += 1
-                else:
-                    self.held[place] = self.held[-1]
-                    self.held.pop()
+                number, self.held[place] = self.held[place], self.held[-1]
+                self.held.pop()
                 yield number
 
 
@@ -96,10 +94,9 @@ class Stream(Dataset):
         self._open: tuple[tuple[int, int], Iterator[tuple[int, Sample]]] | None = None
         self._firsts = None if counts is None else np.cumsum(counts) - counts
         if counts is None and self.worker_streams * world_size > shards:
-            raise ValueError(
-                f"data.path={self.data.path} is {shards} shards of unknown length for {world_size} x "
-                f"{self.worker_streams} processes and workers: set a smaller data.workers, or make more shards"
-            )
+            readers = f"{world_size} x {self.worker_streams} processes and workers"
+            line = f"data.path={self.data.path} is {shards} shards of unknown length for {readers}"
+            raise ValueError(f"{line}: set a smaller data.workers, or make more shards")
 
     def __len__(self) -> int:
         return self.batches * self.batch_size

@@ -133,10 +133,10 @@ def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
         raise ValueError(f"{key}={path} is on this machine, and saved: read it with data.streaming=false")
     name, _, config = (path, "", "") if os.path.exists(path) else path.partition(":")
     try:
-        saved = _is_saved(path)
-        whole = (
-            datasets.load_from_disk(path) if saved else datasets.load_dataset(name, config or None, streaming=streaming)
-        )
+        if _is_saved(path):
+            whole = datasets.load_from_disk(path)
+        else:
+            whole = datasets.load_dataset(name, config or None, streaming=streaming)
     except Exception as error:  # no network, no such name, a damaged file: they have nothing in common
         raise ValueError(f"{key}={path} could not be loaded: {one_line(error)}") from error
     return dict(whole) if isinstance(whole, dict) else {"": whole}
