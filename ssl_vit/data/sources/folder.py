@@ -63,7 +63,7 @@ class Folder(Source):
             ValueError: no such folder, or no images in it.
         """
         listing = _training_files(data) if split == "train" else _test_files(data)
-        return listing and cls(data, channels, listing)
+        return cls(data, channels, listing) if listing else None
 
     @classmethod
     def count(cls, data: DataConfig) -> int:

@@ -27,8 +27,8 @@ class Parquet(FileSource):
     kind, ending = "parquet file", ".parquet"
 
     def __init__(self, data: DataConfig, channels: int, files: list[Path]) -> None:
-        in_memory = sum(_image_bytes(file) for file in files) <= MEMORY_LIMIT
-        with io.BytesIO() if in_memory else tempfile.TemporaryFile() as store:
+        size = sum(_image_bytes(file) for file in files)
+        with io.BytesIO() if size <= MEMORY_LIMIT else tempfile.TemporaryFile() as store:
             sizes, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
             for batch in (batch for file in files for batch in _batches(file, ["image", "label"])):
                 values, lengths = _encoded(batch.column("image"))
@@ -37,6 +37,7 @@ class Parquet(FileSource):
                 labels.append(_labels(batch))
             lengths, labels = np.concatenate(sizes), np.concatenate(labels)
             store.flush()
+            in_memory = isinstance(store, io.BytesIO)
             self.values = np.frombuffer(store.getvalue(), np.uint8) if in_memory else np.memmap(store, np.uint8, "r")
         if not len(lengths):
             raise ValueError(f"data.path={data.path} holds no images: {len(files)} parquet files without a row")
