@@ -1,15 +1,16 @@
 """Decode once: images that fit in memory together are kept there, in one array that every forked worker sees.
 
 Our own, for no library keeps images of unequal sizes without a Python object, or a copy in every worker, for each.
-
-Letters: n images, H W pixels, C channels.
+Letters: H W pixels, C channels.
 """
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -23,10 +24,7 @@ _T = TypeVar("_T")
 
 
 class Cached(Source):
-    """A source whose decoded images lie one after the other in one uint8 array.
-
-    unreadable: images that could not be read, and have no place there; reading one raises its UnreadableImageError.
-    """
+    """A source whose decoded images lie one after the other in one uint8 array; unreadable ones have no place there."""
 
     def __init__(self, source: Source, shapes: np.ndarray, unreadable: dict[int, UnreadableImageError]) -> None:
         self.source, self.shapes, self.unreadable = source, shapes, unreadable
@@ -39,22 +37,17 @@ class Cached(Source):
         return self.source.name(index)
 
     def size(self, index: int) -> tuple[int, int]:
-        self._require_whole(index)
-        return int(self.shapes[index, 0]), int(self.shapes[index, 1])
+        height, width, _ = self.read(index).shape
+        return height, width
 
     def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
-        self._require_whole(index)
-        values = self.values[self.offsets[index] : self.offsets[index + 1]]
-        return values.reshape(*self.shapes[index], -1)
+        if known := self.unreadable.get(index):
+            raise UnreadableImageError(str(known), known.reason)
+        return self.values[self.offsets[index] : self.offsets[index + 1]].reshape(*self.shapes[index], -1)
 
     def fill(self, index: int) -> None:
         """Decode one image into its place. UnreadableImageError where it cannot be read."""
         self.read(index)[:] = self.source.read(index)
-
-    def _require_whole(self, index: int) -> None:
-        if index in self.unreadable:
-            known = self.unreadable[index]
-            raise UnreadableImageError(str(known), known.reason)
 
 
 def cores() -> int:
@@ -70,34 +63,30 @@ def memory_gb(source: Source | None) -> float:
 def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
     """The source with every image decoded, or the source itself where they need more than budget_gb.
 
-    Sizes come from the files' headers, and reading them stops at the first image that does not fit.
-    Raises UnreadableImageError for an image that cannot be read, where stops; else it has no place in the array.
+    Sizes come from the files' headers, and reading them stops at the first image that does not fit. stops: raise
+    UnreadableImageError for an image that cannot be read.
     """
     shapes: list[tuple[int, int]] = []
     unreadable: dict[int, UnreadableImageError] = {}
 
-    def guarded(work: Callable[[int], _T], otherwise: _T) -> Callable[[int], _T]:
-        def attempt(index: int) -> _T:
-            try:
-                return work(index) if index not in unreadable else otherwise
-            except UnreadableImageError as error:
-                if stops:
-                    raise
-                unreadable[index] = UnreadableImageError(str(error), error.reason)  # without the frames that saw it
-                return otherwise
-
-        return attempt
+    def attempt(work: Callable[[int], _T], index: int) -> _T | None:
+        try:
+            return work(index) if index not in unreadable else None
+        except UnreadableImageError as error:
+            if stops:
+                raise
+            unreadable[index] = UnreadableImageError(str(error), error.reason)  # without the frames that saw it
 
     budget = budget_gb * 1e9
     with ThreadPoolExecutor(cores()) as pool:
-        for height, width in _in_order(pool, guarded(source.size, (0, 0)), len(source)):
-            shapes.append((height, width))
-            budget -= height * width * source.channels
+        for size in _in_order(pool, partial(attempt, source.size), len(source)):
+            shapes.append(size or (0, 0))
+            budget -= math.prod(shapes[-1]) * source.channels
             if budget < 0:
                 return source
         whole = Cached(source, np.array(shapes, dtype=np.int64).reshape(-1, 2), unreadable)
         logged = time.monotonic()
-        for done, _ in enumerate(_in_order(pool, guarded(whole.fill, None), len(source)), start=1):
+        for done, _ in enumerate(_in_order(pool, partial(attempt, whole.fill), len(source)), start=1):
             if time.monotonic() - logged > 5:
                 logged = time.monotonic()
                 log.info("decoded %d of %d images into memory", done, len(source))

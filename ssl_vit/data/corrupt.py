@@ -1,16 +1,15 @@
 """Images that cannot be read: what replaces them, and the record of them.
 
 What a loader's worker finds travels with its batch to the main process, which counts it once and lists it in a file
-that all processes of a run share. Which image replaces another depends on that one and on which others can be read, on
-nothing else: so the number of workers and processes changes nothing, nor does a resumed run. No library does that.
-
-Letters: n images of a source, m of those that may replace others, H W pixels, C channels.
+that all processes of a run share. Which image replaces another depends on that one and on which others can be read
+alone: workers, processes and a resume change nothing. Letters: n images of a source, m that may replace others.
 """
 
 import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 
@@ -59,18 +58,23 @@ class ReadErrors:
         """Count images that were not known; list those that no process has listed, and log the first few."""
         named = {name.translate(_ONE_LINE): reason.translate(_ONE_LINE) for name, reason in read_errors}
         new = {name: reason for name, reason in named.items() if name not in self.found}
-        if new:
-            self._warn(self._append(new) if self.path is not None else new)
-            self.found |= new
+        for name, reason in (self._append(new) if new and self.path is not None else new).items():
+            self._named += 1
+            if self._named <= NAMED:
+                log.warning(f"{name} cannot be read: {reason}")
+            elif self._named == NAMED + 1:
+                where = f"; {self.path} lists them all" if self.path is not None else ""
+                log.warning(f"more images cannot be read, which are not named here{where}")
+        self.found |= new
 
     def check(self) -> None:
         """ValueError where more images cannot be read than max_unreadable allows."""
         if self.too_many(len(self.found)):
             name, reason = list(self.found.items())[-1]
             listed = f"; {self.path} lists them: repair them and delete that list" if self.path else ": repair them"
-            rule = f"more than data.max_unreadable={self.max_unreadable:g} of them, such as {name} ({reason})"
-            advice = f"{rule}{listed}, or raise data.max_unreadable="
-            raise ValueError(f"{len(self.found)} of {self.images} images cannot be read, {advice}")
+            rule = f"more than data.max_unreadable={self.max_unreadable:g} of them, such as {name} ({reason}){listed}"
+            line = f"{len(self.found)} of {self.images} images cannot be read, {rule}"
+            raise ValueError(f"{line}, or raise data.max_unreadable=")
 
     def count(self) -> int:
         """Images that cannot be read, as far as any process that shares the file has found."""
@@ -89,10 +93,8 @@ class ReadErrors:
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._end += len(whole)
-        others: dict[str, str] = {}
-        for line in os.fsdecode(whole).split("\n")[:-1]:
-            name, _, reason = line.partition("\t")
-            others[name] = reason
+        lines = (line.partition("\t") for line in os.fsdecode(whole).split("\n")[:-1])
+        others = {name: reason for name, _, reason in lines}
         self.found |= others
         return others
 
@@ -113,16 +115,8 @@ class ReadErrors:
             self._failed = True
         return read_errors
 
-    def _warn(self, read_errors: dict[str, str]) -> None:
-        for name, reason in read_errors.items():
-            self._named += 1
-            if self._named <= NAMED:
-                log.warning(f"{name} cannot be read: {reason}")
-            elif self._named == NAMED + 1:
-                where = f"; {self.path} lists them all" if self.path is not None else ""
-                log.warning(f"more images cannot be read, which are not named here{where}")
 
-
+@dataclass(eq=False)
 class Replacements:
     """What data.on_error does where an image of a source cannot be read.
 
@@ -131,17 +125,13 @@ class Replacements:
     batch has others.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        labels: Int64[np.ndarray, " n"],
-        members: Int64[np.ndarray, " m"],
-        read_errors: ReadErrors,
-        skips: bool = False,
-    ) -> None:
-        self.source, self.labels, self.members = source, labels, members
-        self.read_errors, self.skips = read_errors, skips
-        self.unreadable: set[int] = set()  # not tried again in the place of others, as long as this process lives
+    source: Source
+    labels: Int64[np.ndarray, " n"]
+    members: Int64[np.ndarray, " m"]
+    read_errors: ReadErrors
+    skips: bool = False
+    unreadable: set[int] = field(default_factory=set, init=False)
+    """Not tried again in the place of others, as long as this process lives."""
 
     def read(self, index: int, found: list[ReadError]) -> UInt8[np.ndarray, "H W C"] | None:
         """An image; None where it cannot be read, which is appended to found."""

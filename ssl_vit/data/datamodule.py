@@ -4,7 +4,6 @@ Letters: B images, C channels, H W pixels, n images of a source, m of those of a
 """
 
 import logging
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,11 @@ from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.corrupt import ReadErrors, Replacements
 from ssl_vit.data.dataset import AugmentedDataset, Batch
-from ssl_vit.data.loader import EpochSampler, Loader, ShuffledRankSampler, TrainLoader, loader_options
+from ssl_vit.data.loader import EpochSampler, Loader, TrainLoader, loader_options
 from ssl_vit.data.rng import permutation, stratified
 from ssl_vit.data.sources import open_shards, open_source, source_class
 from ssl_vit.data.sources.base import Shards, Source, Split
-from ssl_vit.data.stream import Stream, StreamSampler
+from ssl_vit.data.stream import Stream
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.data.transforms.crops import CenterCrop, Transform
 
@@ -103,11 +102,9 @@ class ImageDataModule(pl.LightningDataModule):
             train = cached(train, data.cache_gb, stops)
         if test is not None:
             test = cached(test, data.cache_gb - memory_gb(train), stops)
-        sources = [source for source in (train, test) if source is not None]
-        self.read_errors.images = sum(len(source) for source in sources)
-        if train is None and self._shards is not None:
-            self.read_errors.images += self._stream_length(self._shards)
-        for source in sources:
+        streamed = self._stream_length(self._shards) if train is None and self._shards is not None else 0
+        self.read_errors.images = streamed + sum(len(source) for source in (train, test) if source is not None)
+        for source in (train, test):
             if isinstance(source, Cached):
                 self.read_errors.note((source.name(i), error.reason) for i, error in sorted(source.unreadable.items()))
         self._train = train
@@ -115,31 +112,24 @@ class ImageDataModule(pl.LightningDataModule):
             self._split(train, test)
         elif test is not None:
             self._split(test, None, "data.test_path")
-        elif self.transform is None:
-            raise self._no_numbers()
         else:
             self.classes, self.has_labels, self.foreign_classes, self.split_note = [], False, [], "no evaluation"
             self._eval_splits = {}
+            if self.transform is None:
+                self._eval_split("test")  # raises
 
     def _split(self, train: Source, test: Source | None, key: str = "data.path") -> None:
-        """Choose the images of each evaluation split, and note how the test split came about.
-
-        key: the setting that names the images of train.
-        """
-        self.classes = list(train.classes)
-        self.has_labels = bool((train.labels >= 0).any())
+        """Choose the images of each evaluation split. key: the setting that names the images of train."""
+        self.classes, self.has_labels = list(train.classes), bool((train.labels >= 0).any())
         self.foreign_classes = [name for name in test.classes if name not in self.classes] if test is not None else []
-
-        def usable(labels: np.ndarray) -> np.ndarray:
-            return np.flatnonzero(labels >= 0) if self.has_labels else np.arange(len(labels))
-
-        kept = usable(train.labels)
+        lowest = 0 if self.has_labels else -1  # label of an image to evaluate on
+        kept = np.flatnonzero(train.labels >= lowest)
         if test is not None:
-            test_labels = self._renumbered(test)
-            if len(index := usable(test_labels)):
+            labels = self._renumbered(test)
+            if len(index := np.flatnonzero(labels >= lowest)):
                 self.split_note = "its own test split"
-                splits = EvalSplit(train, train.labels, kept), EvalSplit(test, test_labels, index)
-                self._eval_splits = dict(zip(("train", "test"), splits, strict=True))
+                own = EvalSplit(train, train.labels, kept), EvalSplit(test, labels, index)
+                self._eval_splits = {"train": own[0], "test": own[1]}
                 return
         held_out = kept
         self.split_note = "the first of the training images" if key == "data.path" else f"the first of {key}"
@@ -148,9 +138,8 @@ class ImageDataModule(pl.LightningDataModule):
             kept = np.setdiff1d(kept, held_out)
             self.split_note = f"held-out {100 * HELD_OUT:.0f} % of {key}, seed {self.seed}"
             self.split_note += "" if test is None else " (its test split has none of its classes)"
-        self._eval_splits = {
-            name: EvalSplit(train, train.labels, index) for name, index in (("train", kept), ("test", held_out))
-        }
+        parts = {"train": kept, "test": held_out}
+        self._eval_splits = {name: EvalSplit(train, train.labels, index) for name, index in parts.items()}
 
     def _renumbered(self, test: Source) -> Int64[np.ndarray, " n"]:
         """Labels of the test images in the numbering of the training images; classes that only they have come after.
@@ -159,7 +148,7 @@ class ImageDataModule(pl.LightningDataModule):
         """
         if not set(test.classes) & set(self.classes):
             return np.full(len(test), -1)
-        self.classes += [name for name in test.classes if name not in self.classes]
+        self.classes += self.foreign_classes
         numbers = np.array([*(self.classes.index(name) for name in test.classes), -1])
         return numbers[test.labels]  # -1 takes the last one, -1
 
@@ -172,12 +161,9 @@ class ImageDataModule(pl.LightningDataModule):
         """An evaluation split. ValueError where the images are a remote stream, and there are no others."""
         self.setup()
         if not self._eval_splits:
-            raise self._no_numbers()
+            line = f"data.path={self.data.path} is a remote stream, whose images cannot be read by number"
+            raise ValueError(f"{line}: give data.test_path, or bring them to this machine")
         return self._eval_splits[split]
-
-    def _no_numbers(self) -> ValueError:
-        line = f"data.path={self.data.path} is a remote stream, whose images cannot be read by number"
-        return ValueError(f"{line}: give data.test_path, or bring them to this machine")
 
     def workers(self, source: Source | None) -> int:
         """Processes that read this source, or a stream (None): data.workers, or what auto means for it."""
@@ -196,47 +182,35 @@ class ImageDataModule(pl.LightningDataModule):
         if self.transform is None:
             raise ValueError("transform=None is for evaluation alone; give ImageDataModule a transform to train with")
         self.setup()
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self._shards is not None and not self.labeled:
-            loader = self._stream_loader(self._shards, self.transform, rank, world_size)
+            loader = self._stream_loader(self._shards, self.transform, ranks)
         else:
-            loader = self._source_loader(self.transform, rank, world_size)
+            loader = self._source_loader(self._train, self.transform, ranks)
         if isinstance(self.trainer, pl.Trainer):
             # A run stopped inside a step has been handed a batch that it has not learned from.
             loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
         return loader
 
-    def _source_loader(self, transform: Transform, rank: int, world_size: int) -> TrainLoader:
+    def _source_loader(self, source: Source | None, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
         """Training images by number."""
-        source = self._train
         if source is None:
             rule = "images on this machine to train on labels: a remote stream cannot be held out from"
             raise ValueError(f"data.path={self.data.path} must be {rule}")
         index = self._eval_split("train").index if self.labeled else np.arange(len(source))
-        sampler = EpochSampler(index, self.seed, rank, world_size)
+        sampler = EpochSampler(index, self.seed, *ranks)
         dataset = self._dataset(EvalSplit(source, source.labels, index), transform, self.data.on_error == "skip")
-        options: dict[str, Any] = {"drop_last": self._fills_a_batch(len(sampler))}
-        options |= loader_options(self.workers(source))
-        return TrainLoader(dataset, batch_size=self.data.batch_size, sampler=sampler, **options)
+        whole, options = self._fills_a_batch(len(sampler)), loader_options(self.workers(source))
+        return TrainLoader(dataset, self.data.batch_size, sampler=sampler, drop_last=whole, **options)
 
-    def _stream_loader(self, shards: Shards, transform: Transform, rank: int, world_size: int) -> TrainLoader:
+    def _stream_loader(self, shards: Shards, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
         """Training images shard by shard."""
-        own = max(1, self._stream_length(shards) // world_size)
+        own = max(1, self._stream_length(shards) // ranks[1])
         batch_size = self.data.batch_size if self._fills_a_batch(own) else own
-        workers = self.workers(None)
-        stream = Stream(
-            shards,
-            transform,
-            self.data,
-            self.channels,
-            self.seed,
-            batch_size=batch_size,
-            batches=own // batch_size,
-            worker_streams=max(1, workers),
-            ranks=(rank, world_size),
-            read_errors=None if self.data.on_error == "raise" else self.read_errors,
-        )
-        sampler = StreamSampler(len(stream), self.seed, rank, world_size)
+        workers, read_errors = self.workers(None), None if self.data.on_error == "raise" else self.read_errors
+        how = batch_size, own // batch_size, max(1, workers), ranks, read_errors
+        stream = Stream(shards, transform, self.data, self.channels, self.seed, *how)
+        sampler = EpochSampler(np.arange(len(stream)), self.seed, shuffle=False)
         return TrainLoader(stream, batch_size=batch_size, sampler=sampler, **loader_options(workers))
 
     def _stream_length(self, shards: Shards) -> int:
@@ -262,33 +236,23 @@ class ImageDataModule(pl.LightningDataModule):
         default. Without labels and test split, test images are the first training images. ranks: (rank, world_size),
         every world_size-th image from rank on; the first ones come again where they do not divide.
         """
-        index, (rank, world_size) = self.eval_index(split, limit, seed), ranks
-        index = np.resize(index, -(-len(index) // world_size) * world_size)[rank::world_size]
-        transform = CenterCrop(self.image_size, self.data.eval_crop)
-        return self._loader(split, transform, self.data.batch_size, [(0, i) for i in index.tolist()])
+        index = self.eval_index(split, limit, seed)
+        sampler = EpochSampler(index, self.seed, *ranks, drop_last=False, shuffle=False)
+        return self._loader(split, CenterCrop(self.image_size, self.data.eval_crop), self.data.batch_size, sampler)
 
     def augmented_dataloader(
-        self,
-        transform: Transform,
-        batch_size: int,
-        limit: int = 0,
-        seed: int | None = None,
-        ranks: tuple[int, int] = (0, 1),
+        self, transform: Transform, batch_size: int, limit: int, seed: int | None, ranks: tuple[int, int]
     ) -> DataLoader:
         """The training images of eval_dataloader through a transform, in a random order of each epoch.
 
-        Its sampler is a ShuffledRankSampler, whose `epoch` is to be set before each pass; the last, smaller batch is
-        kept. batch_size and ranks: as of one process of several.
+        Its sampler's `epoch` is to be set before each pass; the last, smaller batch is kept. batch_size: of one rank.
         """
-        sampler = ShuffledRankSampler(self.eval_index("train", limit, seed), self.seed, *ranks)
+        sampler = EpochSampler(self.eval_index("train", limit, seed), self.seed, *ranks, drop_last=False)
         return self._loader("train", transform, batch_size, sampler)
 
-    def _loader(
-        self, split: Split, transform: Transform, batch_size: int, sampler: Iterable[tuple[int, int]]
-    ) -> DataLoader:
+    def _loader(self, split: Split, transform: Transform, batch_size: int, sampler: EpochSampler) -> DataLoader:
         dataset = self._dataset(self._eval_split(split), transform)
-        options = loader_options(self.workers(dataset.source))
-        return Loader(dataset, batch_size=batch_size, sampler=sampler, **options)
+        return Loader(dataset, batch_size, sampler=sampler, **loader_options(self.workers(dataset.source)))
 
     def _dataset(self, images: EvalSplit, transform: Transform, skips: bool = False) -> AugmentedDataset:
         """Evaluation, whose labels are read in order, has unreadable images replaced, never skipped."""
@@ -309,8 +273,7 @@ class ImageDataModule(pl.LightningDataModule):
 
     def labels(self, split: Split, limit: int = 0, seed: int | None = None) -> Int64[np.ndarray, " m"]:
         """Labels of the images that eval_dataloader gives, in its order; -1 without any."""
-        index = self.eval_index(split, limit, seed)
-        return self._eval_split(split).labels[index]
+        return self._eval_split(split).labels[self.eval_index(split, limit, seed)]
 
     def normalize(self, images: Shaped[Tensor, "B C H W"]) -> Float32[Tensor, "B C H W"]:
         """uint8, or floats in 0 .. 255, normalized by data.mean and data.std."""

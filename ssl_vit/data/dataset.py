@@ -1,11 +1,10 @@
 """From a source to images as a method sees them, a whole batch at a time, on the workers.
 
-The sampler hands out (epoch, index), so a worker knows all that the random numbers of an image depend on and holds no
-state: a batch is a function of (seed, epoch, its place in the epoch), whatever the number of workers.
-
+The sampler hands out (epoch, index): all that the random numbers of an image depend on, so a worker holds no state.
 Letters: B images of a batch, C channels, H W pixels.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,25 +25,20 @@ data.on_error=skip skipped images, skipped: how many.
 """
 
 
+@dataclass(eq=False)
 class AugmentedDataset(Dataset):
     """One transform of each image, a whole batch at a time.
 
-    replacements: for images that cannot be read; without them such an image raises UnreadableImageError. numbers: of
-    the images, where the source holds a part of a larger one; random numbers depend on them, and a batch has them as
-    index.
+    replacements: for images that cannot be read, which raise UnreadableImageError without them. numbers: of the images,
+    where the source holds a part of a larger one; random numbers depend on them, and a batch has them as index.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        transform: Transform,
-        seed: int,
-        labels: np.ndarray,
-        replacements: Replacements | None = None,
-        numbers: np.ndarray | None = None,
-    ) -> None:
-        self.source, self.transform, self.seed, self.labels = source, transform, seed, labels
-        self.replacements, self.numbers = replacements, numbers
+    source: Source
+    transform: Transform
+    seed: int
+    labels: np.ndarray
+    replacements: Replacements | None = None
+    numbers: np.ndarray | None = None
 
     @property
     def read_errors(self) -> ReadErrors | None:
@@ -80,25 +74,17 @@ class AugmentedDataset(Dataset):
                 return {}
         if not kept:
             return {}
-        batch = {"images": _stack(transformed), "label": torch.from_numpy(self.labels[index[kept]])}
-        batch |= {"index": torch.from_numpy(numbers[kept])}
+        several = not isinstance(transformed[0], Tensor)
+        stacks = [torch.stack(crops).contiguous() for crops in zip(*transformed, strict=True)] if several else []
+        batch = {"images": stacks or torch.stack(transformed).contiguous(), "index": torch.from_numpy(numbers[kept])}
+        batch |= {"label": torch.from_numpy(self.labels[index[kept]])}
         batch |= {"random": random_numbers[kept]} if hasattr(self.transform, "color") else {}
         return batch | {"skipped": len(keys) - len(kept)} if len(kept) < len(keys) else batch
 
     def _image(self, index: int, found: list[ReadError], skips: bool) -> Tensor | None:
-        if self.replacements is None:
-            pixels = self.source.read(index)
-        else:
-            pixels = self.replacements.read(index, found)
-            if pixels is None and not skips:
-                pixels = self.replacements.replace(index, found)
+        pixels = self.source.read(index) if self.replacements is None else self.replacements.read(index, found)
+        if pixels is None and self.replacements is not None and not skips:
+            pixels = self.replacements.replace(index, found)
         if pixels is None:
             return None
         return torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)  # PIL's memory is read-only
-
-
-def _stack(images: list[Any]) -> Tensor | list[Tensor]:
-    """[B, C, H, W], or where each image became a list of crops one such stack per crop."""
-    if isinstance(images[0], Tensor):
-        return torch.stack(images).contiguous()
-    return [torch.stack(crops).contiguous() for crops in zip(*images, strict=True)]

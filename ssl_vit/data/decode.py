@@ -7,27 +7,10 @@ from io import BytesIO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import (
-    BmpImagePlugin,
-    ExifTags,
-    GifImagePlugin,
-    Image,
-    ImageOps,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401  # makes WEBP known
 
 # PIL chooses by content, not by name; some of its other formats start outside programs (EPS) or are slow to rule out.
-_FORMATS = (
-    JpegImagePlugin.JpegImageFile.format,
-    PngImagePlugin.PngImageFile.format,
-    WebPImagePlugin.WebPImageFile.format,
-    TiffImagePlugin.TiffImageFile.format,
-    BmpImagePlugin.BmpImageFile.format,
-    GifImagePlugin.GifImageFile.format,
-)
+_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 SLIMMEST = 100
 """Largest ratio of an image's sides. Evaluation enlarges the shorter one to that of its crop: of 1 x 60,000 pixels,
@@ -37,8 +20,7 @@ _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 def open_encoded(file: str | bytes) -> Image.Image:
     """PIL's image of a file, by its path or its bytes: its header read, its pixels not."""
-    opened = file if isinstance(file, str) else BytesIO(file)
-    return Image.open(opened, formats=_FORMATS)  # pyright: ignore[reportArgumentType]  # formats are str | None there
+    return Image.open(file if isinstance(file, str) else BytesIO(file), formats=_FORMATS)
 
 
 def require_sane(image: Image.Image) -> None:
@@ -57,7 +39,7 @@ def require_sane(image: Image.Image) -> None:
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(H, W) of the image once upright, from its header alone; but for a TIFF that lies on its side."""
     sideways = image.getexif().get(ExifTags.Base.Orientation) in _SIDEWAYS
-    if sideways and image.format == TiffImagePlugin.TiffImageFile.format:
+    if sideways and image.format == "TIFF":
         ImageOps.exif_transpose(image, in_place=True)  # PIL turns these while decoding, some versions the size before
         sideways = False
     return (image.width, image.height) if sideways else (image.height, image.width)

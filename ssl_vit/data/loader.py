@@ -1,9 +1,7 @@
 """Which images come in which order, and the loaders that resume in the middle of an epoch.
 
-A DataLoader of PyTorch with samplers of our own, for its state has to survive a checkpoint: Lightning's counts batches
-that were handed out, and a run stopped inside a step has not learned from the last one.
-
-Letters: B images of a batch, C channels, H W pixels.
+A loader's state of our own survives a checkpoint: Lightning's counts batches that were handed out, and a run stopped
+inside a step has not learned from the last one. Letters: B images of a batch, C channels, H W pixels.
 """
 
 import multiprocessing
@@ -26,41 +24,21 @@ class EpochSampler(DistributedSampler):
     """(epoch, index) of this rank's images, in the epoch's own random order; every rank gets equally many.
 
     Lightning calls set_epoch, and leaves a DistributedSampler alone. Images that do not divide by the ranks are skipped
-    in this epoch; with fewer images than ranks they are repeated.
-
-    images: how many there are, or the indices of those that are used.
+    in this epoch, or without drop_last the first ones come again. shuffle=False: in the order of index.
     """
 
-    def __init__(self, images: int | np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        chosen = np.arange(images) if isinstance(images, int) else images
-        super().__init__(chosen, num_replicas=world_size, rank=rank, seed=seed)  # pyright: ignore
-        self.num_samples = max(1, len(chosen) // world_size)
-        self.skip = 0
+    def __init__(
+        self, index: np.ndarray, seed: int, rank: int = 0, world_size: int = 1, *, drop_last: bool = True, shuffle=True
+    ) -> None:
+        super().__init__(index, world_size, rank, shuffle, seed, drop_last)  # pyright: ignore[reportArgumentType]
+        self.index, self.skip = index, 0
+        self.num_samples = max(1, len(index) // world_size) if drop_last else -(-len(index) // world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        chosen: np.ndarray = self.dataset  # pyright: ignore
-        order = chosen[permutation(self.seed, self.epoch, len(chosen))]
+        order = self.index[permutation(self.seed, self.epoch, len(self.index))] if self.shuffle else self.index
         mine = np.resize(order, self.num_samples * self.num_replicas)[self.rank :: self.num_replicas]
         epoch, skip, self.skip = self.epoch, self.skip, 0
         return ((epoch, int(index)) for index in mine[skip:])
-
-
-class ShuffledRankSampler:
-    """(epoch, index) of some images in the epoch's own random order: every `world_size`-th of them, from `rank` on.
-
-    Every process gets equally many; the first ones come again where they do not divide. The caller sets `epoch`.
-    """
-
-    def __init__(self, index: np.ndarray, seed: int, rank: int = 0, world_size: int = 1) -> None:
-        self.index, self.seed, self.rank, self.world_size, self.epoch = index, seed, rank, world_size, 0
-
-    def __len__(self) -> int:
-        return -(-len(self.index) // self.world_size)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = self.index[permutation(self.seed, self.epoch, len(self.index))]
-        mine = np.resize(order, len(self) * self.world_size)[self.rank :: self.world_size]
-        return iter([(self.epoch, int(index)) for index in mine])
 
 
 class Loader(DataLoader):
@@ -81,9 +59,8 @@ class Loader(DataLoader):
                 read_errors.note(found)
                 read_errors.check()
                 if not batch:
-                    name, reason = found[-1]
-                    line = f"{name} cannot be read ({reason}), nor any that may replace it: repair it"
-                    raise UnreadableImageError(line)
+                    line = "{} cannot be read ({}), nor any that may replace it: repair it"
+                    raise UnreadableImageError(line.format(*found[-1]))
             yield batch
 
 
@@ -126,10 +103,8 @@ def batch_images(batch: Any) -> Any:
     images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
     for crop in images if isinstance(images, list | tuple) else [images]:
         if isinstance(crop, Tensor) and not crop.is_floating_point():
-            raise ValueError(
-                f"images arrive as {crop.dtype}; a method takes normalized floats [B, C, H, W]: "
-                "normalize them in your dataset, or use ssl_vit.ImageDataModule"
-            )
+            line = f"images arrive as {crop.dtype}; a method takes normalized floats [B, C, H, W]"
+            raise ValueError(f"{line}: normalize them in your dataset, or use ssl_vit.ImageDataModule")
     return images
 
 
@@ -163,16 +138,12 @@ def loader_options(workers: int) -> dict[str, Any]:
     Workers are forked where that exists: they see the images in memory without a copy. A DataLoader draws a seed for
     its workers, which nothing here uses, from a generator of its own, so PyTorch's global one is not moved.
     """
-    options: dict[str, Any] = {"collate_fn": whole_batch, "num_workers": workers}
-    options |= {"pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
-    if workers:
-        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        options |= {
-            "persistent_workers": True,
-            "multiprocessing_context": method,
-            "worker_init_fn": leave_process_group,
-        }
-    return options
+    options = {"collate_fn": whole_batch, "pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
+    if not workers:
+        return options
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    options |= {"num_workers": workers, "persistent_workers": True, "multiprocessing_context": method}
+    return options | {"worker_init_fn": leave_process_group}
 
 
 def leave_process_group(worker: int) -> None:

@@ -1,16 +1,14 @@
 """Random numbers as a function of what they are for, not of how many were drawn before.
 
-A random number is a hash of (seed, epoch, index of the image, column). So the number of workers, the batch size and a
-resumed run change nothing, which a generator with a state cannot give. The hash is splitmix64's finalizer (Steele, Lea
-and Flood, 2014, doi:10.1145/2660193.2660195), with a full mix between any two values.
-
-Letters: B images of a batch.
+A random number is a hash of (seed, epoch, index of the image, column): workers, batch size and a resume change nothing.
+The hash is splitmix64's finalizer (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), with a full mix between
+any two values.
 """
 
 import hashlib
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,20 +82,16 @@ def seeded_globals(seed: int, device: "torch.device | None" = None) -> Iterator[
     random.seed(seed)
     np.random.seed(seed % 2**32)
     try:
-        with nullcontext() if device is None else _seeded_torch(seed, device):
+        with ExitStack() as stack:
+            if device is not None:
+                import torch
+
+                stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+                torch.default_generator.manual_seed(seed)
+                if device.type == "cuda":
+                    stack.enter_context(torch.cuda.device(device))
+                    torch.cuda.manual_seed(seed)
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-@contextmanager
-def _seeded_torch(seed: int, device: "torch.device") -> Iterator[None]:
-    import torch
-
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.default_generator.manual_seed(seed)
-        if device.type == "cuda":
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield

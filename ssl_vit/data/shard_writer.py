@@ -1,7 +1,7 @@
 """Images of any source packed into tar shards, with their labels, in a mixed order: what tools/make_shards.py does.
 
-The order is a random one, the same every time, so that images of one class or patient lie apart and a stream needs
-but a small shuffle buffer. WebDataset writes the shards, each whole or not at all, the index last.
+The order is random and the same every time: images of one class or patient lie apart, so a stream needs but a small
+shuffle buffer. WebDataset writes the shards, each whole or not at all, the index last.
 """
 
 import logging

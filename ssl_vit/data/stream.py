@@ -1,21 +1,17 @@
 """Training from shards read front to back: which images of them a worker reads in an epoch, and in which order.
 
-The shards of an epoch are in a shuffled order drawn from (seed, epoch), a circle that is entered at a place drawn
-likewise. Each process has a segment of it, and each of its worker streams a segment of that: so every image is read
-once, whatever the numbers of shards, processes and workers. Worker stream s of S makes the batches s, s + S, ... of its
-process and shuffles its segment with a buffer. So a batch is a function of (seed, epoch, its place in the epoch,
-world_size, workers); how an image is cropped is one of (seed, epoch, its number) alone. That is why this is not
-WebDataset's own pipeline: its shuffle buffer is a state that a resumed run cannot bring back.
-
-Letters: B images of a batch.
+The shards of an epoch are in a shuffled order drawn from (seed, epoch), a circle entered at a place drawn likewise.
+Each process has a segment of it, and each of its worker streams a segment of that: every image is read once. Worker
+stream s of S makes the batches s, s + S, ... of its process, its segment shuffled with a buffer. So a batch is a
+function of (seed, epoch, its place in the epoch, world_size, workers); WebDataset's own buffer cannot be resumed.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import Dataset
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.corrupt import ReadErrors, Replacements
@@ -62,51 +58,45 @@ class Buffer:
             places = self._first + np.arange(start, min(start + _BLOCK, self.count))
             for u in uniforms(*self._key, places, 1)[:, 0].tolist():
                 place = int(u * len(self.held))
-                number = self.held[place]
                 if entering < self.count:
-                    self.held[place] = entering
+                    self.held.append(entering)
                     entering += 1
-                else:
-                    self.held[place] = self.held[-1]
-                    self.held.pop()
+                number, self.held[place] = self.held[place], self.held[-1]
+                self.held.pop()
                 yield number
 
 
+@dataclass(eq=False)
 class Stream(Dataset):
     """One transform of each image of some shards, a whole batch at a time; what it has open serves the next batch.
 
-    batch_size: images of a batch. batches: of an epoch, for each process. worker_streams: segments that a process reads
-    at once, one for each worker. ranks: (rank, world_size). read_errors: the record of images that cannot be read,
-    which others of their batch replace, or none with data.on_error=skip; without it they raise UnreadableImageError.
+    batches: of an epoch, for each process. worker_streams: segments that a process reads at once, one for each worker.
+    ranks: (rank, world_size). read_errors: the record of images that cannot be read, which others of their batch
+    replace, or none with data.on_error=skip; without it they raise UnreadableImageError.
 
     Raises:
         ValueError: nobody has counted the images of the shards, and there are more worker streams than shards.
     """
 
-    def __init__(
-        self,
-        shards: Shards,
-        transform: Transform,
-        data: DataConfig,
-        channels: int,
-        seed: int,
-        *,
-        batch_size: int,
-        batches: int,
-        worker_streams: int,
-        ranks: tuple[int, int] = (0, 1),
-        read_errors: ReadErrors | None = None,
-    ) -> None:
-        self.shards, self.transform, self.data, self.channels, self.seed = shards, transform, data, channels, seed
-        self.batch_size, self.batches, self.worker_streams = batch_size, batches, worker_streams
-        self.ranks, self.read_errors = ranks, read_errors
+    shards: Shards
+    transform: Transform
+    data: DataConfig
+    channels: int
+    seed: int
+    batch_size: int
+    batches: int
+    worker_streams: int
+    ranks: tuple[int, int]
+    read_errors: ReadErrors | None
+
+    def __post_init__(self) -> None:
+        counts, shards, world_size = self.shards.counts, len(self.shards.names), self.ranks[1]
         self._open: tuple[tuple[int, int], Iterator[tuple[int, Sample]]] | None = None
-        self._firsts = None if shards.counts is None else np.cumsum(shards.counts) - shards.counts
-        if shards.counts is None and worker_streams * ranks[1] > len(shards.names):
-            raise ValueError(
-                f"data.path={data.path} is {len(shards.names)} shards of unknown length for {ranks[1]} x "
-                f"{worker_streams} processes and workers: set a smaller data.workers, or make more shards"
-            )
+        self._firsts = None if counts is None else np.cumsum(counts) - counts
+        if counts is None and self.worker_streams * world_size > shards:
+            readers = f"{world_size} x {self.worker_streams} processes and workers"
+            line = f"data.path={self.data.path} is {shards} shards of unknown length for {readers}"
+            raise ValueError(f"{line}: set a smaller data.workers, or make more shards")
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
@@ -122,9 +112,9 @@ class Stream(Dataset):
         numbers, samples = zip(*(next(reader) for _ in keys), strict=True)
         self._open = (epoch, batch + self.worker_streams), reader
         source, places, replacements = Samples(self.data, self.channels, list(samples)), np.arange(len(keys)), None
-        if self.read_errors is not None:
-            one_label = np.zeros_like(places)  # any image of the batch replaces any other
-            replacements = Replacements(source, one_label, places, self.read_errors, self.data.on_error == "skip")
+        if self.read_errors is not None:  # of one label: any image of the batch replaces any other
+            skips = self.data.on_error == "skip"
+            replacements = Replacements(source, np.zeros_like(places), places, self.read_errors, skips)
         dataset = AugmentedDataset(source, self.transform, self.seed, source.labels, replacements, np.array(numbers))
         made = dataset.__getitems__([(epoch, place) for place in places.tolist()])
         if replacements is not None and replacements.unreadable and len(made.get("label", ())) == len(keys):
@@ -196,15 +186,3 @@ class Stream(Dataset):
             taken = min(int(ends[turn]) - at, count)
             yield int(order[turn]), begin, begin + taken
             at, count = (at + taken) % total, count - taken
-
-
-class StreamSampler(DistributedSampler):
-    """(epoch, place) of each image of a process's epoch; Lightning sets the epoch, and leaves the sampler alone."""
-
-    def __init__(self, places: int, seed: int, rank: int, world_size: int) -> None:
-        super().__init__(range(places), num_replicas=world_size, rank=rank, seed=seed)  # pyright: ignore
-        self.num_samples, self.skip = places, 0
-
-    def __iter__(self) -> Iterator[Any]:
-        epoch, skip, self.skip = self.epoch, self.skip, 0
-        return ((epoch, place) for place in range(skip, self.num_samples))

@@ -80,7 +80,7 @@ def test_fewer_images_than_a_batch_make_one_smaller_batch(labeled, caplog):
 
 @pytest.mark.parametrize(("count", "world_size", "each"), [(30, 2, 15), (31, 2, 15), (7, 3, 2), (2, 3, 1)])
 def test_each_rank_has_its_fraction(count, world_size, each):
-    samplers = [EpochSampler(count, 0, rank, world_size) for rank in range(world_size)]
+    samplers = [EpochSampler(np.arange(count), 0, rank, world_size) for rank in range(world_size)]
     for sampler in samplers:
         sampler.set_epoch(4)
     fractions = [list(sampler) for sampler in samplers]

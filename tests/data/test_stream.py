@@ -12,9 +12,10 @@ from PIL import Image
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.corrupt import ReadErrors
 from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.loader import EpochSampler
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.webdataset import Sample, Shards
-from ssl_vit.data.stream import UNCOUNTED, Buffer, Stream, StreamSampler
+from ssl_vit.data.stream import UNCOUNTED, Buffer, Stream
 from ssl_vit.data.transforms.crops import RandomCrop
 
 CROP = RandomCrop((4, 4), (0.2, 1.0))
@@ -39,9 +40,9 @@ class Memory(Shards):
 
 
 def stream(shards, batches: int, worker_streams: int = 1, ranks=(0, 1), buffer: int = 5, seed: int = 0, **options):
-    how = {"worker_streams": worker_streams, "ranks": ranks, "read_errors": options.pop("read_errors", None)}
+    read_errors = options.pop("read_errors", None)
     data = DataConfig(source="webdataset", path="x", shuffle_buffer=buffer, **options)
-    return Stream(shards, CROP, data, 3, seed, batch_size=3, batches=batches, **how)
+    return Stream(shards, CROP, data, 3, seed, 3, batches, worker_streams, ranks, read_errors)
 
 
 def batches(reader: Stream, epoch: int = 0, first: int = 0) -> list[dict]:
@@ -221,7 +222,7 @@ def test_an_image_that_cannot_be_read_changes_no_other(on_error):
 
 
 def test_the_sampler_is_one_that_lightning_leaves_alone():
-    sampler = StreamSampler(6, seed=0, rank=1, world_size=2)
+    sampler = EpochSampler(np.arange(6), seed=0, shuffle=False)
     sampler.set_epoch(3)
     sampler.skip = 4
     assert isinstance(sampler, torch.utils.data.DistributedSampler)
@@ -303,7 +304,7 @@ def test_labeled_training_reads_shards_by_number(packed):
         CROP, source="webdataset", path=str(packed), image_size=4, batch_size=4, labeled=True
     ).train_dataloader()
     assert len(indices(loader)) == 24
-    assert not isinstance(loader.sampler, StreamSampler)
+    assert loader.sampler.shuffle
 
 
 def test_fewer_images_than_a_batch_make_a_smaller_one(packed, caplog):

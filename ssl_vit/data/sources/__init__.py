@@ -33,10 +33,9 @@ def source_class(name: str) -> type[Source]:
 
 
 def open_source(data: DataConfig, channels: int, split: Split) -> Source | None:
-    """The training or the test images of data; None where there is no test split, or training is a remote stream.
+    """The training or test images of data; None without a test split, or where training is a remote stream.
 
-    Raises:
-        ValueError: the key as typed, what is wrong with it, and what to do.
+    ValueError: the key as typed, what is wrong with it, and what to do.
     """
     return None if split == "train" and data.remote else source_class(data.source).open(data, channels, split)
 

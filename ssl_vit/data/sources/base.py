@@ -30,8 +30,7 @@ class UnreadableImageError(ValueError):
 class Source:
     """Images by number. A kind of source defines `open` and `count`, `open_image` and `name`.
 
-    It holds its file names or encoded bytes in one array each: a Python object per image would be copied into every
-    worker, page by page, as it is touched.
+    It holds file names or encoded bytes in one array: each worker would copy every Python object that it touches.
     """
 
     downloads = False
@@ -47,11 +46,7 @@ class Source:
 
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "Source | None":
-        """The training or the test images of data; None where there is no test split.
-
-        Raises:
-            ValueError: the key as typed, what is wrong with it, and what to do.
-        """
+        """The training or the test images of data; None where there is no test split. ValueError in one line."""
         raise NotImplementedError
 
     @classmethod
@@ -91,23 +86,19 @@ class Source:
                 return function(image)
         except MemoryError:
             raise
-        except UnidentifiedImageError as error:
-            line = f"{self.name(index)} is no image that can be read: delete or replace it"
-            raise UnreadableImageError(line, "no known image format") from error
         except Exception as error:  # damaged files raise anything: OSError, SyntaxError, struct.error, ValueError
-            reason = one_line(error)
-            line = f"{self.name(index)} cannot be used: {reason}: delete or replace it"
-            raise UnreadableImageError(line, reason) from error
+            unknown, reason = isinstance(error, UnidentifiedImageError), one_line(error)
+            wrong = "is no image that can be read" if unknown else f"cannot be used: {reason}"
+            line = f"{self.name(index)} {wrong}: delete or replace it"
+            raise UnreadableImageError(line, "no known image format" if unknown else reason) from error
 
 
 class Sample(NamedTuple):
-    """An image of a stream, not yet decoded."""
+    """An image of a stream, not yet decoded; label -1: none; name: what a person finds it by."""
 
     encoded: bytes
     label: int
-    """-1: none."""
     name: str
-    """What a person finds it by."""
 
 
 class Shards:

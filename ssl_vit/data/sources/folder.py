@@ -1,15 +1,13 @@
-"""Images in nested folders, with or without a folder for each class.
+"""Images in nested folders, with or without a folder for each class; n images.
 
 The scanner is our own for millions of files: no Python object stays per file, and links, hidden files and the test
 split are treated as the tests say, which torchvision's ImageFolder does not do.
-
-Letters: n images.
 """
 
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,7 +70,7 @@ class Folder(Source):
         return len(_training_files(data))
 
     def open_image(self, index: int) -> Image.Image:
-        return open_encoded(self.listing.path(index))
+        return open_encoded(self.name(index))
 
     def name(self, index: int) -> str:
         return self.listing.path(index)
@@ -93,11 +91,10 @@ def _test_files(data: DataConfig) -> Listing | None:
         return _filled("data.test_path", data.test_path, scan(root, least_classes=1))
     splits = _splits(_folder("data.path", data.path))
     listings = [scan(splits[name], least_classes=1) for name in TEST_NAMES if name in splits]
-    found = [listing for listing in listings if len(listing)]
-    return next(iter(sorted(found, key=lambda listing: not listing.classes)), None)
+    return min(filter(len, listings), key=lambda listing: not listing.classes, default=None)
 
 
-def scan(root: bytes, least_classes: int, without: list[bytes] | None = None) -> Listing:
+def scan(root: bytes, least_classes: int, without: Iterable[bytes] = ()) -> Listing:
     """Every image below root, in the order of the names; hidden files and the folders of `without` are skipped.
 
     The class is the first folder below root, when every image lies in one and there are at least least_classes.
@@ -105,7 +102,7 @@ def scan(root: bytes, least_classes: int, without: list[bytes] | None = None) ->
     names, ends, tops = bytearray(), array("q"), array("q")
     numbers: dict[bytes | None, int] = {}
     other: Counter[str] = Counter()
-    for top, relative in _files(root, {_identity(path) for path in without or []}):
+    for top, relative in _files(root, {_identity(path) for path in without}):
         if relative.lower().endswith(_ENDINGS):
             names += relative
             ends.append(len(names))
@@ -119,7 +116,7 @@ def scan(root: bytes, least_classes: int, without: list[bytes] | None = None) ->
         labels, classes = order[np.array(tops, dtype=np.int64)], [os.fsdecode(folder) for folder in folders]
     stored = np.frombuffer(bytes(names), np.uint8), np.array(ends, dtype=np.int64)
     common = ", ".join(f"{number} {ending}" for ending, number in other.most_common(3))
-    return Listing(root, *stored, labels, classes, f"{other.total()} files seen" + (f" ({common})" if common else ""))
+    return Listing(root, *stored, labels, classes, f"{other.total()} files seen{f' ({common})' * bool(common)}")
 
 
 def files_at(key: str, path: str) -> Listing:
@@ -144,18 +141,15 @@ def _files(root: bytes, seen: set[tuple[int, int]]) -> Iterator[tuple[bytes | No
     that also lies below root itself counts where it lies.
     """
     seen.discard(_identity(root))
-    stack: list[tuple[bytes | None, bytes]] = [(None, b"")]
-    links: list[tuple[bytes | None, bytes]] = []
+    stack, links = list[tuple[bytes | None, bytes]]([(None, b"")]), list[tuple[bytes | None, bytes]]()
     while stack or links:
         top, below = stack.pop() if stack else links.pop(0)
-        identity = _identity(os.path.join(root, below))
-        if identity in seen:
+        folder, folders = os.path.join(root, below), []
+        if (identity := _identity(folder)) in seen:
             continue
         seen.add(identity)
-        folders = []
-        for entry in _entries(os.path.join(root, below)):
-            relative = os.path.join(below, entry.name)
-            kind = _kind(entry)
+        for entry in _entries(folder):
+            relative, kind = os.path.join(below, entry.name), _kind(entry)
             if kind == "folder":
                 (links if entry.is_symlink() else folders).append((top or entry.name, relative))
             elif kind == "file":
@@ -193,10 +187,8 @@ def _splits(root: bytes) -> dict[str, bytes]:
 
 
 def _folder(key: str, path: str) -> bytes:
-    if not path:
-        raise ValueError(f"{key}= is empty: give the folder of your images")
     if not os.path.exists(path):
-        raise ValueError(f"{key}={path} does not exist: give the folder of your images")
+        raise ValueError(f"{key}={path} {'does not exist' if path else 'is empty'}: give the folder of your images")
     if not os.path.isdir(path):
         raise ValueError(f"{key}={path} is a file: give a folder, or data.source=parquet for a parquet file")
     return os.fsencode(path)
@@ -205,5 +197,6 @@ def _folder(key: str, path: str) -> bytes:
 def _filled(key: str, path: str, listing: Listing) -> Listing:
     if len(listing):
         return listing
-    where = "" if os.fsdecode(listing.root) == path else f"/{os.path.basename(os.fsdecode(listing.root))}"
+    root = os.fsdecode(listing.root)
+    where = "" if root == path else f"/{os.path.basename(root)}"
     raise ValueError(f"{key}={path}{where} holds no images: {listing.other}, images end in {', '.join(ENDINGS)}")

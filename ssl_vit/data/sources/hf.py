@@ -2,7 +2,7 @@
 
 data.path is a folder that `save_to_disk` wrote, or what `load_dataset` takes: a name on the hub, NAME:CONFIG where it
 has several, or a local folder of parquet files. Images are in the column `image`, or the only one of images, labels
-in `label`. The files' bytes go through our own decoder, as with any other source.
+in `label`. The files' bytes go through our own decoder.
 """
 
 import os
@@ -28,7 +28,6 @@ from ssl_vit.data.sources.base import (
 )
 from ssl_vit.data.sources.folder import TEST_NAMES
 
-_SAVED = ("dataset_dict.json", "state.json")  # one of them is in a folder that save_to_disk wrote
 _ROWS = 16  # of a stream, read at once
 
 
@@ -42,8 +41,7 @@ class HFDataset(Source):
         if not len(rows):
             raise ValueError(f"data.path={path} holds no images: it has no rows")
         self.rows, self.column, self.path = _undecoded(rows, column).select_columns([column]), column, path
-        labels = _labels(rows)
-        names = list(getattr(rows.features.get("label"), "names", None) or [])
+        labels, names = _labels(rows), list(getattr(rows.features.get("label"), "names", None) or [])
         super().__init__(data, channels, labels, class_names(names, labels))
 
     @classmethod
@@ -54,29 +52,23 @@ class HFDataset(Source):
         several the first one with labels.
         """
         if split == "train":
-            rows = _loaded("data.path", data.path)
-            return cls(data, channels, data.path, _train_split(data, rows | {"train": rows.get("train", rows.get(""))}))
+            return cls(data, channels, data.path, _train_split(data))
         if data.remote and not data.test_path:
             return None
         key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
         rows = _loaded(key, path)
-        found = [cls(data, channels, path, rows[name]) for name in TEST_NAMES if name in rows]
-        if data.test_path and not found:
-            return cls(data, channels, path, next(iter(rows.values())))
-        return next(iter(sorted(found, key=lambda source: not source.classes)), None)
+        names = [name for name in TEST_NAMES if name in rows] or list(rows)[: bool(data.test_path)]
+        found = [cls(data, channels, path, rows[name]) for name in names]
+        return min(found, key=lambda source: not source.classes, default=None)
 
     @classmethod
     def count(cls, data: DataConfig) -> int | None:
         """Of a saved folder; others have to be loaded first."""
-        if data.streaming or not _is_saved(data.path):
-            return None
-        rows = _loaded("data.path", data.path)
-        return len(rows.get("train", rows.get("", ())))
+        return None if data.streaming or not _is_saved(data.path) else len(_train_split(data))
 
     @classmethod
     def open_shards(cls, data: DataConfig, images: Source | None) -> "StreamedRows":
-        rows = _loaded("data.path", data.path, streaming=True)
-        return StreamedRows(data.path, _train_split(data, rows))
+        return StreamedRows(data.path, _train_split(data, streaming=True))
 
     def open_image(self, index: int) -> Image.Image:
         return open_encoded(_bytes(self.rows[index][self.column]))
@@ -108,15 +100,17 @@ class StreamedRows(Shards):
             raise UnreadableImageError(line) from error
 
 
-def _train_split(data: DataConfig, rows: dict[str, Any]) -> Any:
-    if rows.get("train") is None:
-        raise ValueError(f"data.path={data.path} has no split train, only {', '.join(n for n in rows if n != 'train')}")
-    return rows["train"]
+def _train_split(data: DataConfig, streaming: bool = False) -> Any:
+    splits = _loaded("data.path", data.path, streaming)
+    rows = splits.get("train", splits.get(""))
+    if rows is None:
+        raise ValueError(f"data.path={data.path} has no split train, only {', '.join(splits)}")
+    return rows
 
 
 def _is_saved(path: str) -> bool:
     """Whether save_to_disk wrote this folder."""
-    return any((Path(path) / name).exists() for name in _SAVED)
+    return any((Path(path) / name).exists() for name in ("dataset_dict.json", "state.json"))
 
 
 def image_column(path: str, features: Any) -> str:
@@ -125,8 +119,8 @@ def image_column(path: str, features: Any) -> str:
         return "image"
     images = [name for name, feature in features.items() if type(feature).__name__ == "Image"]
     if len(images) != 1:
-        known = ", ".join(features)
-        raise ValueError(f"data.path={path} has no column image, only {known}: rename the one with the images")
+        line = f"data.path={path} has no column image, only {', '.join(features)}"
+        raise ValueError(f"{line}: rename the one with the images")
     return images[0]
 
 
@@ -156,7 +150,7 @@ def _undecoded(rows: Any, column: str) -> Any:
 
 def _bytes(value: Any) -> bytes:
     """Of an image: bytes, or {bytes, path} of Hugging Face, whose path may be a file of this machine."""
-    row: dict[str, Any] = {"bytes": value} if isinstance(value, bytes) else value or {}
+    row: Any = {"bytes": value} if isinstance(value, bytes) else value or {}
     found, path = row.get("bytes"), row.get("path")
     if found is None and path and os.path.isfile(path):
         found = Path(path).read_bytes()

@@ -1,7 +1,4 @@
-"""Encoded images in parquet files: a column `image`, and `label` where there are classes. Needs pyarrow.
-
-Letters: n images.
-"""
+"""Encoded images in parquet files: a column `image`, and `label` where there are classes. Needs pyarrow."""
 
 import io
 import json
@@ -16,28 +13,35 @@ from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.decode import open_encoded
-from ssl_vit.data.sources.base import Source, Split, class_names, import_extra, one_line
-from ssl_vit.data.splits import FileKind, split_files
+from ssl_vit.data.sources.base import class_names, import_extra, one_line
+from ssl_vit.data.splits import FileSource
 
 MEMORY_LIMIT = 4 * 10**9
 """Encoded bytes above which they go to a temporary file (in TMPDIR) that is mapped into memory."""
 _ROWS = 1024
 
 
-class Parquet(Source):
+class Parquet(FileSource):
     """The rows of some parquet files, their encoded images in one array, shared with forked workers."""
+
+    kind, ending = "parquet file", ".parquet"
 
     def __init__(self, data: DataConfig, channels: int, files: list[Path]) -> None:
         size = sum(_image_bytes(file) for file in files)
         with io.BytesIO() if size <= MEMORY_LIMIT else tempfile.TemporaryFile() as store:
-            lengths, labels = _load(files, store)
+            sizes, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+            for batch in (batch for file in files for batch in _batches(file, ["image", "label"])):
+                values, lengths = _encoded(batch.column("image"))
+                store.write(values.data)
+                sizes.append(lengths)
+                labels.append(_labels(batch))
+            lengths, labels = np.concatenate(sizes), np.concatenate(labels)
             store.flush()
             in_memory = isinstance(store, io.BytesIO)
             self.values = np.frombuffer(store.getvalue(), np.uint8) if in_memory else np.memmap(store, np.uint8, "r")
         if not len(lengths):
             raise ValueError(f"data.path={data.path} holds no images: {len(files)} parquet files without a row")
-        self.offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self.files = files
+        self.files, self.offsets = files, np.concatenate([[0], np.cumsum(lengths)])
         self.first_rows = np.cumsum([0] + [_rows(file) for file in files])
         if data.on_error == "raise" and not lengths.all():
             empty = self.name(int(np.argmin(lengths)))
@@ -45,13 +49,12 @@ class Parquet(Source):
         super().__init__(data, channels, labels, class_names(_known_names(files[0]), labels))
 
     @classmethod
-    def open(cls, data: DataConfig, channels: int, split: Split) -> "Parquet | None":
-        files = split_files(data, KIND, split)
-        return cls(data, channels, files) if files else None
+    def count(cls, data: DataConfig) -> int:
+        return sum(_rows(file) for file in cls.find(data, "train") or [])
 
     @classmethod
-    def count(cls, data: DataConfig) -> int:
-        return sum(_rows(file) for file in split_files(data, KIND, "train") or [])
+    def labeled(cls, files: list[Path]) -> bool:
+        return any((_labels(batch) >= 0).any() for file in files for batch in _batches(file, ["label"]))
 
     def open_image(self, index: int) -> Image.Image:
         if self.offsets[index] == self.offsets[index + 1]:
@@ -82,8 +85,8 @@ def _image_bytes(file: Path) -> int:
     import pyarrow as pa
 
     schema, metadata = opened.schema_arrow, opened.metadata
-    columns = ", ".join(schema.names)
     if "image" not in schema.names:
+        columns = ", ".join(schema.names)
         raise ValueError(f"data.path={file} has no column image, only {columns}: rename the one with the images")
     kind = schema.field("image").type
     encoded = kind.field("bytes").type if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
@@ -93,21 +96,9 @@ def _image_bytes(file: Path) -> int:
     if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
         kind = schema.field("label").type
         raise ValueError(f"data.path={file} has a column label of type {kind}: labels must be integers from 0")
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    leaves = [group.column(j) for group in groups for j in range(group.num_columns)]
+    groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
+    leaves = (group.column(j) for group in groups for j in range(group.num_columns))
     return sum(leaf.total_uncompressed_size for leaf in leaves if leaf.path_in_schema in ("image", "image.bytes"))
-
-
-def _load(files: list[Path], store: Any) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
-    """Write the encoded images of all rows into store; their lengths in bytes, and the labels (-1 = none)."""
-    lengths, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for file in files:
-        for batch in _batches(file, ["image", "label"]):
-            values, sizes = _encoded(batch.column("image"))
-            store.write(values)
-            lengths.append(sizes)
-            labels.append(_labels(batch))
-    return np.concatenate(lengths), np.concatenate(labels)
 
 
 def _batches(file: Path, columns: list[str]) -> Iterator[Any]:
@@ -138,10 +129,6 @@ def _labels(batch: Any) -> Int64[np.ndarray, " rows"]:
     return np.maximum(batch.column("label").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), -1)
 
 
-def _has_labels(files: list[Path]) -> bool:
-    return any((_labels(batch) >= 0).any() for file in files for batch in _batches(file, ["label"]))
-
-
 def _known_names(file: Path) -> list[str]:
     """From the schema's metadata: `classes` (a JSON list), or Hugging Face's ClassLabel."""
     metadata = _opened(file).schema_arrow.metadata or {}
@@ -149,6 +136,3 @@ def _known_names(file: Path) -> list[str]:
         return [str(name) for name in json.loads(metadata[b"classes"])]
     features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
     return list(features.get("label", {}).get("names", []))
-
-
-KIND = FileKind("parquet file", ".parquet", _has_labels)

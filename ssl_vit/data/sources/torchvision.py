@@ -49,16 +49,13 @@ class Torchvision(Source):
         dataset_class, split_name = getattr(datasets, name), DATASETS[name][split == "test"]
         if split_name is None:
             return None
-        parameters = inspect.signature(dataset_class).parameters
-        legal = {"split": split_name, "train": split == "train", "download": True}
-        options: dict[str, Any] = {key: value for key, value in legal.items() if key in parameters}
+        legal: dict[str, Any] = {"split": split_name, "train": split == "train", "download": True}
+        options = {key: legal[key] for key in inspect.signature(dataset_class).parameters.keys() & legal}
         try:
             return cls(data, channels, dataset_class(root, **options), split_name)
         except Exception as error:  # what a download raises differs by class: URLError, RuntimeError, ...
-            raise ValueError(
-                f"data.path={data.path} could not be opened or downloaded: {one_line(error)}: "
-                f"put its files into {root} yourself"
-            ) from error
+            line = f"data.path={data.path} could not be opened or downloaded: {one_line(error)}"
+            raise ValueError(f"{line}: put its files into {root} yourself") from error
 
     def open_image(self, index: int) -> Image.Image:
         return self.dataset[index][0]

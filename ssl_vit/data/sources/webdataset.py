@@ -1,19 +1,16 @@
 """Tar shards: where they lie, how many images each holds, and their images one after the other, or by number.
 
 A sample is the files of one name up to its first dot: an image, and where there are classes a `cls` (an integer as
-text) or a `json` with a `label`. Nothing else in a shard is read, so nothing is unpickled. `index.json`, which
-tools/make_shards.py writes beside the shards, says how many images each holds and what the classes are called;
-`members.npy` where in its shard each image lies. Without them the headers of a shard are read, if it is a local file.
-Reading by number, which evaluation and resuming need, is our own: WebDataset reads from the front only.
-
-Letters: n images, m images of a shard.
+text) or a `json` with a `label`. Nothing else is read, so nothing is unpickled. `index.json`, which make_shards writes
+beside the shards, says how many images each holds and what the classes are called; `members.npy` where in its shard
+each image lies. Without them the headers of a local shard are read. Letters: n images, m images of a shard.
 """
 
 import json
 import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +23,7 @@ from ssl_vit.config.schema import PIPE, DataConfig, is_remote
 from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import Sample, Shards, Source, Split, UnreadableImageError, class_names, import_extra
 from ssl_vit.data.sources.folder import ENDINGS
-from ssl_vit.data.splits import FileKind, split_files
+from ssl_vit.data.splits import FileSource
 
 INDEX, MEMBERS = "index.json", "members.npy"
 IMAGES = (*ENDINGS, "gif")
@@ -46,15 +43,13 @@ class TarShards(Shards):
 
     def read(self, shard: int) -> Iterator[Sample]:
         from webdataset.gopen import gopen
-        from webdataset.tariterators import group_by_keys, tar_file_expander
 
         url = self.names[shard]
         try:
-            stream = gopen(url)
-            files = tar_file_expander([{"url": url, "stream": stream}], select_files=_is_used)
-            found = filter(None, (_image(sample, url, bytes) for sample in group_by_keys(files)))
-            for position, (encoded, label) in enumerate(found):
-                yield Sample(encoded, label, f"{url} image {position}")
+            stream: Any = gopen(url)
+            with tarfile.open(fileobj=stream, mode="r|*") as shard_file:
+                for position, (encoded, label) in enumerate(_samples(shard_file, url, located=False)):
+                    yield Sample(encoded, label, f"{url} image {position}")
             stream.close()  # a download that broke off says so here
         except UnreadableImageError:
             raise
@@ -62,28 +57,41 @@ class TarShards(Shards):
             raise UnreadableImageError(f"{url} cannot be read to its end: {_reason(error)}: copy it again") from error
 
 
-class TarImages(Source):
-    """The images of local shards by number: each read from where it lies."""
+class TarImages(FileSource):
+    """The images of local shards by number: each read from where it lies.
+
+    Local shards are those that data.path's braces name, or those of a folder by the names in their names.
+    """
+
+    kind, ending = "tar shard", ".tar"
 
     def __init__(self, data: DataConfig, channels: int, files: list[Path]) -> None:
-        tables = _tables(files)
-        self.files, self.ends = files, np.cumsum([len(table) for table in tables])
-        self.members = np.concatenate(tables)
+        tables, index = _tables(files), _index(files[0].parent)
+        self.files, self.ends, self.members = files, np.cumsum([*map(len, tables)]), np.concatenate(tables)
         if not len(self.members):
             raise ValueError(f"data.path={data.path} holds no images: {len(files)} tar shards without one")
         labels = np.ascontiguousarray(self.members[:, 2])
-        index = _index(files[0].parent)
         super().__init__(data, channels, labels, class_names(list(index["classes"]) if index else [], labels))
 
     @classmethod
-    def open(cls, data: DataConfig, channels: int, split: Split) -> "TarImages | None":
-        """Local shards: those that data.path's braces name, or those of a folder by the names in their names.
+    def find(cls, data: DataConfig, split: Split) -> list[Path] | None:
+        """The local shards of a split; None without any for testing. ValueError where data.test_path is a URL."""
+        if split == "test" and is_remote(data.test_path):
+            raise ValueError(f"data.test_path={data.test_path} must be shards on this machine: they are read by number")
+        if split == "test" and not data.test_path and (is_remote(data.path) or "{" in data.path):
+            return None
+        path, test_path = (given.removeprefix("file://") for given in (data.path, data.test_path))
+        if split == "test" or "{" not in path:
+            return super().find(replace(data, path=path, test_path=test_path), split)
+        files = [Path(file) for file in _expanded(path)]
+        for file in files:
+            if not file.is_file():
+                raise ValueError(f"data.path={path} names {file}, which does not exist")
+        return files
 
-        Raises:
-            ValueError: no such path, no shards for training there, or data.test_path is no local path.
-        """
-        files = _files(data, split)
-        return cls(data, channels, files) if files else None
+    @classmethod
+    def labeled(cls, files: list[Path]) -> bool:
+        return any((table[:, 2] >= 0).any() for table in _tables(files))
 
     @classmethod
     def count(cls, data: DataConfig) -> int:
@@ -91,18 +99,13 @@ class TarImages(Source):
         if data.remote:
             counts = remote_shards(data).counts
             return 0 if counts is None else int(counts.sum())
-        return sum(len(table) for table in _tables(_files(data, "train") or []))
+        return sum(len(table) for table in _tables(cls.find(data, "train") or []))
 
     @classmethod
     def open_shards(cls, data: DataConfig, images: Source | None) -> TarShards:
         if isinstance(images, cls):
-            return TarShards([str(file) for file in images.files], images.counts)
+            return TarShards([str(file) for file in images.files], np.diff(images.ends, prepend=0))
         return remote_shards(data)
-
-    @property
-    def counts(self) -> Int64[np.ndarray, " shards"]:
-        """Images of each shard."""
-        return np.diff(self.ends, prepend=0)
 
     def open_image(self, index: int) -> Image.Image:
         offset, size, _ = self.members[index].tolist()
@@ -119,22 +122,6 @@ class TarImages(Source):
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.ends, index, side="right"))
-
-
-def _files(data: DataConfig, split: Split) -> list[Path] | None:
-    """The local shards of a split; None without any for testing."""
-    if split == "test" and is_remote(data.test_path):
-        raise ValueError(f"data.test_path={data.test_path} must be shards on this machine: they are read by number")
-    if split == "test" and not data.test_path and (is_remote(data.path) or "{" in data.path):
-        return None
-    path, test_path = (given.removeprefix("file://") for given in (data.path, data.test_path))
-    if split == "test" or "{" not in path:
-        return split_files(replace(data, path=path, test_path=test_path), KIND, split)
-    files = [Path(file) for file in _expanded(path)]
-    for file in files:
-        if not file.is_file():
-            raise ValueError(f"data.path={path} names {file}, which does not exist")
-    return files
 
 
 def remote_shards(data: DataConfig) -> TarShards:
@@ -167,22 +154,9 @@ def scan(file: Path) -> Int64[np.ndarray, "m 3"]:
         ValueError: it is no whole tar file, or a label is no integer.
     """
     import_extra("webdataset", "webdataset")
-    from webdataset.tariterators import group_by_keys
-
-    def headers(shard: tarfile.TarFile) -> Iterator[dict[str, Any]]:
-        for member in shard:
-            if member.isreg() and _is_used(member.name):
-                yield {"fname": member.name, "data": (member.offset_data, member.size), "__url__": str(file)}
-
     try:
-        with tarfile.open(file, "r:") as shard, file.open("rb") as content:
-
-            def read(place: tuple[int, int]) -> bytes:
-                content.seek(place[0])
-                return content.read(place[1])
-
-            found = (_image(sample, str(file), read) for sample in group_by_keys(headers(shard)))
-            rows = [(*place, label) for place, label in filter(None, found)]
+        with tarfile.open(file, "r:") as shard:
+            rows = [(*place, label) for place, label in _samples(shard, str(file), located=True)]
     except UnreadableImageError:
         raise
     except (OSError, tarfile.TarError, ValueError) as error:
@@ -222,30 +196,38 @@ def _indexed(file: Path, index: dict[str, Any]) -> Int64[np.ndarray, "m 3"]:
     return index["members"][file.name]
 
 
-def _image(sample: dict[str, Any], url: str, read: Callable[[Any], bytes]) -> tuple[Any, int] | None:
-    """A sample's image and label; None where it has no image. read: bytes of one of its files."""
-    ending = next((ending for ending in IMAGES if ending in sample), None)
-    if ending is None:
-        return None
-    label: Any = -1
+def _samples(shard: tarfile.TarFile, url: str, located: bool) -> Iterator[tuple[Any, int]]:
+    """The image and label of each sample that has an image: its bytes, or where it is located (offset, size)."""
+    from webdataset.tariterators import group_by_keys
+
+    def used() -> Iterator[dict[str, Any]]:
+        for member in shard:
+            shard.members = []  # type: ignore  # which would grow
+            ending = member.name.rpartition("/")[2].partition(".")[2].lower()
+            if member.isreg() and ending in _USED and not _META.match(member.name):
+                place = (member.offset_data, member.size) if located and ending in IMAGES else None
+                content: Any = place or shard.extractfile(member)
+                yield {"fname": member.name, "data": place or content.read(), "__url__": url}
+
+    for sample in group_by_keys(used()):
+        found = [sample[ending] for ending in IMAGES if ending in sample]
+        if found:
+            yield found[0], _label(sample, url)
+
+
+def _label(sample: dict[str, Any], url: str) -> int:
+    """-1 for none. UnreadableImageError where it is no integer."""
+    label = -1
     if "cls" in sample:
-        text = read(sample["cls"]).decode(errors="replace").strip()
+        text = sample["cls"].decode(errors="replace").strip()
         if not re.fullmatch(r"-?\d+", text):
             line = f"{sample['__key__']}.cls of {url} holds {text[:40]!r}: a label must be an integer"
             raise UnreadableImageError(line)
         label = int(text)
     elif "json" in sample:
-        metadata = json.loads(read(sample["json"]))
+        metadata = json.loads(sample["json"])
         label = metadata.get("label", -1) if isinstance(metadata, dict) else -1
-    return sample[ending], max(label, -1) if type(label) is int else -1
-
-
-def _is_used(name: str) -> bool:
-    return name.rpartition("/")[2].partition(".")[2].lower() in _USED and not _META.match(name)
-
-
-def _has_labels(files: list[Path]) -> bool:
-    return any((table[:, 2] >= 0).any() for table in _tables(files))
+    return max(label, -1) if type(label) is int else -1
 
 
 def _expanded(path: str) -> list[str]:
@@ -256,11 +238,7 @@ def _expanded(path: str) -> list[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a line; WebDataset adds the stream to it."""
+    """What went wrong, in a line; WebDataset adds the stream to an error's arguments."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    text = error.args[0] if error.args else error
-    return " ".join(str(text).partition(" @ <")[0].split()) or type(error).__name__
-
-
-KIND = FileKind("tar shard", ".tar", _has_labels)
+    return " ".join(str(error.args[0] if error.args else "").split()) or type(error).__name__

@@ -1,9 +1,8 @@
 """Augmentation for fine-tuning: RandAugment on the workers; random erasing, mixup and CutMix on the device. All timm's.
 
 MAE's, BEiT's and DeiT's authors fine-tune with timm's. It draws from Python's, numpy's and PyTorch's global
-generators: they are seeded around each call, and afterwards as they were.
-
-Letters: B images, C channels, H W pixels, K classes.
+generators: they are seeded around each call, and afterwards as they were. Letters: B images, C channels, H W pixels,
+K classes.
 """
 
 import math
@@ -94,11 +93,7 @@ class BatchAugmentation:
 
     def __init__(self, config: FinetuneConfig, num_classes: int) -> None:
         self.erasing_p, self.smoothing, self.num_classes = config.erasing_p, config.label_smoothing, num_classes
-        options: dict[str, Any] = {
-            "prob": config.mix_p,
-            "switch_prob": config.switch_p,
-            "label_smoothing": config.label_smoothing,
-        }
+        options: Any = {"prob": config.mix_p, "switch_prob": config.switch_p, "label_smoothing": self.smoothing}
         mixes = config.mixup or config.cutmix
         self.mixup = Mixup(config.mixup, config.cutmix, num_classes=num_classes, **options) if mixes else None
 

@@ -1,10 +1,9 @@
 """ColorAugmentation: what happens to colors, batched on the device where the images are.
 
-The chain of color changes is that of DINO (Caron et al., 2021, arXiv:2104.14294, from BYOL: Grill et al., 2020,
-arXiv:2006.07733, appendix B). Randomness comes in as uniform numbers on the host, so nothing here waits for a GPU.
-Our own, because torchvision draws one factor for a whole batch.
-
-Letters: B images, C channels, H W pixels.
+The chain is that of DINO (Caron et al., 2021, arXiv:2104.14294, from BYOL: Grill et al., 2020, arXiv:2006.07733,
+appendix B); the operations are torchvision's, which draws one factor for a whole batch, with one for each image. They
+change float images in 0 .. 255 in place, where they stay in the cache, and wait for no device: uniform numbers come in
+on the host. With one channel, what concerns color changes nothing. Letters: B images, C channels, H W pixels.
 """
 
 import itertools
@@ -17,25 +16,17 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
+from torch.nn.functional import pad, threshold
 
-from ssl_vit.data.transforms.color_ops import (
-    Images,
-    adjust_brightness,
-    adjust_contrast,
-    convolve,
-    gaussian_band,
-    hue_mix,
-    mix,
-    saturation_mix,
-    solarize,
-    to_gray,
-    turn_hue,
-)
-
+Images = Float32[Tensor, "B C H W"]
+Factor = Float32[Tensor, " B"]
 ORDERS = np.array(list(itertools.permutations(range(4))))
 """Every order of the jitter's operations; 0 brightness, 1 contrast, 2 saturation, 3 hue."""
 SMALL_BYTES = 2**16
 """A larger image (74 x 74 pixels in color) is changed alone on a CPU, where it stays in a core's cache."""
+BLOCK = 16  # rows or columns that the blur makes at a time; measured fastest of 8 to 224 on a CPU
+LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601 in torchvision's digits
+_LUMA = torch.tensor(LUMA)
 
 
 def normalize(
@@ -66,11 +57,7 @@ class Strengths(NamedTuple):
     solarize: Bool[np.ndarray, " B"]
 
 
-Operation = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From images [B, C, H, W] and a factor for each [B, ...] to images, written into the third, which may be the first."""
-
-
-Step = tuple[Operation, Bool[np.ndarray, " B"], Shaped[Tensor, "B ..."]]
+Step = tuple[Callable[[Tensor, Tensor], Tensor], Bool[np.ndarray, " B"], Shaped[Tensor, "B ..."]]
 """An operation, the images of the batch that it changes, and by how much: the factors, on the images' device."""
 
 
@@ -83,23 +70,18 @@ class ColorAugmentation:
     """
 
     brightness: float = 0.4
-    """The factor is uniform in max(0, 1 - brightness) .. 1 + brightness."""
+    """The factor is uniform in max(0, 1 - brightness) .. 1 + brightness; contrast's and saturation's likewise."""
     contrast: float = 0.4
-    """The factor is uniform in max(0, 1 - contrast) .. 1 + contrast."""
     saturation: float = 0.2
-    """The factor is uniform in max(0, 1 - saturation) .. 1 + saturation."""
     hue: float = 0.1
     """The shift is uniform in -hue .. hue, a fraction of the color circle; at most 0.5."""
     jitter_p: float = 0.8
     """Probability of the four operations above."""
     gray_p: float = 0.2
-    """Probability of gray."""
     blur_p: float
-    """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """The blur's standard deviation is uniform in this range, pixels; the kernel ends at three of the largest."""
     solarize_p: float
-    """Probability of solarization."""
 
     @property
     def num_random(self) -> int:
@@ -114,7 +96,6 @@ class ColorAugmentation:
     def strengths(self, u: Float64[np.ndarray, "B num_random"]) -> Strengths:
         """What these uniform numbers mean: one column a field of Strengths, in that order."""
         jitter, order, brightness, contrast, saturation, hue, gray, blur, sigma, solarization = u.T
-        low, high = self.blur_sigma
         return Strengths(
             jitter=jitter < self.jitter_p,
             order=ORDERS[(order * len(ORDERS)).astype(np.int64)],
@@ -124,7 +105,7 @@ class ColorAugmentation:
             hue=_between(-self.hue, self.hue, hue),
             gray=gray < self.gray_p,
             blur=blur < self.blur_p,
-            sigma=_between(low, high, sigma),
+            sigma=_between(*self.blur_sigma, sigma),
             solarize=solarization < self.solarize_p,
         )
 
@@ -142,7 +123,7 @@ class ColorAugmentation:
         Raises:
             ValueError: colors are to change that these channels do not have, or the images are too small for the blur.
         """
-        self._check(images.shape[1:])
+        self._check(*images.shape[1:])
         steps = self._steps(self.strengths(u), images.device)
         affine = normalized and _affine(*normalized, images.device)
         changed = torch.empty(images.shape, device=images.device)
@@ -151,7 +132,14 @@ class ColorAugmentation:
         for start in range(0, len(images), together):
             chunk = slice(start, start + together)
             floats = changed[chunk].copy_(images[chunk])
-            _change(floats, [(operation, chosen[chunk], factors[chunk]) for operation, chosen, factors in steps])
+            for operation, chosen, factors in steps:  # which images change is known on the host: no mask on a device
+                index = np.flatnonzero(chosen[chunk])
+                if len(index) == len(floats):
+                    operation(floats, factors[chunk])
+                elif len(index):
+                    places = _on(images.device, index)
+                    some = operation(floats.index_select(0, places), factors[chunk].index_select(0, places))
+                    floats.index_copy_(0, places, some)
             if affine:
                 floats.mul_(affine[0]).add_(affine[1])
         return changed
@@ -173,27 +161,21 @@ class ColorAugmentation:
             for place in range(4)
             for number, (operation, strength, factor) in enumerate(jitters)
             if strength > 0
-        ]
-        return [
-            *steps,
-            (lambda images, _, out: to_gray(images, out), strengths.gray, sigma),
+        ] + [
+            (lambda images, _: to_gray(images), strengths.gray, sigma),
             (convolve, strengths.blur, gaussian_band(sigma, self.blur_radius)),
-            (lambda images, _, out: solarize(images, out), strengths.solarize, sigma),
+            (lambda images, _: solarize(images), strengths.solarize, sigma),
         ]
 
-    def _check(self, shape: torch.Size) -> None:
-        channels, height, width = shape
+    def _check(self, channels: int, height: int, width: int) -> None:
         colored = self.jitter_p > 0 and max(self.contrast, self.saturation, self.hue) > 0
         if channels not in (1, 3) and (colored or self.gray_p > 0):
-            raise ValueError(
-                f"method.jitter_p={self.jitter_p} and method.gray_p={self.gray_p} change colors, which "
-                f"encoder.channels={channels} does not have: set both to 0, or give images of 1 or 3 channels"
-            )
+            change = f"method.jitter_p={self.jitter_p} and method.gray_p={self.gray_p} change colors"
+            advice = "set both to 0, or give images of 1 or 3 channels"
+            raise ValueError(f"{change}, which encoder.channels={channels} does not have: {advice}")
         if self.blur_p > 0 and min(height, width) <= self.blur_radius:
-            raise ValueError(
-                f"crops of {height} x {width} pixels are too small for a blur of {self.blur_sigma[1]} pixels: "
-                f"set method.blur_p=0, or make them larger than {self.blur_radius} pixels a side"
-            )
+            small = f"crops of {height} x {width} pixels are too small for a blur of {self.blur_sigma[1]} pixels"
+            raise ValueError(f"{small}: set method.blur_p=0, or make them larger than {self.blur_radius} pixels a side")
 
 
 def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
@@ -211,13 +193,108 @@ def _on(device: torch.device, values: np.ndarray) -> Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
-def _change(images: Images, steps: list[Step]) -> None:
-    """All steps, in place. Which images a step changes is known on the host: no mask indexes on a device."""
-    for operation, chosen, factors in steps:
-        index = np.flatnonzero(chosen)
-        if len(index) == len(images):
-            operation(images, factors, images)
-        elif len(index):
-            places = _on(images.device, index)
-            some = images.index_select(0, places)
-            images.index_copy_(0, places, operation(some, factors.index_select(0, places), some))
+def adjust_brightness(images: Images, factor: Factor) -> Images:
+    """Images times factor; 0 is black, 1 the image."""
+    return images.mul_(factor.view(-1, 1, 1, 1)).clamp_(0, 255)
+
+
+def adjust_contrast(images: Images, factor: Factor) -> Images:
+    """Between the mean gray of the image (factor 0) and the image (1), or beyond. One or three channels."""
+    mean = images.mean((2, 3))
+    gray = mean @ _LUMA.to(images.device, non_blocking=True) if images.shape[1] == 3 else mean[:, 0]
+    return images.mul_(factor.view(-1, 1, 1, 1)).add_(((1 - factor) * gray).view(-1, 1, 1, 1)).clamp_(0, 255)
+
+
+def saturation_mix(factor: Factor) -> Float32[Tensor, "B 3 3"]:
+    """Between the gray image (factor 0) and the image (1), or beyond; each channel (row) of red, green and blue."""
+    luma = _LUMA.to(factor.device, non_blocking=True)
+    return torch.lerp(luma.expand(3, 3), torch.eye(3, device=factor.device), factor[:, None, None])
+
+
+def mix(images: Images, matrix: Float32[Tensor, "B 3 3"]) -> Images:
+    """Each channel as its image's matrix mixes it from red, green and blue, cut off at 0 and 255."""
+    if images.shape[1] == 1:
+        return images
+    return torch.clamp(torch.bmm(matrix, images.flatten(2)).view(images.shape), 0, 255, out=images)
+
+
+def hue_mix(shift: Factor) -> Float32[Tensor, "B 3 4"]:
+    """What each channel becomes (row) of red, green, blue, and of the sum of brightest and darkest, in turn_hue.
+
+    shift: around the color circle, in -0.5 .. 0.5 of it; value and saturation (HSV) stay.
+
+    Let low and high be the darkest and brightest channel of a pixel. Around the circle a channel stays at high for two
+    sixths, falls for one, stays at low for two, rises for one, each in a straight line. So a turn by t in 0 .. 1 sixths
+    makes red - green + (2 t - 1) blue + (1 - t) (high + low) of red, cut off at low and high: read it off in each
+    sixth. Green and blue follow in a circle, a turn back swaps the two other channels, and a third of the circle moves
+    each channel on by one. That is the result of going to HSV and back, without division or branches.
+    """
+    sixths = 6 * shift
+    thirds = torch.round(sixths / 2)
+    rest = sixths - 2 * thirds  # in -1 .. 1
+    # of the channel itself, of the next one in the order red, green, blue, and of the one before
+    parts = torch.stack([torch.ones_like(rest), 2 * (-rest).relu() - 1, 2 * rest.relu() - 1], dim=1)
+    channel = torch.arange(3, device=shift.device)
+    offset = (channel - channel[:, None] + thirds.long()[:, None, None]).remainder(3)
+    matrix = parts[:, None].expand(-1, 3, -1).gather(2, offset)
+    return torch.cat([matrix, (1 - rest.abs())[:, None, None].expand(-1, 3, 1)], dim=2)
+
+
+def turn_hue(images: Images, matrix: Float32[Tensor, "B 3 4"]) -> Images:
+    """Each channel as hue_mix says."""
+    if images.shape[1] == 1:
+        return images
+    high, low = images.amax(1, keepdim=True), images.amin(1, keepdim=True)
+    turned = torch.bmm(matrix[:, :, :3], images.flatten(2)).view(images.shape)
+    return torch.clamp(turned.addcmul_(high + low, matrix[:, :1, 3:, None]), low, high, out=images)
+
+
+def to_gray(images: Images) -> Images:
+    """Every channel the luma of the image. One or three channels."""
+    if images.shape[1] == 1:
+        return images
+    red, green, blue = images.split(1, dim=1)
+    return images.copy_((red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2]))
+
+
+def solarize(images: Images) -> Images:
+    """Values from 128 up are inverted: 255 - value.
+
+    On whole numbers that is min(value, 255 - value). Between 127 and 128 the two differ by less than 1, and the minimum
+    has no jump.
+    """
+    return torch.minimum(images, 255 - images, out=images)
+
+
+def gaussian_band(sigma: Factor, radius: int) -> Float32[Tensor, "B block span"]:
+    """A Gaussian blur of std sigma pixels, cut off at radius, as a matrix that makes BLOCK pixels from span = BLOCK +
+    2 radius: row i holds the kernel from column i on.
+
+    torchvision's kernel has its points sqrt(2) times closer than pixels are: the 2 of a Gaussian's exponent.
+    """
+    limit = radius / 2**0.5
+    points = torch.linspace(-limit, limit, 2 * radius + 1, device=sigma.device)
+    kernel = torch.softmax(-(points / sigma[:, None]).square(), dim=1)
+    kernel = threshold(kernel, 1e-12, 0.0)  # a CPU takes several times longer for denormal numbers
+    # Each row is the one above moved by one: a period one longer than a row does that.
+    span = BLOCK + 2 * radius
+    return pad(kernel, (0, BLOCK)).repeat(1, BLOCK)[:, : BLOCK * span].view(-1, BLOCK, span)
+
+
+def convolve(images: Images, band: Float32[Tensor, "B block span"]) -> Images:
+    """Blurred, edges reflected: rows, then columns, as products of overlapping windows with the image's band matrix.
+
+    H and W must be above the radius. Faster than a grouped convolution with a kernel per image, on CPUs and GPUs.
+    """
+    span = band.shape[2]
+    radius = (span - BLOCK) // 2
+    height, width = images.shape[2:]
+    below, right = -height % BLOCK, -width % BLOCK  # to whole blocks; cut off again
+    whole, padded = images, pad(images, (radius, radius, radius, radius), mode="reflect")
+    if below or right:
+        whole = images.new_empty(*images.shape[:2], height + below, width + right)
+        padded = pad(padded, (0, right, 0, below))
+    rows = (band[:, None, None] @ padded.unfold(2, span, BLOCK).mT).flatten(2, 3)
+    columns = rows.unfold(3, span, BLOCK).reshape(len(images), -1, span)
+    torch.bmm(columns, band.mT, out=whole.view(len(images), -1, BLOCK))
+    return images if whole is images else images.copy_(whole[:, :, :height, :width])

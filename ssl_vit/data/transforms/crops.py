@@ -1,12 +1,12 @@
 """Geometry on one uint8 image, on the CPU workers. Randomness comes in as uniform numbers, never from a state.
 
 That is why these are not torchvision's classes, which draw from PyTorch's global generator; pixels are the same.
-
 Letters: B images, C channels, H W pixels of the image; h w pixels of the crop.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -20,6 +20,8 @@ from torchvision.transforms.v2 import functional as F
 from ssl_vit.data.transforms.color import ColorAugmentation, normalize
 
 BICUBIC = InterpolationMode.BICUBIC
+TRIES = 10
+"""Boxes that RandomCrop tries, as torchvision; then the largest central box with a legal ratio."""
 
 
 @runtime_checkable
@@ -38,6 +40,7 @@ class Transform(Protocol):
     ) -> UInt8[Tensor, "C h w"] | list[Tensor]: ...
 
 
+@dataclass
 class RandomCrop:
     """A random box of the image, resized: torchvision's RandomResizedCrop followed by a random flip.
 
@@ -45,23 +48,17 @@ class RandomCrop:
     uniform in its logarithm. flip: mirror half of the crops left to right.
     """
 
-    TRIES = 10  # as torchvision; then the largest central box with a legal ratio
-
-    def __init__(
-        self,
-        size: tuple[int, int],
-        scale: tuple[float, float],
-        ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: bool = True,
-    ) -> None:
-        self.size, self.scale, self.ratio, self.flip = size, scale, ratio, flip
-        self.num_random = 2 * self.TRIES + 3
+    size: tuple[int, int]
+    scale: tuple[float, float]
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: bool = True
+    num_random = 2 * TRIES + 3
 
     def box(self, height: int, width: int, u: Float64[np.ndarray, " num_random"]) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the box, in pixels."""
         low, high = self.scale
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
-        for area_u, ratio_u in u[: 2 * self.TRIES].reshape(-1, 2).tolist():
+        for area_u, ratio_u in u[: 2 * TRIES].reshape(-1, 2).tolist():
             area = height * width * (low + (high - low) * area_u)
             ratio = math.exp(log_low + (log_high - log_low) * ratio_u)
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
@@ -91,14 +88,11 @@ class MultiCrop:
     def __init__(self, crops: Sequence[tuple[RandomCrop, ColorAugmentation]]) -> None:
         self.crops = list(crops)
         counts = [crop.num_random for crop, _ in crops] + [color.num_random for _, color in crops]
-        ends = np.cumsum(counts).tolist()
-        columns = [slice(end - count, end) for count, end in zip(counts, ends, strict=True)]
-        self._crop_columns, self._color_columns = columns[: len(self.crops)], columns[len(self.crops) :]
-        self.num_random = sum(counts)
+        self.num_random, self._ends = sum(counts), np.cumsum(counts)[:-1]  # where the columns of each end
 
     def __call__(self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"]) -> list[Tensor]:
         """The crops: uint8 [C, h, w], each of its own size; colors are those of the image."""
-        return [crop(image, u[columns]) for (crop, _), columns in zip(self.crops, self._crop_columns, strict=True)]
+        return [crop(image, numbers) for (crop, _), numbers in zip(self.crops, np.split(u, self._ends), strict=False)]
 
     def color(
         self,
@@ -106,17 +100,16 @@ class MultiCrop:
         u: Float64[np.ndarray, "B num_random"],
         normalized: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> list[Float32[Tensor, "B C _ _"]]:
-        """The crops with their colors changed, on the device where they are.
+        """The crops with their colors changed, on their device: in 0 .. 255, or normalized by mean and std.
 
-        In 0 .. 255, or normalized by mean and std, both of pixels in [0, 1].
         Crops of one size and one augmentation become one batch: fewer launches on a GPU.
         """
         alike: dict[tuple[torch.Size, ColorAugmentation], list[int]] = {}
         for place, (crop, (_, color)) in enumerate(zip(crops, self.crops, strict=True)):
             alike.setdefault((crop.shape, color), []).append(place)
-        changed = dict[int, Tensor]()
+        changed, numbers = dict[int, Tensor](), np.split(u, self._ends, axis=1)[len(crops) :]
         for (_, color), places in alike.items():
-            random_numbers = np.concatenate([u[:, self._color_columns[place]] for place in places])
+            random_numbers = np.concatenate([numbers[place] for place in places])
             batch = torch.cat([crops[place] for place in places]) if len(places) > 1 else crops[places[0]]
             changed |= zip(places, color(batch, random_numbers, normalized).chunk(len(places)), strict=True)
         return [changed[place] for place in range(len(crops))]

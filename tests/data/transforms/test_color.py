@@ -12,14 +12,16 @@ from torchvision.transforms.v2 import functional as F
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.data.rng import uniforms
 from ssl_vit.data.transforms import color as module
-from ssl_vit.data.transforms.color import ORDERS, ColorAugmentation, normalize
-from ssl_vit.data.transforms.color_ops import (
+from ssl_vit.data.transforms.color import (
+    ORDERS,
+    ColorAugmentation,
     adjust_brightness,
     adjust_contrast,
     convolve,
     gaussian_band,
     hue_mix,
     mix,
+    normalize,
     saturation_mix,
     solarize,
     to_gray,
@@ -30,12 +32,12 @@ COUNT = 10_000
 ALL = ColorAugmentation(blur_p=0.5, solarize_p=0.5)
 
 
-def adjust_saturation(images, factor, out=None):
-    return mix(images, saturation_mix(factor), out)
+def adjust_saturation(images, factor):
+    return mix(images, saturation_mix(factor))
 
 
-def adjust_hue(images, shift, out=None):
-    return turn_hue(images, hue_mix(shift), out)
+def adjust_hue(images, shift):
+    return turn_hue(images, hue_mix(shift))
 
 
 def gaussian_blur(images, sigma, radius):
@@ -107,15 +109,14 @@ def test_each_jitter_is_torchvisions_with_a_factor_per_image(images, ours, their
     floats = images.float()
     expected = one_by_one(theirs, floats, factors)
     same(ours(floats, torch.tensor(factors)), expected)
-    assert torch.equal(floats, images.float()), "the images were written into"
-    same(ours(floats, torch.tensor(factors), out=floats), expected)
+    same(floats, expected)  # in place
 
 
 @given(st.lists(st.floats(0, 255, width=32), min_size=3, max_size=3), st.floats(-0.5, 0.5))
 @settings(deadline=None, max_examples=300)
 def test_hue_is_torchvisions_on_any_color(color, shift):
     pixel = torch.tensor(color).view(1, 3, 1, 1)
-    found = adjust_hue(pixel, torch.tensor([shift]))
+    found = adjust_hue(pixel.clone(), torch.tensor([shift]))
     same(found, F.adjust_hue(pixel / 255, shift) * 255)
     same(found.amax(1), pixel.amax(1))
     same(found.amin(1), pixel.amin(1))
@@ -140,7 +141,8 @@ def test_solarize_is_torchvisions_on_whole_numbers_and_within_one_between_them()
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(solarize(values.float()), F.solarize(values, 128).float())
     between = torch.linspace(0, 255, 9999).view(1, 1, 1, -1)
-    same(solarize(between), F.solarize(between / 255, 128 / 255) * 255, atol=1)
+    expected = F.solarize(between / 255, 128 / 255) * 255
+    same(solarize(between), expected, atol=1)
 
 
 def reference(color: ColorAugmentation, images: torch.Tensor, u: np.ndarray) -> torch.Tensor:
