@@ -7,16 +7,16 @@ per step. Class token and patches are read alike.
 Letters: B images of a batch, S tokens, D width, K classes.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
-from ssl_vit.data.rng import permutation
-from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Backbone
-from ssl_vit.evaluate.evaluation import SEEN, Evaluation, Result, schedule_of
+from ssl_vit.evaluate.evaluation import SEEN, Evaluation, Result, schedule_of, shuffled_rows, train_head
 from ssl_vit.optim.schedules import cosine
 
 HEADS = 12
@@ -43,34 +43,28 @@ class AttentiveHead(nn.Module):
 
 
 def evaluate_attentive(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
-    """An attentive head on the tokens of one block, by default the last; tokens are kept in 16 bits."""
+    """An attentive head on the normed tokens of one block, by default the last; tokens are kept in 16 bits."""
     config, device = evaluation.config, evaluation.resources.device
-    block = backbone.feature(backbone.pools[-1], config.layer or "last", 1).blocks[0]
-    (train, labels), (test, _) = (tokens_of(evaluation, backbone, block, split) for split in ("train", "test"))
+    (block,) = backbone.feature(backbone.pools[-1], config.layer or "last", 1).blocks
+
+    def tokens_of(images: Tensor) -> Tensor:
+        return backbone.tokens(images, [block])[0].half()
+
+    (train, labels), (test, _) = (evaluation.extract(tokens_of, split) for split in ("train", "test"))
     epochs, batch_size, lr = schedule_of(evaluation, SEEN)
-    steps = epochs * -(-len(train) // batch_size)
+    steps = epochs * math.ceil(len(train) / batch_size)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         head = AttentiveHead(train.shape[2], evaluation.classes).to(device)
-    optimizer, step = torch.optim.AdamW(head.parameters(), lr), 0
-    for epoch in range(epochs):
-        for rows in torch.from_numpy(permutation(config.seed, epoch, len(train))).split(batch_size):
-            for group in optimizer.param_groups:
-                group["lr"] = cosine(step / steps, lr, 0.0)
-            loss = F.cross_entropy(head(train[rows].to(device).float()), labels[rows].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return F.cross_entropy(head(train[rows].to(device).float()), labels[rows].to(device))
+
+    batches = shuffled_rows(torch.arange(len(train)), config.seed, epochs, batch_size)
+    optimizer = torch.optim.AdamW(head.parameters(), lr)
+    train_head(optimizer, batches, loss_of, lambda step: cosine(step / steps, 1.0, 0.0))
     head.eval()
     with torch.no_grad():
         logits = torch.cat([head(some.to(device).float()).cpu() for some in test.split(batch_size)])
     how = f"attentive probe of {head.heads} heads, AdamW, lr {lr:g}, {epochs} epochs of batch {batch_size}"
     return Result(logits.softmax(1), how, {"blocks": [1 + block], "pool": "attention", "lr": lr})
-
-
-def tokens_of(
-    evaluation: Evaluation, backbone: Backbone, block: int, split: Split
-) -> tuple[Float[Tensor, "n S D"], Tensor]:
-    """Normed tokens of a split's images after a block, in float16, and labels; ValueError where not finite."""
-    return evaluation.extract(backbone, lambda images: backbone.tokens(images, [block])[0], split, torch.float16)

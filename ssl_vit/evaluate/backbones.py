@@ -25,28 +25,35 @@ WHOLE = "whole"
 
 @dataclass(frozen=True)
 class Feature:
-    """Some blocks of a backbone, pooled one way and put side by side."""
+    """Some blocks of a backbone, numbered from 0, pooled one way (cls, mean, both, whole) and put side by side."""
 
     blocks: tuple[int, ...]
-    """From 0, in order."""
     pool: str
-    """cls, mean, both, or whole."""
 
     @property
-    def vectors(self) -> int:
-        """Vectors of one token's width that stand side by side."""
-        return len(self.blocks) * (2 if self.pool == "both" else 1)
+    def vectors(self) -> list[tuple[int, str]]:
+        """Block and pooling of each of the vectors that stand side by side."""
+        pools = ("cls", "mean") if self.pool == "both" else (self.pool,)
+        return [(block, pool) for block in self.blocks for pool in pools]
 
     @property
     def metadata(self) -> dict[str, Any]:
         """As people count: blocks from 1."""
         return {"blocks": [1 + block for block in self.blocks], "pool": self.pool}
 
+    def select(self, values: Float[Tensor, "*n _"], feature: "Feature") -> Float[Tensor, "*n _"]:
+        """Columns of another feature in values of this one; ValueError where it is not among them."""
+        if feature == self:
+            return values
+        vectors = values.chunk(len(self.vectors), dim=-1)
+        return torch.cat([vectors[self.vectors.index(vector)] for vector in feature.vectors], dim=-1)
+
 
 class Backbone:
     """A network that turns images into the tokens of its blocks; each subclass in its own way."""
 
-    module: nn.Module
+    module: Any
+    """The network, an nn.Module in eval mode."""
     depth: int
     """Blocks that can be read."""
     width: int
@@ -64,7 +71,7 @@ class Backbone:
     def tokens(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int], normed: bool = True
     ) -> list[Float[Tensor, "B S D"]]:
-        """Tokens after each of the blocks, through the final norm or before it; class token first, if it has one."""
+        """Tokens after the blocks, in ascending order, through the final norm or before it; class token first."""
         raise NotImplementedError
 
     def features(
@@ -76,10 +83,10 @@ class Backbone:
         for tokens in self.tokens(images, layers, normed):
             vectors += [tokens[:, 0]] if pool != "mean" else []
             vectors += [tokens[:, patches].mean(1)] if pool != "cls" else []
-        return torch.cat(vectors, dim=1)
+        return torch.cat(vectors, dim=1).float()
 
     def extractor(self, feature: Feature, normed: bool = True) -> Callable[[Tensor], Tensor]:
-        """The function from images [B, C, H, W] to a feature of them [B, D]."""
+        """The function from images [B, C, H, W] to a feature of them [B, D], in float32."""
         return partial(self.features, layers=feature.blocks, pool=feature.pool, normed=normed)
 
     def random(self, seed: int) -> "Backbone":
@@ -103,20 +110,20 @@ class EncoderBackbone(Backbone):
     """A VisionTransformer of this project."""
 
     def __init__(self, encoder: VisionTransformer) -> None:
-        self.module = self.encoder = encoder
+        self.module = encoder
         self.depth, self.width, self.patch_size = encoder.depth, encoder.embed_dim, encoder.patch_size
         self.height_width, self.channels = encoder.config.height_width, encoder.config.channels
         self.metadata = encoder.metadata
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         if normed:
-            return self.encoder.layer_tokens(images, layers)
-        return self.encoder.hidden_states(self.encoder.embed(images), layers, self.encoder.grid_of(images))
+            return self.module.layer_tokens(images, layers)
+        return self.module.hidden_states(self.module.embed(images), layers, self.module.grid_of(images))
 
     def random(self, seed: int) -> Backbone:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return EncoderBackbone(VisionTransformer(self.encoder.config).eval())
+            return EncoderBackbone(VisionTransformer(self.module.config).eval())
 
 
 class RawPixels(Backbone):
@@ -142,7 +149,7 @@ class TimmBackbone(Backbone):
     """
 
     def __init__(self, name: str, model: Any) -> None:
-        self.name, self.module, self.model = name, model, model
+        self.name, self.module = name, model
         self.channels, height, width = model.pretrained_cfg["input_size"]
         self.height_width = (height, width)
         self.metadata = {key: list(model.pretrained_cfg[key]) for key in ("mean", "std")}
@@ -158,17 +165,17 @@ class TimmBackbone(Backbone):
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         if WHOLE in self.pools:
             raise ValueError(f"encoder={TIMM}{self.name} has no tokens: choose another protocol= than attentive")
-        blocks = [range(self.depth)[layer] for layer in layers]
-        indices = sorted(set(blocks))
-        found = self.model.forward_intermediates(
-            images, indices=indices, return_prefix_tokens=True, norm=normed, output_fmt="NLC", intermediates_only=True
+        found = self.module.forward_intermediates(
+            images, list(layers), return_prefix_tokens=True, norm=normed, output_fmt="NLC", intermediates_only=True
         )
-        if "cls" in self.pools:
-            found = [torch.cat([prefix[:, :1], patches], dim=1) for patches, prefix in found]
-        return [found[indices.index(block)] for block in blocks]
+        if "cls" not in self.pools:
+            return found
+        return [torch.cat([prefix[:, :1], patches], dim=1) for patches, prefix in found]
 
     def features(self, images: Tensor, layers: Sequence[int], pool: str, normed: bool = True) -> Tensor:
-        return self.model(images) if WHOLE in self.pools else super().features(images, layers, pool, normed)
+        if WHOLE in self.pools:
+            return self.module(images).float()
+        return super().features(images, layers, pool, normed)
 
     def random(self, seed: int) -> Backbone:
         return load_timm(self.name, pretrained=False, seed=seed)

@@ -5,7 +5,6 @@ Letters: n training images, K classes.
 
 from collections.abc import Callable
 from statistics import mean, stdev
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,20 +20,14 @@ SUBSETS = 5
 """Of each size, each by a seed of its own."""
 
 
-def random_subset(
-    labels: Int64[np.ndarray, " n"], count_of: Callable[[int], int], seed: int
-) -> Int64[np.ndarray, " _"]:
-    """Sorted indices of images: of each class, `count_of(its images)` at random."""
+def random_subset(labels: Int64[np.ndarray, " n"], kind: str, amount: float, seed: int) -> Int64[np.ndarray, " _"]:
+    """Sorted indices of images at random: of each class `amount` shots, or that fraction, rounded, one at least."""
     chosen = []
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        chosen.append(members[permutation(seed, int(label), len(members))[: count_of(len(members))]])
+        count = int(amount) if kind == "shots" else max(1, round(amount * len(members)))
+        chosen.append(members[permutation(seed, int(label), len(members))[:count]])
     return np.sort(np.concatenate(chosen))
-
-
-def of_fraction(fraction: float) -> Callable[[int], int]:
-    """How many of a class's images a fraction is: rounded, one at least."""
-    return lambda count: max(1, round(fraction * count))
 
 
 def require_shots(evaluation: Evaluation) -> None:
@@ -55,27 +48,19 @@ def evaluate_few_shot(
     Args:
         scores_of: (training features, training labels, test features) -> scores per class.
     """
-    feature = evaluation.readable(backbone)[0]
+    config, (feature,) = evaluation.config, evaluation.readable(backbone)
     train, test = evaluation.banks(backbone, [feature])
-    labels, results = train.labels.numpy(), dict[str, dict[str, dict[str, float | None]]]()
-    wanted = [("shots", shots, lambda _, shots=shots: shots) for shots in evaluation.config.shots]
-    wanted += [("fraction", fraction, of_fraction(fraction)) for fraction in evaluation.config.fraction]
-    for kind, amount, count_of in wanted:
-        scores = []
+    results: dict[str, dict[str, dict[str, float | None]]] = {}
+    for kind, amount in [*(("shots", n) for n in config.shots), *(("fraction", part) for part in config.fraction)]:
+        top1, top5 = [], []
         for number in range(SUBSETS):
-            rows = torch.from_numpy(random_subset(labels, count_of, evaluation.config.seed + number))
-            few = train.select(feature, rows), train.labels[rows]
-            scores.append(evaluation.as_classes(scores_of(*few, test.select(feature))))
-        results.setdefault(kind, {})[f"{amount:g}"] = summary(scores, test.labels)
+            rows = torch.from_numpy(random_subset(train.labels.numpy(), kind, amount, config.seed + number))
+            scores = scores_of(train.select(feature, rows), train.labels[rows], test.select(feature))
+            for k, found in ((1, top1), (5, top5)):
+                found.append(top_k(evaluation.as_classes(scores), test.labels, k))
+        results.setdefault(kind, {})[f"{amount:g}"] = {
+            "mean": round(mean(top1), 4),
+            "std": round(stdev(top1), 4),
+            "top5": None if None in top5 else round(mean(top5), 4),
+        }
     return results
-
-
-def summary(subsets: list[Tensor], labels: Int64[Tensor, " m"]) -> dict[str, Any]:
-    """Mean and std of top-1 over the subsets, and mean of top-5 where there are more than five classes."""
-    found = ([top_k(scores, labels, k) for scores in subsets] for k in (1, 5))
-    top1, top5 = ([value for value in values if value is not None] for values in found)
-    return {
-        "mean": round(mean(top1), 4),
-        "std": round(stdev(top1), 4),
-        "top5": round(mean(top5), 4) if top5 else None,
-    }

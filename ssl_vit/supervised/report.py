@@ -43,17 +43,22 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
     Raises:
         ValueError: the images have no labels, or do not fit the encoder.
     """
-    with process_group() as (rank, world_size):
+    with process_group() as ranks:
         started = time.time()
         backbone, name, folder = open_backbone(config)
-        resources = Resources(local_device(), rank, world_size, config.data.cache_gb, folder)
+        resources = Resources(local_device(), ranks, config.data.cache_gb, folder)
         evaluation = Evaluation(config, images_for(backbone, name, config), resources)
         backbones = {"encoder": backbone}
         if config.controls:
             backbones["random encoder"] = backbone.random(config.seed)
             backbones["raw pixels"] = RawPixels(backbone.height_width, backbone.channels, backbone.patch_size)
-        rows = few_rows(evaluation, backbones) if config.few else full_rows(evaluation, backbones)
-        if rank:
+        if config.few:
+            require_shots(evaluation)
+        rows = {}
+        for label, each in backbones.items():
+            each.module.to(resources.device)
+            rows[label] = few_row(evaluation, each) if config.few else full_row(evaluation, each, label == "encoder")
+        if ranks[0]:
             return None
         own, trained_on = rows.pop("encoder"), len(evaluation.train_labels)
         result = {
@@ -99,26 +104,23 @@ def images_for(backbone: Backbone, name: str, config: EvaluationConfig) -> Image
     return ImageDataModule(None, data, image_size=backbone.height_width, channels=backbone.channels, seed=config.seed)
 
 
-def full_rows(evaluation: Evaluation, backbones: dict[str, Backbone]) -> dict[str, dict[str, Any]]:
-    """Figures of each backbone from all training images; of the encoder a confusion image too, by the first process."""
-    config, labels, resources, rows = evaluation.config, evaluation.test_labels, evaluation.resources, {}
+def full_row(evaluation: Evaluation, backbone: Backbone, draws_confusion: bool) -> dict[str, Any]:
+    """Figures of a backbone from all training images; a confusion image too, by the first process."""
+    config, labels, resources = evaluation.config, evaluation.test_labels, evaluation.resources
     protocol = LINEAR[config.protocol] if isinstance(config, LinearProbeConfig) else evaluate_knn
-    for name, backbone in backbones.items():
-        result: Result = protocol(evaluation, backbone)
-        rows[name] = {"how": result.how, "head": result.head}
-        rows[name] |= figures(result.probabilities, labels, evaluation.data.classes)
-        if name == "encoder" and resources.rank == 0:
-            from torchvision.io import encode_png
+    result: Result = protocol(evaluation, backbone)
+    if draws_confusion and resources.ranks[0] == 0:
+        from torchvision.io import encode_png
 
-            image = encode_png(confusion_image(result.probabilities, labels))
-            write_atomic(resources.folder / f"{config.task}-confusion.png", image.numpy().tobytes())
-    return rows
+        image = encode_png(confusion_image(result.probabilities, labels))
+        write_atomic(resources.folder / f"{config.task}-confusion.png", image.numpy().tobytes())
+    row = {"how": result.how, "head": result.head}
+    return row | figures(result.probabilities, labels, evaluation.data.classes)
 
 
-def few_rows(evaluation: Evaluation, backbones: dict[str, Backbone]) -> dict[str, dict[str, Any]]:
-    """Figures of each backbone from few training images; top1 and top5 are the means of the last number of them."""
-    require_shots(evaluation)
-    config, scores_of, how, rows = evaluation.config, logistic_scores, "logistic regression, C=1", {}
+def few_row(evaluation: Evaluation, backbone: Backbone) -> dict[str, Any]:
+    """Figures of a backbone from few training images; top1 and top5 are the means of the last number of them."""
+    config, scores_of, how = evaluation.config, logistic_scores, "logistic regression, C=1"
     if isinstance(config, KNNConfig):
         k, device = min(config.neighbors), evaluation.resources.device
         how = f"{k}-NN or all, cosine, T={config.temperature:g}"
@@ -126,12 +128,10 @@ def few_rows(evaluation: Evaluation, backbones: dict[str, Backbone]) -> dict[str
         def scores_of(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
             return knn_scores(train, labels, test.to(device), k, config.temperature).cpu()
 
-    for name, backbone in backbones.items():
-        found = evaluate_few_shot(evaluation, backbone, scores_of)
-        last = list(list(found.values())[-1].values())[-1]
-        head = evaluation.readable(backbone)[0].metadata
-        rows[name] = {"how": how, "head": head, "top1": last["mean"], "top5": last["top5"], **found}
-    return rows
+    found = evaluate_few_shot(evaluation, backbone, scores_of)
+    last = list(list(found.values())[-1].values())[-1]
+    head = evaluation.readable(backbone)[0].metadata
+    return {"how": how, "head": head, "top1": last["mean"], "top5": last["top5"], **found}
 
 
 def write_events(folder: Path, result: dict[str, Any], step: int) -> None:

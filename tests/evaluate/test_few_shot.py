@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from ssl_vit.evaluate.few_shot import evaluate_few_shot, of_fraction, random_subset, require_shots
+from ssl_vit.evaluate.few_shot import evaluate_few_shot, random_subset, require_shots
 from ssl_vit.evaluate.linear import logistic_scores
 
 
 def test_shots_are_as_many_of_each_class_drawn_anew_by_each_seed():
     labels = np.array([0] * 40 + [1] * 7 + [4] * 90)
-    subsets = [random_subset(labels, lambda _: 5, seed) for seed in range(5)]
+    subsets = [random_subset(labels, "shots", 5, seed) for seed in range(5)]
     for rows in subsets:
         assert np.bincount(labels[rows]).tolist() == [5, 5, 0, 0, 5]
         assert len(set(rows)) == 15
@@ -22,7 +22,7 @@ def test_shots_are_as_many_of_each_class_drawn_anew_by_each_seed():
 @pytest.mark.parametrize(("fraction", "counts"), [(0.1, [4, 1, 9]), (0.01, [1, 1, 1]), (1.0, [40, 7, 90])])
 def test_a_fraction_is_of_each_class_and_one_at_least(fraction, counts):
     labels = np.repeat([0, 1, 2], [40, 7, 90])
-    assert np.bincount(labels[random_subset(labels, of_fraction(fraction), 0)]).tolist() == counts
+    assert np.bincount(labels[random_subset(labels, "fraction", fraction, 0)]).tolist() == counts
 
 
 def test_five_subsets_are_classified_by_logistic_regression(make_evaluation, backbone):
@@ -34,7 +34,7 @@ def test_five_subsets_are_classified_by_logistic_regression(make_evaluation, bac
     train, test = (evaluation.bank(backbone, [feature], split) for split in ("train", "test"))
     tops = []
     for seed in range(5):
-        rows = random_subset(train.labels.numpy(), lambda _: 4, seed)
+        rows = random_subset(train.labels.numpy(), "shots", 4, seed)
         model = LogisticRegression(max_iter=1000).fit(train.values[rows].numpy(), train.labels[rows].numpy())
         tops.append(float(model.score(test.values.numpy(), test.labels.numpy())))
     assert answers["shots"]["4"]["mean"] == pytest.approx(mean(tops), abs=1e-4)
