@@ -4,7 +4,6 @@ Letters: B images, C channels, H x W pixels, K classes.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,20 +20,17 @@ Statistics = tuple[list[float], list[float]]
 
 
 class Renormalized(nn.Module):
-    """A network for images that are normalized by other statistics than it was trained with.
+    """A network that takes images normalized by `given` statistics, where it was trained with others."""
 
-    Args:
-        given: statistics that the images are normalized by. trained: the network's own.
-    """
+    gain: Tensor
+    shift: Tensor
 
     def __init__(self, network: nn.Module, given: Statistics, trained: Statistics) -> None:
         super().__init__()
         self.network = network
-        (mean, std), (its_mean, its_std) = (torch.tensor(values) for values in (given, trained))
-        self.gain: Tensor
-        self.shift: Tensor
-        self.register_buffer("gain", (std / its_std).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("shift", ((mean - its_mean) / its_std).view(1, -1, 1, 1), persistent=False)
+        mean, std, its_mean, its_std = (torch.tensor(values).view(1, -1, 1, 1) for values in (*given, *trained))
+        self.register_buffer("gain", std / its_std, persistent=False)
+        self.register_buffer("shift", (mean - its_mean) / its_std, persistent=False)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores."""
@@ -48,8 +44,7 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: S
         source: timm:NAME (its published weights, which timm downloads), timm:NAME:FILE (your own weights, .safetensors
             or .pth), or what load_classifier reads.
         classes: of the student; a timm teacher's must be in the same order.
-        image: size and channels of the student's images.
-        given: mean and std that those are normalized by.
+        image, given: size and channels of the student's images; mean and std that they are normalized by.
 
     Raises:
         ValueError: no such model, other classes, or one that does not take such images.
@@ -97,7 +92,5 @@ def _from_timm(key: str, source: str, classes: int, channels: int) -> tuple[nn.M
             network = timm_model(key, name, pretrained=True)
         except OSError as error:
             raise OSError(f"{error}: or give a file of yours, {TIMM}{name}:FILE") from error
-    known: dict[str, Any] = getattr(network, "pretrained_cfg", {})
-    if channels != len(known.get("mean", ())):
-        return network, (IMAGENET_MEAN, IMAGENET_STD)
-    return network, (list(known["mean"]), list(known["std"]))
+    mean, std = (network.pretrained_cfg.get(statistic, ()) for statistic in ("mean", "std"))
+    return network, (list(mean), list(std)) if len(mean) == channels else (IMAGENET_MEAN, IMAGENET_STD)

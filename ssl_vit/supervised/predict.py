@@ -39,20 +39,20 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     data = DataConfig(**model.metadata.get("data", {}))
     files = Folder(data, model.encoder.config.channels, listing)
     transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), list[Row]()
-    for i in range(len(files)):
-        rows.append({"file": files.name(i), "prediction": "", "probability": None, "top": {}, "error": ""})
     for first in range(0, len(files), config.batch_size):
-        images = dict[int, Tensor]()
+        readable, images = list[Row](), list[Tensor]()
         for i in range(first, min(first + config.batch_size, len(files))):
+            rows.append({"file": files.name(i), "prediction": "", "probability": None, "top": {}, "error": ""})
             try:
-                images[i] = transform(torch.from_numpy(files.read(i).copy()).permute(2, 0, 1))
+                images.append(transform(torch.from_numpy(files.read(i).copy()).permute(2, 0, 1)))
+                readable.append(rows[-1])
             except UnreadableImageError as error:
-                rows[i]["error"] = str(error)
+                rows[-1]["error"] = str(error)
         if images:
-            best = classify(model, torch.stack(list(images.values())).to(local_device()), config.top)
-            for i, top in zip(images, best, strict=True):
-                name, probability = next(iter(top.items()))
-                rows[i] |= {"prediction": name, "probability": probability, "top": top}
+            best = classify(model, torch.stack(images).to(local_device()), config.top)
+            for row, top in zip(readable, best, strict=True):
+                row["prediction"], row["probability"] = next(iter(top.items()))
+                row["top"] = top
     write_atomic(out, json.dumps(rows, indent=2) + "\n" if out.suffix == ".json" else as_csv(rows, config.top))
     return out, rows
 
@@ -77,6 +77,6 @@ def as_csv(rows: list[Row], top: int) -> str:
     writer.writerow(["file", "prediction", "probability", *names, "error"])
     for row in rows:
         others = [value for pair in list(row["top"].items())[1:] for value in pair]
-        others += [""] * (len(names) - len(others))
-        writer.writerow([row["file"], row["prediction"], row["probability"], *others, row["error"]])
+        gap = [""] * (len(names) - len(others))
+        writer.writerow([row["file"], row["prediction"], row["probability"], *others, *gap, row["error"]])
     return text.getvalue()
