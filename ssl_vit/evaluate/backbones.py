@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ssl_vit.config.checks import nearest, require
 from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import POOLS
+from ssl_vit.data.sources.base import one_line
 from ssl_vit.models.vit import VisionTransformer, patchify
 
-WHOLE = "whole"
-"""The pooling of a backbone with one feature an image: pixels, a convolutional network's pooled output."""
+WHOLE = "whole"  # the pooling of a backbone with one feature an image: pixels, a convolutional network's pooled output
 
 
 @dataclass(frozen=True)
@@ -52,21 +52,14 @@ class Feature:
 class Backbone:
     """A network that turns images into the tokens of its blocks; each subclass in its own way."""
 
-    module: Any
-    """The network, an nn.Module in eval mode."""
-    depth: int
-    """Blocks that can be read."""
-    width: int
-    """Of a token; of the feature where there is only one."""
-    patch_size: int
-    """Pixels of a token's side; 1 where there are no tokens."""
-    pools: tuple[str, ...] = POOLS
-    """Poolings it has; `whole` alone where an image has one feature."""
-    height_width: tuple[int, int]
-    """Of the images it was made for, in pixels."""
+    module: Any  # the network, an nn.Module in eval mode
+    depth: int  # blocks that can be read
+    width: int  # of a token; of the feature where there is only one
+    patch_size: int  # pixels of a token's side; 1 where there are no tokens
+    pools: tuple[str, ...] = POOLS  # `whole` alone where an image has one feature
+    height_width: tuple[int, int]  # of the images it was made for, in pixels
     channels: int
-    metadata: dict[str, Any]
-    """mean and std of its images, where they are known."""
+    metadata: dict[str, Any]  # mean and std of its images, where they are known
 
     def tokens(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int], normed: bool = True
@@ -94,10 +87,7 @@ class Backbone:
         raise NotImplementedError
 
     def feature(self, pool: str, layer: Any, blocks: int) -> Feature:
-        """The feature of `blocks` blocks up to `layer` (last, or a number from 1); where there is only one, that one.
-
-        ValueError where there is no such block, or no such pooling.
-        """
+        """The feature of `blocks` blocks up to `layer` (last, or from 1), or the only one; ValueError without it."""
         if WHOLE in self.pools:
             return Feature((0,), WHOLE)
         require(pool in self.pools, "pool", pool, f"one of {', '.join(self.pools)}: this encoder has no class token")
@@ -116,9 +106,9 @@ class EncoderBackbone(Backbone):
         self.metadata = encoder.metadata
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
-        if normed:
-            return self.module.layer_tokens(images, layers)
-        return self.module.hidden_states(self.module.embed(images), layers, self.module.grid_of(images))
+        encoder = self.module
+        states = encoder.hidden_states(encoder.embed(images), layers, encoder.grid_of(images))
+        return [encoder.norm(tokens) for tokens in states] if normed else states
 
     def random(self, seed: int) -> Backbone:
         with torch.random.fork_rng():
@@ -142,11 +132,7 @@ class RawPixels(Backbone):
 
 
 class TimmBackbone(Backbone):
-    """A model of timm: the tokens of every block of a transformer, any other model's one pooled feature.
-
-    Args:
-        model: without a classifier, as timm_model(..., num_classes=0) makes it.
-    """
+    """A model of timm, without a classifier: the tokens of every block of a transformer, else one pooled feature."""
 
     def __init__(self, name: str, model: Any) -> None:
         self.name, self.module = name, model
@@ -173,20 +159,14 @@ class TimmBackbone(Backbone):
         return [torch.cat([prefix[:, :1], patches], dim=1) for patches, prefix in found]
 
     def features(self, images: Tensor, layers: Sequence[int], pool: str, normed: bool = True) -> Tensor:
-        if WHOLE in self.pools:
-            return self.module(images).float()
-        return super().features(images, layers, pool, normed)
+        return self.module(images).float() if WHOLE in self.pools else super().features(images, layers, pool, normed)
 
     def random(self, seed: int) -> Backbone:
         return load_timm(self.name, pretrained=False, seed=seed)
 
 
 def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> TimmBackbone:
-    """A model of timm by name; pretrained weights are downloaded on first use, untrained ones are drawn by the seed.
-
-    Raises:
-        ValueError, OSError: as timm_model.
-    """
+    """A model of timm by name; pretrained weights are downloaded on first use, untrained ones are drawn by the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = timm_model(f"encoder={TIMM}{name}", name, pretrained=pretrained, num_classes=0)
@@ -194,14 +174,9 @@ def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> TimmBackbone
 
 
 def timm_model(key: str, name: str, **options: Any) -> Any:
-    """timm.create_model, imported when it is used.
+    """timm.create_model; ValueError where timm has no such model, OSError where its weights cannot be downloaded.
 
-    Args:
-        key: begins every message: the setting that names the model.
-
-    Raises:
-        ValueError: timm has no such model.
-        OSError: its weights could not be downloaded.
+    key: begins every message: the setting that names the model.
     """
     import timm
 
@@ -210,6 +185,5 @@ def timm_model(key: str, name: str, **options: Any) -> Any:
     try:
         return timm.create_model(name, **options)
     except Exception as error:  # each downloader raises errors of its own kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         advice = "they are downloaded on first use, and kept"
-        raise OSError(f"{key}: its weights could not be had ({reason}); {advice}") from error
+        raise OSError(f"{key}: its weights could not be had ({one_line(error)[:200]}); {advice}") from error

@@ -1,4 +1,4 @@
-"""An evaluation: labeled images, settings and resources; the same one for an encoder and its controls.
+"""An evaluation: labeled images, settings and resources; how a head is trained in it.
 
 Letters: n training images, m test images, K classes, D feature channels.
 """
@@ -22,8 +22,7 @@ from ssl_vit.evaluate.backbones import Backbone, Feature
 from ssl_vit.evaluate.features import FeatureBank, Resources, best_feature, cover, extract_features
 from ssl_vit.optim.param_groups import scaled_lr
 
-SEEN = 100_000
-"""Images that a head is trained on at least, where its protocol has no more."""
+SEEN = 100_000  # images that a head is trained on at least, where its protocol has no more
 ConfigT = TypeVar("ConfigT", bound=EvaluationConfig)
 
 
@@ -31,20 +30,13 @@ ConfigT = TypeVar("ConfigT", bound=EvaluationConfig)
 class Result:
     """What a protocol finds of a backbone."""
 
-    probabilities: Float[Tensor, "m K"]
-    """Of the test images' classes."""
-    how: str
-    """The protocol in a few words."""
-    head: dict[str, Any]
-    """Which feature was read, and what was chosen."""
+    probabilities: Float[Tensor, "m K"]  # of the test images' classes
+    how: str  # the protocol in a few words
+    head: dict[str, Any]  # which feature was read, and what was chosen
 
 
 class Evaluation(Generic[ConfigT]):
-    """Labeled images and an evaluation's settings.
-
-    Raises:
-        ValueError: the images have no labels, training has one class, or test images a class that it lacks.
-    """
+    """Labeled images and an evaluation's settings; ValueError as require_classes."""
 
     def __init__(self, config: ConfigT, data: ImageDataModule, resources: Resources) -> None:
         self.config, self.data, self.resources = config, data, resources
@@ -62,10 +54,7 @@ class Evaluation(Generic[ConfigT]):
         return torch.from_numpy(self.data.labels("test"))
 
     def readable(self, backbone: Backbone) -> list[Feature]:
-        """The feature that the settings name, by default the mean of the last block's patches.
-
-        With layer=best one for each block, of which held-out training images are to choose.
-        """
+        """The feature that the settings name, by default the mean of the last block; of each with layer=best."""
         pool, layer = self.config.pool or "mean", self.config.layer or "last"
         layers = range(1, 1 + backbone.depth) if layer == "best" else [layer]
         return [backbone.feature(pool, layer, self.config.blocks or 1) for layer in layers]
@@ -86,7 +75,9 @@ class Evaluation(Generic[ConfigT]):
         limit = self.config.train_limit if split == "train" else 0
         bar = f"{split} features"
         values, labels = extract_features(extractor, self.data, split, limit, self.config.seed, self.resources, bar)
-        require_finite(values)
+        if not all(bool(some.isfinite().all()) for some in values.split(8192)):
+            advice = "the encoder's weights are damaged; go back to an earlier checkpoint"
+            raise ValueError(f"features are not finite: {advice}")
         return values, labels
 
     def best_of(
@@ -94,10 +85,7 @@ class Evaluation(Generic[ConfigT]):
     ) -> tuple[Float[Tensor, "m K"], Feature, int]:
         """Test scores of one of `count` classifiers on a readable feature, the feature, the classifier's number.
 
-        Where there are several of either, held-out training images choose.
-
-        Args:
-            scores_of: (training features, training labels, test features) -> scores per class of each classifier.
+        Where there are several of either, held-out training images choose. scores_of: as best_feature takes it.
         """
         features, which = self.readable(backbone), 0
         train, test = self.banks(backbone, features)
@@ -113,11 +101,7 @@ class Evaluation(Generic[ConfigT]):
 
 
 def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = None) -> None:
-    """ValueError where there is nothing to learn, or a test class without training images.
-
-    Args:
-        limit, seed: of the training images, as ImageDataModule.labels takes them.
-    """
+    """ValueError without labels, with one training class alone, or with a test class that training lacks."""
     data.setup()
     path, test_path = data.data.path, data.data.test_path
     if not data.has_labels:
@@ -140,12 +124,9 @@ def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = No
 
 
 def schedule_of(evaluation: Evaluation[LinearProbeConfig], seen: int = 0) -> tuple[int, int, float]:
-    """(epochs, images a step, peak learning rate): as set, else the protocol's own.
+    """(epochs, images a step, peak learning rate): as set, else the protocol's own epochs, which show `seen` at least.
 
     A batch is as large as the training set at most, and the learning rate goes with it.
-
-    Args:
-        seen: images that the protocol's own epochs show at least.
     """
     config, count = evaluation.config, len(evaluation.train_labels)
     epochs, batch_size, base_lr = config.schedule
@@ -154,7 +135,7 @@ def schedule_of(evaluation: Evaluation[LinearProbeConfig], seen: int = 0) -> tup
 
 
 def shuffled_rows(rows: Int64[Tensor, " n"], seed: int, epochs: int, batch_size: int) -> Iterator[Int64[Tensor, " _"]]:
-    """The rows in the random order of each epoch, a batch at a time; the last, smaller one of an epoch is kept."""
+    """The rows in the random order of each epoch, a batch at a time; the last, smaller one is kept."""
     for epoch in range(epochs):
         yield from rows[torch.from_numpy(permutation(seed, epoch, len(rows)))].split(batch_size)
 
@@ -175,9 +156,3 @@ def train_head(
         if loss.requires_grad:
             loss.backward()
             optimizer.step()
-
-
-def require_finite(features: Tensor) -> None:
-    """ValueError unless every feature is a number."""
-    if not all(bool(some.isfinite().all()) for some in features.split(8192)):
-        raise ValueError("features are not finite: the encoder's weights are damaged; go back to an earlier checkpoint")

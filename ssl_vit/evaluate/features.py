@@ -23,28 +23,24 @@ from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Feature
 from ssl_vit.parallel.distributed import all_gather
 
-MIN_HELD_OUT = 1000
-"""Held-out images on which something is chosen, at least."""
+MIN_HELD_OUT = 1000  # images on which something is chosen, at least
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The device that features are computed on, the processes that share the images, and room for the features."""
+    """The device that features are computed on, the ranks that share the images, and room for the features."""
 
     device: str = "cpu"
-    ranks: tuple[int, int] = (0, 1)
-    """This process's rank, and how many there are."""
-    memory_gb: float = math.inf
-    """Features that need more are kept in a file in `folder`, which has no name and is gone with the process."""
-    folder: Path = Path(".")
+    ranks: tuple[int, int] = (0, 1)  # (rank, world size)
+    memory_gb: float = math.inf  # features that need more are kept in a nameless file, gone with the process
+    folder: Path = Path(".")  # of that file
 
     def from_all_ranks(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
-        """The rows of all processes that share the images, in the images' order, on the CPU."""
+        """The rows of all ranks, in the images' order, on the CPU."""
         return all_gather(rows.cpu()) if self.ranks[1] > 1 else rows.cpu()
 
 
 CPU = Resources()
-"""One process, the CPU, everything in memory."""
 
 
 def local_device() -> str:
@@ -53,10 +49,7 @@ def local_device() -> str:
 
 
 def allocate(count: int, row: Shaped[Tensor, "..."], resources: Resources) -> Shaped[Tensor, "n ..."]:
-    """Room for so many rows: in memory, or where they need more than resources.memory_gb mapped from a file.
-
-    OSError where the disk has no room for it.
-    """
+    """Room for so many rows, in memory or mapped from a file; OSError where the disk has no room for it."""
     if count * row.nbytes <= resources.memory_gb * 1e9:
         return torch.empty(count, *row.shape, dtype=row.dtype)
     resources.folder.mkdir(parents=True, exist_ok=True)
@@ -77,10 +70,8 @@ def extract_features(
 ) -> tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"]]:
     """Features and labels of a split's images, on the CPU.
 
-    Args:
-        extractor: normalized images [B, C, H, W] -> features [B, D] or [B, S, D]; in bf16 on a GPU.
-        limit: most images, 0 for all; with labels each class keeps its fraction.
-        bar: label of a progress bar on a terminal; none without.
+    extractor: normalized images [B, C, H, W] -> features [B, D] or [B, S, D]. limit: most images, 0 for all; with
+    labels each class keeps its fraction. bar: label of a progress bar on a terminal; none without.
     """
     labels, features, done = torch.from_numpy(data.labels(split, limit, seed)), torch.empty(0), 0
     for batch in tracked(data.eval_dataloader(split, limit, seed, resources.ranks), bar):
@@ -97,7 +88,7 @@ def extract_features(
 def extract_batch(
     extractor: Callable[[Tensor], Tensor], data: ImageDataModule, images: Shaped[Tensor, "B C H W"], device: str
 ) -> Shaped[Tensor, "B ..."]:
-    """What an extractor makes of a loader's images, on the device; in bf16 on a GPU."""
+    """What an extractor makes of a loader's uint8 images, on the device; in bf16 on a GPU."""
     images = data.normalize(images.to(device, non_blocking=True))
     with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
         return extractor(images)
@@ -153,8 +144,7 @@ def best_feature(
 ) -> tuple[Feature, int]:
     """The feature, and the number of the classifier on it, that classify held-out training images best.
 
-    Args:
-        scores_of: (training features, training labels, held-out features) -> scores per class of each classifier.
+    scores_of: (training features, training labels, held-out features) -> scores per class of each classifier.
     """
     hits = Counter[tuple[Feature, int]]()
     for held_out in held_out_folds(bank.labels, seed):

@@ -1,23 +1,25 @@
 """Few labels: a few training images of each class, or a fraction of them, drawn five times.
 
-Letters: n training images, K classes.
+Letters: n training images.
 """
 
-from collections.abc import Callable
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from ssl_vit.config.evaluation_schema import EvaluationConfig, KNNConfig
 from ssl_vit.data.rng import permutation
 from ssl_vit.evaluate.backbones import Backbone
 from ssl_vit.evaluate.evaluation import Evaluation
+from ssl_vit.evaluate.knn import knn_scores
+from ssl_vit.evaluate.linear import logistic_scores
 from ssl_vit.evaluate.metrics import top_k
 
-SUBSETS = 5
-"""Of each size, each by a seed of its own."""
+SUBSETS = 5  # of each size, each by a seed of its own
 
 
 def random_subset(labels: Int64[np.ndarray, " n"], kind: str, amount: float, seed: int) -> Int64[np.ndarray, " _"]:
@@ -30,37 +32,37 @@ def random_subset(labels: Int64[np.ndarray, " n"], kind: str, amount: float, see
     return np.sort(np.concatenate(chosen))
 
 
-def require_shots(evaluation: Evaluation) -> None:
-    """ValueError where a class has fewer training images than `shots` takes."""
-    counts = torch.bincount(evaluation.train_labels, minlength=evaluation.classes)
-    least = int(torch.where(counts > 0, counts, counts.max()).argmin())
-    for shots in evaluation.config.shots:
-        if counts[least] < shots:
-            name = evaluation.data.classes[least]
-            raise ValueError(f"shots={shots}: class {name!r} has only {int(counts[least])} training images")
-
-
-def evaluate_few_shot(
-    evaluation: Evaluation, backbone: Backbone, scores_of: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> dict[str, dict[str, dict[str, float | None]]]:
+def evaluate_few_shot(evaluation: Evaluation[EvaluationConfig], backbone: Backbone) -> dict[str, Any]:
     """For each of the shots, and each fraction: mean and std of top-1 over five random subsets, and mean top-5.
 
-    Args:
-        scores_of: (training features, training labels, test features) -> scores per class.
+    Beside `shots` and `fraction` how and head, and top1 and top5, the means of the last amount. k-NN takes the fewest
+    of its neighbors. ValueError where a class has fewer training images than `shots` takes.
     """
-    config, (feature,) = evaluation.config, evaluation.readable(backbone)
+    config, device, how = evaluation.config, evaluation.resources.device, "logistic regression, C=1"
+    labels, names = evaluation.train_labels, evaluation.data.classes
+    count, least = min((int((labels == label).sum()), int(label)) for label in labels.unique())
+    for shots in config.shots:
+        if count < shots:
+            raise ValueError(f"shots={shots}: class {names[least]!r} has only {count} training images")
+    if isinstance(config, KNNConfig):
+        how = f"{min(config.neighbors)}-NN or all, cosine, T={config.temperature:g}"
+
+    def scores_of(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
+        if isinstance(config, KNNConfig):
+            return knn_scores(train, labels, test.to(device), min(config.neighbors), config.temperature).cpu()
+        return logistic_scores(train, labels, test)
+
+    (feature,) = evaluation.readable(backbone)
     train, test = evaluation.banks(backbone, [feature])
-    results: dict[str, dict[str, dict[str, float | None]]] = {}
+    row: dict[str, Any] = {"how": how, "head": feature.metadata}
     for kind, amount in [*(("shots", n) for n in config.shots), *(("fraction", part) for part in config.fraction)]:
         top1, top5 = [], []
         for number in range(SUBSETS):
-            rows = torch.from_numpy(random_subset(train.labels.numpy(), kind, amount, config.seed + number))
-            scores = scores_of(train.select(feature, rows), train.labels[rows], test.select(feature))
-            for k, found in ((1, top1), (5, top5)):
-                found.append(top_k(evaluation.as_classes(scores), test.labels, k))
-        results.setdefault(kind, {})[f"{amount:g}"] = {
-            "mean": round(mean(top1), 4),
-            "std": round(stdev(top1), 4),
-            "top5": None if None in top5 else round(mean(top5), 4),
-        }
-    return results
+            some = torch.from_numpy(random_subset(labels.numpy(), kind, amount, config.seed + number))
+            scores = evaluation.as_classes(scores_of(train.select(feature, some), labels[some], test.select(feature)))
+            top1.append(top_k(scores, test.labels, 1))
+            top5.append(top_k(scores, test.labels, 5))
+        row["top1"], row["top5"] = round(mean(top1), 4), None if None in top5 else round(mean(top5), 4)
+        found = {"mean": row["top1"], "std": round(stdev(top1), 4), "top5": row["top5"]}
+        row.setdefault(kind, {})[f"{amount:g}"] = found
+    return row

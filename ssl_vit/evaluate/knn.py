@@ -14,8 +14,7 @@ from ssl_vit.config.evaluation_schema import KNNConfig
 from ssl_vit.evaluate.backbones import Backbone
 from ssl_vit.evaluate.evaluation import Evaluation, Result
 
-TRAIN_CHUNK, TEST_CHUNK = 16384, 1024
-"""Training and test images at a time: their similarities take 64 MB, however many images there are."""
+TRAIN_CHUNK, TEST_CHUNK = 16384, 1024  # images at a time: their similarities take 64 MB, however many there are
 
 
 def evaluate_knn(evaluation: Evaluation[KNNConfig], backbone: Backbone) -> Result:

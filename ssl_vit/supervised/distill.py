@@ -15,8 +15,7 @@ from ssl_vit.evaluate.backbones import timm_model
 from ssl_vit.models.weights import require_fit
 from ssl_vit.supervised.classifier import load_classifier
 
-Statistics = tuple[list[float], list[float]]
-"""Mean and std of each channel, of pixels in [0, 1]."""
+Statistics = tuple[list[float], list[float]]  # mean and std of each channel, of pixels in [0, 1]
 
 
 class Renormalized(nn.Module):
@@ -47,8 +46,7 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: S
         image, given: size and channels of the student's images; mean and std that they are normalized by.
 
     Raises:
-        ValueError: no such model, other classes, or one that does not take such images.
-        OSError: no such file, or weights that could not be downloaded.
+        ValueError, OSError: no such model or file, other classes, images that it does not take, no download.
     """
     key = f"distill.teacher={source}"
     if source.startswith(TIMM):
@@ -62,16 +60,15 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: S
             theirs, ours = ", ".join(network.classes[:5]), ", ".join(classes[:5])
             raise ValueError(f"{key} knows the classes {theirs} ..., the images are of {ours} ...: they must be alike")
         trained = (network.metadata["mean"], network.metadata["std"])
-    teacher = Renormalized(network, given, trained).requires_grad_(False).eval()
-    height, width = image.height_width
+    teacher, (height, width) = Renormalized(network, given, trained).requires_grad_(False).eval(), image.height_width
     try:
         with torch.no_grad():
-            scores = teacher(torch.zeros(1, image.channels, height, width))
+            count = teacher(torch.zeros(1, image.channels, height, width)).shape[-1]
     except Exception as error:  # each network has its own error for a wrong size
         reason = str(error).splitlines()[0]
         raise ValueError(f"{key} does not take images of {height} x {width} pixels: {reason}") from error
-    if scores.shape != (1, len(classes)):
-        raise ValueError(f"{key} has {scores.shape[-1]} classes, the images {len(classes)}: they must be alike")
+    if count != len(classes):
+        raise ValueError(f"{key} has {count} classes, the images {len(classes)}: they must be alike")
     return teacher
 
 

@@ -68,10 +68,9 @@ def soft_distillation(
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Layer of a classifier's parameter for the decay of the learning rate, in 0 .. depth + 1 (the authors' rule).
+    """Layer of a classifier's parameter for the decay of the learning rate (the authors' rule).
 
-    0: tokens, positions and the patch embedding. Block i, from 0: i + 1, with its own table of relative positions. The
-    rest, a shared table and the heads among it: depth + 1.
+    0: tokens, positions and the patch embedding. Block i, from 0: i + 1. The rest, heads among it: depth + 1.
     """
     name = name.removeprefix("encoder.")
     if name.startswith(("cls_token", "reg_token", "pos_embed", "patch_embed")):
@@ -85,13 +84,11 @@ class FineTune(Objective):
     Args:
         encoder: where to start; it is copied.
         classes: names, in the order of the labels.
-        optim: an OptimConfig, or a dict of the fields that differ from MAE's.
-        seed: all random numbers of a step are a function of (seed, epoch, batch, rank).
+        optim, seed, options: as an Objective takes them, with fields of FinetuneConfig.
         image_size: in pixels, a side or [height, width]; None: the encoder's.
         counts: training images of each class, for class_weights.
         teacher: normalized images [B, C, H, W] -> class scores [B, K]; adds a distillation token.
         distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
-        options: fields of FinetuneConfig, such as mixup.
 
     Raises:
         ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, an image size

@@ -30,9 +30,7 @@ Row = dict[str, Any]
 def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     """Classify a file or every image of a folder; the file that is written, and its rows in the order of the names.
 
-    Raises:
-        FileNotFoundError: there is no such model, file or folder.
-        ValueError: the folder holds no images.
+    FileNotFoundError where there is no such model, file or folder, ValueError where the folder holds no images.
     """
     listing, out = files_at("images", config.images), Path(config.out)
     model = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device())
@@ -73,10 +71,10 @@ def as_csv(rows: list[Row], top: int) -> str:
     """Rows of file, prediction, probability, class_2, probability_2, ... and error."""
     names = [f"{name}_{number}" for number in range(2, top + 1) for name in ("class", "probability")]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "prediction", "probability", *names, "error"])
+    columns = ["file", "prediction", "probability", *names, "error"]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for row in rows:
         others = [value for pair in list(row["top"].items())[1:] for value in pair]
-        gap = [""] * (len(names) - len(others))
-        writer.writerow([row["file"], row["prediction"], row["probability"], *others, *gap, row["error"]])
+        writer.writerow(row | dict(zip(names, others, strict=False)))  # there may be fewer classes than columns
     return text.getvalue()

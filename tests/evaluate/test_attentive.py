@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_vit.evaluate.attentive import AttentiveHead, evaluate_attentive
 from ssl_vit.evaluate.backbones import RawPixels
+from ssl_vit.evaluate.paper_probes import AttentiveHead, evaluate_attentive
 
 
 @pytest.mark.parametrize(("width", "heads"), [(24, 12), (20, 10), (13, 1)])
