@@ -63,12 +63,12 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: S
     teacher, (height, width) = Renormalized(network, given, trained).requires_grad_(False).eval(), image.height_width
     try:
         with torch.no_grad():
-            count = teacher(torch.zeros(1, image.channels, height, width)).shape[-1]
+            scores = teacher(torch.zeros(1, image.channels, height, width))
     except Exception as error:  # each network has its own error for a wrong size
         reason = str(error).splitlines()[0]
         raise ValueError(f"{key} does not take images of {height} x {width} pixels: {reason}") from error
-    if count != len(classes):
-        raise ValueError(f"{key} has {count} classes, the images {len(classes)}: they must be alike")
+    if scores.shape != (1, len(classes)):
+        raise ValueError(f"{key} has {scores.shape[-1]} classes, the images {len(classes)}: they must be alike")
     return teacher
 
 

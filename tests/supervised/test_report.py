@@ -1,8 +1,6 @@
 """Whole evaluations: every protocol from the command line, what they write, what they refuse."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from evaluations import make_encoder, make_labeled, on_ranks
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ssl_vit.cli.main import run_command
 from ssl_vit.cli.settings import resolve_evaluation
 from ssl_vit.config.evaluation_schema import PROTOCOLS, KNNConfig, LinearProbeConfig
 from ssl_vit.config.resolve import ConfigError
@@ -21,7 +20,6 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder
 from ssl_vit.supervised.report import LINEAR, evaluate, show
 
-ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"task", "top1", "top5", "encoder", "data", "layer", "protocol", "controls", "test_images", "seed", "seconds"}
 
 
@@ -84,12 +82,12 @@ def digits_run(folder: Path) -> Path:
     return folder
 
 
-def test_the_command_prints_the_line_last(tmp_path):
-    args = [f"encoder={digits_run(tmp_path)}", "protocol=logreg", "train_limit=50", "controls=false"]
-    command = [sys.executable, str(ROOT / "tools/linear_probe.py"), *args]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == json.loads((tmp_path / "linear_probe.json").read_text())
+def test_the_command_prints_the_line_last(tmp_path, capsys):
+    run_command(
+        ["linear_probe", f"encoder={digits_run(tmp_path)}", "protocol=logreg", "train_limit=50", "controls=false"]
+    )
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(printed) == json.loads((tmp_path / "linear_probe.json").read_text())
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
