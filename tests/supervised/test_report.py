@@ -211,7 +211,7 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
     args = ["data.source=folder", f"data.path={labeled}"]
     with pytest.raises(ValueError, match=r"takes images of 4 channels, data.mean=\[.*\] is of 3"):
         linear(tmp_path, *args)
-    with pytest.raises(ValueError, match=r"has 3 bands \(RGB\), encoder.channels=4 asks for 4"):
+    with pytest.raises(ValueError, match=r"has 3 bands \(RGB\), encoder.channels=4 needs 4"):
         linear(tmp_path, *args, "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "protocol=logreg", "controls=false")
 
 
@@ -226,7 +226,7 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
         (["protocol=attentive", "blocks=2"], "blocks=2 must be null with protocol=attentive"),
         (["layer=best"], "layer=best must be last or a number with protocol=grid; protocol=logreg and k-NN can choose"),
         (["shots=0"], r"shots=\[0\] must be positive integers"),
-        (["fraction=1.5"], r"fraction=\[1.5\] must be shares in \(0, 1\]"),
+        (["fraction=1.5"], r"fraction=\[1.5\] must be fractions in \(0, 1\]"),
         (["layer=best", "shots=1"], "layer=best must be last or a number with shots= or fraction="),
         (["protocol=logreg", "layer=best", "blocks=2"], "blocks=2 must be 1 with layer=best"),
         (["train_limit=-1"], "train_limit=-1 must be 0 or more"),
