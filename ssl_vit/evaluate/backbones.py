@@ -17,54 +17,55 @@ from torch import Tensor, nn
 from ssl_vit.config.checks import nearest, require
 from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import POOLS
+from ssl_vit.data.sources.base import one_line
 from ssl_vit.models.vit import VisionTransformer, patchify
 
-WHOLE = "whole"
-"""The pooling of a backbone with one feature an image: pixels, a convolutional network's pooled output."""
+WHOLE = "whole"  # the pooling of a backbone with one feature an image: pixels, a convolutional network's pooled output
 
 
 @dataclass(frozen=True)
 class Feature:
-    """Some blocks of a backbone, pooled one way and put side by side."""
+    """Some blocks of a backbone, numbered from 0, pooled one way (cls, mean, both, whole) and put side by side."""
 
     blocks: tuple[int, ...]
-    """From 0, in order."""
     pool: str
-    """cls, mean, both, or whole."""
+    normed: bool = True  # tokens go through the final norm
 
     @property
-    def vectors(self) -> int:
-        """Vectors of one token's width that stand side by side."""
-        return len(self.blocks) * (2 if self.pool == "both" else 1)
+    def vectors(self) -> list[tuple[int, str]]:
+        """Block and pooling of each of the vectors that stand side by side."""
+        pools = ("cls", "mean") if self.pool == "both" else (self.pool,)
+        return [(block, pool) for block in self.blocks for pool in pools]
 
     @property
     def metadata(self) -> dict[str, Any]:
         """As people count: blocks from 1."""
         return {"blocks": [1 + block for block in self.blocks], "pool": self.pool}
 
+    def select(self, values: Float[Tensor, "*n _"], feature: "Feature") -> Float[Tensor, "*n _"]:
+        """Columns of another feature in values of this one; ValueError where it is not among them."""
+        if feature == self:
+            return values
+        vectors = values.chunk(len(self.vectors), dim=-1)
+        return torch.cat([vectors[self.vectors.index(vector)] for vector in feature.vectors], dim=-1)
+
 
 class Backbone:
     """A network that turns images into the tokens of its blocks; each subclass in its own way."""
 
-    module: nn.Module
-    depth: int
-    """Blocks that can be read."""
-    width: int
-    """Of a token; of the feature where there is only one."""
-    patch_size: int
-    """Pixels of a token's side; 1 where there are no tokens."""
-    pools: tuple[str, ...] = POOLS
-    """Poolings it has; `whole` alone where an image has one feature."""
-    height_width: tuple[int, int]
-    """Of the images it was made for, in pixels."""
+    module: Any  # the network, an nn.Module in eval mode
+    depth: int  # blocks that can be read
+    width: int  # of a token; of the feature where there is only one
+    patch_size: int  # pixels of a token's side; 1 where there are no tokens
+    pools: tuple[str, ...] = POOLS  # `whole` alone where an image has one feature
+    height_width: tuple[int, int]  # of the images it was made for, in pixels
     channels: int
-    metadata: dict[str, Any]
-    """mean and std of its images, where they are known."""
+    metadata: dict[str, Any]  # mean and std of its images, where they are known
 
     def tokens(
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int], normed: bool = True
     ) -> list[Float[Tensor, "B S D"]]:
-        """Tokens after each of the blocks, through the final norm or before it; class token first, if it has one."""
+        """Tokens after the blocks, in ascending order, through the final norm or before it; class token first."""
         raise NotImplementedError
 
     def features(
@@ -76,21 +77,18 @@ class Backbone:
         for tokens in self.tokens(images, layers, normed):
             vectors += [tokens[:, 0]] if pool != "mean" else []
             vectors += [tokens[:, patches].mean(1)] if pool != "cls" else []
-        return torch.cat(vectors, dim=1)
+        return torch.cat(vectors, dim=1).float()
 
-    def extractor(self, feature: Feature, normed: bool = True) -> Callable[[Tensor], Tensor]:
-        """The function from images [B, C, H, W] to a feature of them [B, D]."""
-        return partial(self.features, layers=feature.blocks, pool=feature.pool, normed=normed)
+    def extractor(self, feature: Feature) -> Callable[[Tensor], Tensor]:
+        """The function from images [B, C, H, W] to a feature of them [B, D], in float32."""
+        return partial(self.features, layers=feature.blocks, pool=feature.pool, normed=feature.normed)
 
     def random(self, seed: int) -> "Backbone":
         """The same architecture, untrained."""
         raise NotImplementedError
 
     def feature(self, pool: str, layer: Any, blocks: int) -> Feature:
-        """The feature of `blocks` blocks up to `layer` (last, or a number from 1); where there is only one, that one.
-
-        ValueError where there is no such block, or no such pooling.
-        """
+        """The feature of `blocks` blocks up to `layer` (last, or from 1), or the only one; ValueError without it."""
         if WHOLE in self.pools:
             return Feature((0,), WHOLE)
         require(pool in self.pools, "pool", pool, f"one of {', '.join(self.pools)}: this encoder has no class token")
@@ -103,20 +101,20 @@ class EncoderBackbone(Backbone):
     """A VisionTransformer of this project."""
 
     def __init__(self, encoder: VisionTransformer) -> None:
-        self.module = self.encoder = encoder
+        self.module = encoder
         self.depth, self.width, self.patch_size = encoder.depth, encoder.embed_dim, encoder.patch_size
         self.height_width, self.channels = encoder.config.height_width, encoder.config.channels
         self.metadata = encoder.metadata
 
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
-        if normed:
-            return self.encoder.layer_tokens(images, layers)
-        return self.encoder.hidden_states(self.encoder.embed(images), layers, self.encoder.grid_of(images))
+        encoder = self.module
+        states = encoder.hidden_states(encoder.embed(images), layers, encoder.grid_of(images))
+        return [encoder.norm(tokens) for tokens in states] if normed else states
 
     def random(self, seed: int) -> Backbone:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return EncoderBackbone(VisionTransformer(self.encoder.config).eval())
+            return EncoderBackbone(VisionTransformer(self.module.config).eval())
 
 
 class RawPixels(Backbone):
@@ -135,14 +133,10 @@ class RawPixels(Backbone):
 
 
 class TimmBackbone(Backbone):
-    """A model of timm: the tokens of every block of a transformer, any other model's one pooled feature.
-
-    Args:
-        model: without a classifier, as timm_model(..., num_classes=0) makes it.
-    """
+    """A model of timm, without a classifier: the tokens of every block of a transformer, else one pooled feature."""
 
     def __init__(self, name: str, model: Any) -> None:
-        self.name, self.module, self.model = name, model, model
+        self.name, self.module = name, model
         self.channels, height, width = model.pretrained_cfg["input_size"]
         self.height_width = (height, width)
         self.metadata = {key: list(model.pretrained_cfg[key]) for key in ("mean", "std")}
@@ -158,28 +152,22 @@ class TimmBackbone(Backbone):
     def tokens(self, images: Tensor, layers: Sequence[int], normed: bool = True) -> list[Tensor]:
         if WHOLE in self.pools:
             raise ValueError(f"encoder={TIMM}{self.name} has no tokens: choose another protocol= than attentive")
-        blocks = [range(self.depth)[layer] for layer in layers]
-        indices = sorted(set(blocks))
-        found = self.model.forward_intermediates(
-            images, indices=indices, return_prefix_tokens=True, norm=normed, output_fmt="NLC", intermediates_only=True
+        found = self.module.forward_intermediates(
+            images, list(layers), return_prefix_tokens=True, norm=normed, output_fmt="NLC", intermediates_only=True
         )
-        if "cls" in self.pools:
-            found = [torch.cat([prefix[:, :1], patches], dim=1) for patches, prefix in found]
-        return [found[indices.index(block)] for block in blocks]
+        if "cls" not in self.pools:
+            return found
+        return [torch.cat([prefix[:, :1], patches], dim=1) for patches, prefix in found]
 
     def features(self, images: Tensor, layers: Sequence[int], pool: str, normed: bool = True) -> Tensor:
-        return self.model(images) if WHOLE in self.pools else super().features(images, layers, pool, normed)
+        return self.module(images).float() if WHOLE in self.pools else super().features(images, layers, pool, normed)
 
     def random(self, seed: int) -> Backbone:
         return load_timm(self.name, pretrained=False, seed=seed)
 
 
 def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> TimmBackbone:
-    """A model of timm by name; pretrained weights are downloaded on first use, untrained ones are drawn by the seed.
-
-    Raises:
-        ValueError, OSError: as timm_model.
-    """
+    """A model of timm by name; pretrained weights are downloaded on first use, untrained ones are drawn by the seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = timm_model(f"encoder={TIMM}{name}", name, pretrained=pretrained, num_classes=0)
@@ -187,14 +175,9 @@ def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> TimmBackbone
 
 
 def timm_model(key: str, name: str, **options: Any) -> Any:
-    """timm.create_model, imported when it is used.
+    """timm.create_model; ValueError where timm has no such model, OSError where its weights cannot be downloaded.
 
-    Args:
-        key: begins every message: the setting that names the model.
-
-    Raises:
-        ValueError: timm has no such model.
-        OSError: its weights could not be downloaded.
+    key: begins every message: the setting that names the model.
     """
     import timm
 
@@ -203,6 +186,5 @@ def timm_model(key: str, name: str, **options: Any) -> Any:
     try:
         return timm.create_model(name, **options)
     except Exception as error:  # each downloader raises errors of its own kinds
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
         advice = "they are downloaded on first use, and kept"
-        raise OSError(f"{key}: its weights could not be had ({reason}); {advice}") from error
+        raise OSError(f"{key}: its weights could not be had ({one_line(error)[:200]}); {advice}") from error

@@ -1,10 +1,10 @@
-"""An evaluation: labeled images, settings and resources; the same one for an encoder and its controls.
+"""An evaluation: labeled images, settings and resources; how a head is trained in it.
 
 Letters: n training images, m test images, K classes, D feature channels.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ssl_vit.config.evaluation_schema import EvaluationConfig, LinearProbeConfig
 from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Backbone, Feature
 from ssl_vit.evaluate.features import FeatureBank, Resources, best_feature, cover, extract_features
 from ssl_vit.optim.param_groups import scaled_lr
 
-SEEN = 100_000
-"""Images that a head is trained on at least, where its protocol has no more."""
+SEEN = 100_000  # images that a head is trained on at least, where its protocol has no more
 ConfigT = TypeVar("ConfigT", bound=EvaluationConfig)
 
 
@@ -30,24 +30,18 @@ ConfigT = TypeVar("ConfigT", bound=EvaluationConfig)
 class Result:
     """What a protocol finds of a backbone."""
 
-    probabilities: Float[Tensor, "m K"]
-    """Of the test images' classes."""
-    how: str
-    """The protocol in a few words."""
-    head: dict[str, Any]
-    """Which feature was read, and what was chosen."""
+    probabilities: Float[Tensor, "m K"]  # of the test images' classes
+    how: str  # the protocol in short
+    head: dict[str, Any]  # which feature was read, and what was chosen
 
 
 class Evaluation(Generic[ConfigT]):
-    """Labeled images and an evaluation's settings.
-
-    Raises:
-        ValueError: the images have no labels, training has one class, or test images a class that it lacks.
-    """
+    """Labeled images and an evaluation's settings; ValueError as require_classes."""
 
     def __init__(self, config: ConfigT, data: ImageDataModule, resources: Resources) -> None:
         self.config, self.data, self.resources = config, data, resources
         require_classes(data, config.train_limit, config.seed)
+        self.classes = data.num_classes
 
     @cached_property
     def train_labels(self) -> Int64[Tensor, " n"]:
@@ -59,43 +53,31 @@ class Evaluation(Generic[ConfigT]):
         """Of the test images."""
         return torch.from_numpy(self.data.labels("test"))
 
-    @property
-    def classes(self) -> int:
-        return self.data.num_classes
-
     def readable(self, backbone: Backbone) -> list[Feature]:
-        """The feature that the settings name, by default the mean of the last block's patches.
+        """The feature that the settings name, by default the mean of the last block; of each with layer=best."""
+        pool, layer = self.config.pool or "mean", self.config.layer or "last"
+        layers = range(1, 1 + backbone.depth) if layer == "best" else [layer]
+        return [backbone.feature(pool, layer, self.config.blocks or 1) for layer in layers]
 
-        With layer=best one for each block, of which held-out training images are to choose.
-        """
-        pool, layer = self.config.pool or "mean", "last" if self.config.layer is None else self.config.layer
-        if layer != "best":
-            return [backbone.feature(pool, layer, self.config.blocks or 1)]
-        return [backbone.feature(pool, 1 + block, 1) for block in range(backbone.depth)]
-
-    def bank(self, backbone: Backbone, features: list[Feature], split: Split, normed: bool = True) -> FeatureBank:
+    def bank(self, backbone: Backbone, features: list[Feature], split: Split) -> FeatureBank:
         """Frozen features of a split's images; ValueError where they are not finite."""
         holds = cover(features)
-        return FeatureBank(*self.extract(backbone, backbone.extractor(holds, normed), split), holds)
+        return FeatureBank(*self.extract(backbone.extractor(holds), split), holds)
 
-    def banks(self, backbone: Backbone, features: list[Feature], normed: bool = True) -> Iterator[FeatureBank]:
+    def banks(self, backbone: Backbone, features: list[Feature]) -> Iterator[FeatureBank]:
         """Frozen features of the training images, then of the test images."""
-        return (self.bank(backbone, features, split, normed) for split in ("train", "test"))
+        return (self.bank(backbone, features, split) for split in ("train", "test"))
 
     def extract(
-        self,
-        backbone: Backbone,
-        extractor: Callable[[Tensor], Tensor],
-        split: Split,
-        dtype: torch.dtype = torch.float32,
+        self, extractor: Callable[[Tensor], Tensor], split: Split
     ) -> tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"]]:
         """What an extractor makes of a split's images, and labels; ValueError where it is not finite."""
-        limit, bar = self.config.train_limit if split == "train" else 0, f"{split} features"
-        backbone.module.to(self.resources.device).eval()
-        values, labels = extract_features(
-            extractor, self.data, split, limit, self.config.seed, self.resources, bar, dtype
-        )
-        require_finite(values)
+        limit = self.config.train_limit if split == "train" else 0
+        bar = f"{split} features"
+        values, labels = extract_features(extractor, self.data, split, limit, self.config.seed, self.resources, bar)
+        if not all(bool(some.isfinite().all()) for some in values.split(8192)):
+            advice = "the encoder's weights are damaged; go back to an earlier checkpoint"
+            raise ValueError(f"features are not finite: {advice}")
         return values, labels
 
     def best_of(
@@ -103,10 +85,7 @@ class Evaluation(Generic[ConfigT]):
     ) -> tuple[Float[Tensor, "m K"], Feature, int]:
         """Test scores of one of `count` classifiers on a readable feature, the feature, the classifier's number.
 
-        Where there are several of either, held-out training images choose.
-
-        Args:
-            scores_of: (training features, training labels, test features) -> scores per class of each classifier.
+        Where there are several of either, held-out training images choose. scores_of: as best_feature takes it.
         """
         features, which = self.readable(backbone), 0
         train, test = self.banks(backbone, features)
@@ -122,11 +101,7 @@ class Evaluation(Generic[ConfigT]):
 
 
 def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = None) -> None:
-    """ValueError where there is nothing to learn, or a test class without training images.
-
-    Args:
-        limit, seed: of the training images, as ImageDataModule.labels takes them.
-    """
+    """ValueError without labels, with one training class alone, or with a test class that training lacks."""
     data.setup()
     path, test_path = data.data.path, data.data.test_path
     if not data.has_labels:
@@ -148,26 +123,36 @@ def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = No
         )
 
 
-def enough_epochs(count: int, least: int, seen: int = SEEN) -> int:
-    """Passes over so many training images: `least`, over a small set as many as show `seen` images."""
-    return max(least, math.ceil(seen / count))
-
-
 def schedule_of(evaluation: Evaluation[LinearProbeConfig], seen: int = 0) -> tuple[int, int, float]:
-    """(epochs, images a step, peak learning rate): as set, else the protocol's own.
+    """(epochs, images a step, peak learning rate): as set, else the protocol's own epochs, which show `seen` at least.
 
     A batch is as large as the training set at most, and the learning rate goes with it.
-
-    Args:
-        seen: images that the protocol's own epochs show at least.
     """
     config, count = evaluation.config, len(evaluation.train_labels)
-    least, batch_size, base_lr = config.schedule
+    epochs, batch_size, base_lr = config.schedule
     batch_size = min(batch_size, count)
-    return config.epochs or enough_epochs(count, least, seen), batch_size, scaled_lr(base_lr, batch_size)
+    return config.epochs or max(epochs, math.ceil(seen / count)), batch_size, scaled_lr(base_lr, batch_size)
 
 
-def require_finite(features: Tensor) -> None:
-    """ValueError unless every feature is a number."""
-    if not all(bool(some.isfinite().all()) for some in features.split(8192)):
-        raise ValueError("features are not finite: the encoder's weights are damaged; go back to an earlier checkpoint")
+def shuffled_rows(rows: Int64[Tensor, " n"], seed: int, epochs: int, batch_size: int) -> Iterator[Int64[Tensor, " _"]]:
+    """The rows in the random order of each epoch, a batch at a time; the last, smaller one is kept."""
+    for epoch in range(epochs):
+        yield from rows[torch.from_numpy(permutation(seed, epoch, len(rows)))].split(batch_size)
+
+
+def train_head(
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[Any],
+    loss_of: Callable[[Any], Tensor],
+    rate: Callable[[int], float],
+) -> None:
+    """A step for each batch whose loss has a gradient, at the optimizer's learning rate times rate(batches before)."""
+    peak = optimizer.param_groups[0]["lr"]
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * rate(step)
+        loss = loss_of(batch)
+        optimizer.zero_grad()
+        if loss.requires_grad:
+            loss.backward()
+            optimizer.step()

@@ -7,7 +7,8 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,35 +23,24 @@ from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Feature
 from ssl_vit.parallel.distributed import all_gather
 
-MIN_HELD_OUT = 1000
-"""Held-out images on which something is chosen, at least."""
+MIN_HELD_OUT = 1000  # images on which something is chosen, at least
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The device that features are computed on, the processes that share the images, and room for the features."""
+    """The device that features are computed on, the ranks that share the images, and room for the features."""
 
     device: str = "cpu"
-    rank: int = 0
-    """This process's, of those that share the images."""
-    world_size: int = 1
-    memory_gb: float = math.inf
-    """Features that need more are kept in a file."""
-    folder: Path = Path(".")
-    """Of that file, which has no name and is gone with the process."""
-
-    @property
-    def ranks(self) -> tuple[int, int]:
-        """(rank, world size), as ImageDataModule takes them."""
-        return self.rank, self.world_size
+    ranks: tuple[int, int] = (0, 1)  # (rank, world size)
+    memory_gb: float = math.inf  # features that need more are kept in a nameless file, gone with the process
+    folder: Path = Path(".")  # of that file
 
     def from_all_ranks(self, rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
-        """The rows of all processes that share the images, in the images' order, on the CPU."""
-        return all_gather(rows.cpu()) if self.world_size > 1 else rows.cpu()
+        """The rows of all ranks, in the images' order, on the CPU."""
+        return all_gather(rows.cpu()) if self.ranks[1] > 1 else rows.cpu()
 
 
 CPU = Resources()
-"""One process, the CPU, everything in memory."""
 
 
 def local_device() -> str:
@@ -58,19 +48,15 @@ def local_device() -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
-def allocate(rows: int, shape: tuple[int, ...], dtype: torch.dtype, resources: Resources) -> Shaped[Tensor, "n ..."]:
-    """Room for features: in memory, or where they need more than resources.memory_gb mapped from a file.
-
-    OSError where the disk has no room for it.
-    """
-    count = rows * math.prod(shape)
-    if count * dtype.itemsize <= resources.memory_gb * 1e9:
-        return torch.empty(rows, *shape, dtype=dtype)
+def allocate(count: int, row: Shaped[Tensor, "..."], resources: Resources) -> Shaped[Tensor, "n ..."]:
+    """Room for so many rows, in memory or mapped from a file; OSError where the disk has no room for it."""
+    if count * row.nbytes <= resources.memory_gb * 1e9:
+        return torch.empty(count, *row.shape, dtype=row.dtype)
     resources.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=resources.folder, prefix=".features-") as file:  # the mapping outlives it
         if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, count * dtype.itemsize)  # now, not as a bus error half-way
-        return torch.from_file(file.name, shared=True, size=count, dtype=dtype).view(rows, *shape)
+            os.posix_fallocate(file.fileno(), 0, count * row.nbytes)  # now, not as a bus error half-way
+        return torch.from_file(file.name, True, count * row.numel(), dtype=row.dtype).view(count, *row.shape)
 
 
 def extract_features(
@@ -81,82 +67,61 @@ def extract_features(
     seed: int = 0,
     resources: Resources = CPU,
     bar: str = "",
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"]]:
     """Features and labels of a split's images, on the CPU.
 
-    Args:
-        extractor: normalized images [B, C, H, W] -> features [B, D] or [B, S, D]; in bf16 on a GPU.
-        limit: most images, 0 for all; with labels each class keeps its fraction.
-        bar: label of a progress bar on a terminal; none without.
+    extractor: normalized images [B, C, H, W] -> features [B, D] or [B, S, D]. limit: most images, 0 for all; with
+    labels each class keeps its fraction. bar: label of a progress bar on a terminal; none without.
     """
-    loader = data.eval_dataloader(split, limit, seed, resources.ranks)
-    count, done, features, labels = len(data.eval_index(split, limit, seed)), 0, None, []
-    for batch in tracked(loader, bar):
-        extracted = extract_batch(extractor, data, batch["images"], resources.device)
-        rows = resources.from_all_ranks(extracted.to(dtype))[: count - done]
-        if features is None:
-            features = allocate(count, tuple(rows.shape[1:]), dtype, resources)
+    labels, features, done = torch.from_numpy(data.labels(split, limit, seed)), torch.empty(0), 0
+    for batch in tracked(data.eval_dataloader(split, limit, seed, resources.ranks), bar):
+        rows = extract_batch(extractor, data, batch["images"], resources.device)
+        rows = resources.from_all_ranks(rows)[: len(labels) - done]
+        if not done:
+            features = allocate(len(labels), rows[0], resources)
         features[done : done + len(rows)] = rows
         done += len(rows)
-        labels.append(resources.from_all_ranks(batch["label"]))
-    assert features is not None  # a split has images
-    return features, torch.cat(labels)[:count]
+    return features, labels
 
 
 @torch.no_grad()
 def extract_batch(
     extractor: Callable[[Tensor], Tensor], data: ImageDataModule, images: Shaped[Tensor, "B C H W"], device: str
 ) -> Shaped[Tensor, "B ..."]:
-    """What an extractor makes of a loader's images, on the device; in bf16 on a GPU."""
+    """What an extractor makes of a loader's uint8 images, on the device; in bf16 on a GPU."""
     images = data.normalize(images.to(device, non_blocking=True))
     with torch.autocast("cuda", torch.bfloat16, enabled=images.is_cuda):
         return extractor(images)
 
 
-def tracked(loader: DataLoader, bar: str) -> Iterator:
+def tracked(loader: DataLoader, bar: str) -> Iterable:
     """A loader's batches; with a bar that disappears, where standard error is a terminal."""
     if not (bar and sys.stderr.isatty()):
-        return iter(loader)
+        return loader
     from rich.console import Console
     from rich.progress import track
 
-    return iter(track(loader, bar, transient=True, console=Console(stderr=True)))
+    return track(loader, bar, transient=True, console=Console(stderr=True))
 
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Features of images, blocks side by side, of which some can be taken."""
+    """Features of images, blocks side by side, of which some can be selected."""
 
     values: Float[Tensor, "n D"]
     labels: Int64[Tensor, " n"]
     holds: Feature
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def columns(self, feature: Feature) -> list[slice]:
-        """Where a feature stands; ValueError where the bank has not got it."""
-        halves = 2 if self.holds.pool == "both" else 1
-        width = self.values.shape[1] // self.holds.vectors
-        if feature.pool not in (self.holds.pool, *(("cls", "mean") if halves == 2 else ())):
-            raise ValueError(f"a bank of {self.holds} has no {feature}")
-        first, count = (1, 1) if halves == 2 and feature.pool == "mean" else (0, 2 if feature.pool == "both" else 1)
-        starts = [self.holds.blocks.index(block) * halves + first for block in feature.blocks]
-        return [slice(start * width, (start + count) * width) for start in starts]
-
     def select(self, feature: Feature, rows: Tensor | slice = slice(None)) -> Float[Tensor, "_ _"]:
         """A feature of the images, or of some of them."""
-        some = self.values[rows]
-        blocks = [some[:, columns] for columns in self.columns(feature)]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
+        return self.holds.select(self.values[rows], feature)
 
 
 def cover(features: list[Feature]) -> Feature:
     """The one that holds all of them."""
     pools = {feature.pool for feature in features}
     blocks = sorted({block for feature in features for block in feature.blocks})
-    return Feature(tuple(blocks), pools.pop() if len(pools) == 1 else "both")
+    return Feature(tuple(blocks), pools.pop() if len(pools) == 1 else "both", features[0].normed)
 
 
 def held_out_folds(labels: Int64[Tensor, " n"], seed: int = 0) -> Iterator[Bool[Tensor, " n"]]:
@@ -179,17 +144,15 @@ def best_feature(
 ) -> tuple[Feature, int]:
     """The feature, and the number of the classifier on it, that classify held-out training images best.
 
-    Args:
-        scores_of: (training features, training labels, held-out features) -> scores per class of each classifier.
+    scores_of: (training features, training labels, held-out features) -> scores per class of each classifier.
     """
-    hits: dict[tuple[int, int], int] = {}
+    hits = Counter[tuple[Feature, int]]()
     for held_out in held_out_folds(bank.labels, seed):
-        for number, feature in enumerate(features):
+        for feature in features:
             values, truth = bank.select(feature), bank.labels[held_out]
             for which, scores in enumerate(scores_of(values[~held_out], bank.labels[~held_out], values[held_out])):
-                hits[number, which] = hits.get((number, which), 0) + int((scores.argmax(1) == truth).sum())
-    number, which = max(hits, key=lambda pair: hits[pair])
-    return features[number], which
+                hits[feature, which] += int((scores.argmax(1) == truth).sum())
+    return max(hits, key=hits.__getitem__)
 
 
 def feature_std(features: Float[Tensor, "n D"]) -> Float[Tensor, ""]:

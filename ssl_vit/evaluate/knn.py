@@ -14,8 +14,7 @@ from ssl_vit.config.evaluation_schema import KNNConfig
 from ssl_vit.evaluate.backbones import Backbone
 from ssl_vit.evaluate.evaluation import Evaluation, Result
 
-TRAIN_CHUNK, TEST_CHUNK = 16384, 1024
-"""Training and test images at a time: their similarities take 64 MB, however many images there are."""
+TRAIN_CHUNK, TEST_CHUNK = 16384, 1024  # images at a time: their similarities take 64 MB, however many there are
 
 
 def evaluate_knn(evaluation: Evaluation[KNNConfig], backbone: Backbone) -> Result:
@@ -32,23 +31,19 @@ def evaluate_knn(evaluation: Evaluation[KNNConfig], backbone: Backbone) -> Resul
 
 
 def nearest(
-    train: Float[Tensor, "n D"],
-    test: Float[Tensor, "m D"],
-    k: int,
-    train_chunk: int = TRAIN_CHUNK,
-    test_chunk: int = TEST_CHUNK,
+    train: Float[Tensor, "n D"], test: Float[Tensor, "m D"], k: int
 ) -> tuple[Float[Tensor, "m k"], Int64[Tensor, "m k"]]:
     """Cosine similarity and number of the k training images nearest to each test image, nearest first.
 
-    Memory beside the features: train_chunk x (test_chunk + D) floats and what is returned.
+    Memory beside the features: TRAIN_CHUNK x (TEST_CHUNK + D) floats and what is returned.
     """
     device = test.device
     similarity = torch.full((len(test), k), -torch.inf, device=device)
     index = torch.zeros(len(test), k, dtype=torch.long, device=device)
-    for start in range(0, len(train), train_chunk):
-        chunk = F.normalize(train[start : start + train_chunk].to(device), dim=1)
-        for first in range(0, len(test), test_chunk):
-            rows = slice(first, first + test_chunk)
+    for start in range(0, len(train), TRAIN_CHUNK):
+        chunk = F.normalize(train[start : start + TRAIN_CHUNK].to(device), dim=1)
+        for first in range(0, len(test), TEST_CHUNK):
+            rows = slice(first, first + TEST_CHUNK)
             near, column = (F.normalize(test[rows], dim=1) @ chunk.T).topk(min(k, len(chunk)), dim=1)
             if start == 0:
                 similarity[rows, : near.shape[1]], index[rows, : near.shape[1]] = near, column
@@ -81,12 +76,6 @@ def knn_votes(
     return fractions
 
 
-def knn_scores(
-    train: Float[Tensor, "n D"],
-    labels: Int64[Tensor, " n"],
-    test: Float[Tensor, "m D"],
-    neighbors: int = 20,
-    temperature: float = 0.07,
-) -> Float[Tensor, "m K"]:
+def knn_scores(train: Tensor, labels: Tensor, test: Tensor, k: int = 20, temperature: float = 0.07) -> Tensor:
     """As knn_votes, for one k."""
-    return knn_votes(train, labels, test, [neighbors], temperature)[0]
+    return knn_votes(train, labels, test, [k], temperature)[0]

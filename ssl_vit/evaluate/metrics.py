@@ -14,10 +14,8 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-BINS = 15
-"""Of the calibration error, as in Guo et al. (2017, arXiv:1706.04599)."""
-CELL = 12
-"""Pixels of a cell of a confusion image, for as many classes as fit in a thousand pixels."""
+BINS = 15  # of the calibration error, as in Guo et al. (2017, arXiv:1706.04599)
+CELL = 12  # pixels of a cell of a confusion image, for as many classes as fit in a thousand pixels
 
 
 def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> float | None:
@@ -34,25 +32,19 @@ def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> 
 
 
 def figures(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], classes: list[str]) -> dict[str, Any]:
-    """top1, top5 (None for five classes or fewer), calibration_error and per_class (recall of each class).
+    """top1, top5 (None for five classes or fewer), calibration_error and per_class, the recall of each class.
 
-    Args:
-        probabilities: of each class, an image's adding up to 1.
-        classes: names, in the order of the columns. A class without test images is not in per_class.
+    classes: names, in the order of the columns. A class without test images is not in per_class.
     """
     count = probabilities.shape[1]
-    per_class = multiclass_accuracy(probabilities, labels, num_classes=count, average="none")
+    recalls = multiclass_accuracy(probabilities, labels, num_classes=count, average="none").tolist()
     present = torch.bincount(labels, minlength=count) > 0
     error = multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=BINS, norm="l1")
     return {
         "top1": top_k(probabilities, labels, 1),
         "top5": top_k(probabilities, labels, 5),
         "calibration_error": round(float(error), 4),
-        "per_class": {
-            name: round(float(fraction), 4)
-            for name, fraction, there in zip(classes, per_class, present, strict=True)
-            if there
-        },
+        "per_class": {name: round(r, 4) for name, r, there in zip(classes, recalls, present, strict=True) if there},
     }
 
 

@@ -1,34 +1,33 @@
-"""What an encoder sees in images of any size, as PNG files beside it.
+"""What an encoder sees in images of any size: attention of the class token, masks of it, colors of its patch features.
 
-Letters: B images, C channels, H x W pixels.
+Letters: B images, C channels, H x W pixels, h x w patch grid, N = h * w patches, D width.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.config.tool_schema import VisualizeConfig
 from ssl_vit.data.sources.folder import Folder, files_at
 from ssl_vit.data.transforms.color import normalize
-from ssl_vit.evaluate.attention import attention_images, attention_mask, enlarge, principal_colors
 from ssl_vit.evaluate.features import local_device
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.run.files import newest_run, write_atomic
 
+QUANTILE_ROWS = 1_000_000  # patches that quantiles are of, evenly spread: torch.quantile takes 16 million values
+
 
 def visualize(config: VisualizeConfig) -> list[Path]:
     """Write <name>-attention.png, -mask.png and -pca.png for each image; returns the files.
 
-    An image keeps its size, cut at the right and at the bottom to a multiple of the patch; `size` scales its short
-    side first.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no encoder or no image, or an image cannot be read.
+    An image is cut at the right and at the bottom to a multiple of the patch; `size` scales its short side first.
+    FileNotFoundError or ValueError where there is no encoder or no image, or an image cannot be read.
     """
     source = Path(config.encoder) if config.encoder else newest_run()
     encoder = load_encoder(source).to(local_device())
@@ -79,3 +78,42 @@ def _write(path: Path, images: list[UInt8[Tensor, "3 H W"]]) -> Path:
     grid = make_grid(images, nrow=4, padding=2, pad_value=255)
     write_atomic(path, encode_png(grid).numpy().tobytes())
     return path
+
+
+def attention_images(
+    attention: Float[Tensor, "B heads N"], grid: tuple[int, int], patch_size: int
+) -> UInt8[Tensor, "B heads H W"]:
+    """One gray image a head: black where the class token does not attend, white at its strongest patch."""
+    fractions = attention / attention.amax(-1, keepdim=True).clamp_min(1e-12)
+    return enlarge((fractions * 255).round().to(torch.uint8).unflatten(2, grid), patch_size)
+
+
+def attention_mask(attention: Float[Tensor, "*b N"], mass: float) -> Bool[Tensor, "*b N"]:
+    """The fewest patches that hold at least this fraction of the attention to patches (DINO's figure 4 keeps 0.6)."""
+    values, order = attention.sort(-1, descending=True)
+    before = values.cumsum(-1) - values
+    kept = before < mass * values.sum(-1, keepdim=True)  # a patch is kept while those before it are not enough
+    return torch.zeros_like(kept).scatter(-1, order, kept)
+
+
+def principal_colors(features: list[Float[Tensor, "D _ _"]]) -> list[UInt8[Tensor, "3 _ _"]]:
+    """Patch features of all images on their three principal components, as red, green, blue.
+
+    One basis for all images, so that a color means the same in each; 1st to 99th percentile over all is the range.
+    """
+    flat = torch.cat([maps.flatten(1).T for maps in features]).float()  # [all patches, D]
+    center = flat.mean(0)
+    _, _, basis = torch.linalg.svd(flat - center, full_matrices=False)
+    basis = basis[:3] * basis[:3].sum(1, keepdim=True).sign()  # a singular vector's sign is arbitrary: fix it
+    values = (flat - center) @ basis.T
+    some = values[:: math.ceil(len(values) / QUANTILE_ROWS)]
+    low, high = (torch.quantile(some, q, dim=0) for q in (0.01, 0.99))
+    fractions = ((values - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    colors = torch.nn.functional.pad(fractions * 255, (0, 3 - values.shape[1])).round().to(torch.uint8)
+    images = zip(colors.split([maps[0].numel() for maps in features]), features, strict=True)
+    return [image.T.unflatten(1, maps.shape[1:]) for image, maps in images]
+
+
+def enlarge(maps: UInt8[Tensor, "*b h w"], patch_size: int) -> UInt8[Tensor, "*b H W"]:
+    """Each patch as a square of its size in pixels."""
+    return maps.repeat_interleave(patch_size, -2).repeat_interleave(patch_size, -1)

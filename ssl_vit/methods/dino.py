@@ -18,8 +18,8 @@ from torch import Tensor
 from ssl_vit.config.pretrain_schema import DINOConfig, DINORun
 from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import MultiCrop, RandomCrop
-from ssl_vit.evaluate.attention import attention_images
 from ssl_vit.evaluate.features import feature_std
+from ssl_vit.evaluate.visualize import attention_images
 from ssl_vit.methods.base import Method
 from ssl_vit.methods.heads import ProjectionHead
 from ssl_vit.models.vit import VisionTransformer

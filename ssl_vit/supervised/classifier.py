@@ -30,13 +30,11 @@ from ssl_vit.run.files import MODEL
 class Classifier(nn.Module):
     """Images to class scores.
 
-    The head reads the mean of the patches, through a norm of its own in place of the encoder's (as MAE's authors have
-    it), or the class token after the encoder's norm.
-
     Args:
         encoder: not copied; with pool=mean its final norm is removed.
         classes: names, in the order of the scores.
-        pool: mean or cls.
+        pool: what the head reads: mean (of the patches, through a norm of its own in place of the encoder's, as MAE's
+            authors have it) or cls (class token after the encoder's norm).
         distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4).
         head_std: std of the head's initial weights; biases are 0.
 
@@ -77,16 +75,13 @@ class Classifier(nn.Module):
 
     def both(self, images: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"] | None]:
         """Scores of the head that learns from labels, and of the one that learns from a teacher, where there is one."""
-        encoder, grid = self.encoder, self.encoder.grid_of(images)
-        patches = encoder.embed(images)
+        patches = self.encoder.embed(images)
         N = patches.shape[1]
         if self.distilled:
             patches = torch.cat([patches, self.dist_token.to(patches.dtype).expand(len(patches), -1, -1)], dim=1)
-        (x,) = encoder.hidden_states(patches, [-1], grid)  # [B, 1 + N (+ 1), D]
-        mean = self.pool == "mean"
-        norm = self.fc_norm if mean else encoder.norm
-        by_labels = self.head(norm(x[:, 1 : 1 + N].mean(1) if mean else x[:, 0]))
-        return by_labels, self.head_dist(norm(x[:, -1])) if self.distilled else None
+        (x,) = self.encoder.hidden_states(patches, [-1], self.encoder.grid_of(images))  # [B, 1 + N (+ 1), D]
+        norm, pooled = (self.fc_norm, x[:, 1 : 1 + N].mean(1)) if self.pool == "mean" else (self.encoder.norm, x[:, 0])
+        return self.head(norm(pooled)), self.head_dist(norm(x[:, -1])) if self.distilled else None
 
     def export_encoder(self) -> VisionTransformer:
         """A copy of the encoder; with pool=mean its final norm is the one that the mean went through."""
@@ -108,22 +103,17 @@ def _head(embed_dim: int, classes: int, std: float) -> nn.Linear:
 def tuned_config(
     config: EncoderConfig, image_size: Any = None, drop_path: float = 0.0, rel_pos_per_block: bool = True
 ) -> EncoderConfig:
-    """The architecture of an encoder to be fine-tuned: for another image size, with drop path.
+    """The architecture of an encoder to be fine-tuned: for another image size (None: as pretrained), with drop path.
 
     Sine-cosine positions become a learned parameter that starts from them, as in MAE's authors' fine-tuning. Relative
-    positions shared by the blocks become a table for each block, as in BEiT's.
-
-    Args:
-        image_size: a side or [height, width], in pixels; None: as pretrained.
-
-    Raises:
-        ValueError: image_size is no multiple of the patch.
+    positions shared by the blocks become a table for each block, as in BEiT's. ValueError where image_size, a side or
+    [height, width] in pixels, is no multiple of the patch.
     """
-    tuned = {"sincos": "learned", "relative": "relative_per_block" if rel_pos_per_block else "relative"}
-    pos_embed = tuned.get(config.pos_embed, config.pos_embed)
+    tuned = {"sincos": "learned"} | ({"relative": "relative_per_block"} if rel_pos_per_block else {})
     size, patch = config.image_size if image_size is None else image_size, config.patch_size
     fits = all(side % patch == 0 for side in (size if isinstance(size, list | tuple) else [size]))
     require(fits, "image_size", size, f"a multiple of {patch}, the encoder's patch")
+    pos_embed = tuned.get(config.pos_embed, config.pos_embed)
     return replace(config, image_size=size, drop_path=drop_path, pos_embed=pos_embed)
 
 
@@ -138,8 +128,7 @@ def tunable(start: VisionTransformer, *changes: Any, **more: Any) -> VisionTrans
 def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
     """The encoder that a run starts from, pretrained or with fresh weights; the architecture it is fine-tuned in.
 
-    Raises:
-        FileNotFoundError, ValueError: as load_encoder and tuned_config.
+    FileNotFoundError, ValueError as load_encoder and tuned_config.
     """
     start = load_encoder(config.encoder)
     if config.init == "scratch":

@@ -4,7 +4,6 @@ Letters: B images, C channels, H x W pixels, K classes.
 """
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,25 +15,21 @@ from ssl_vit.evaluate.backbones import timm_model
 from ssl_vit.models.weights import require_fit
 from ssl_vit.supervised.classifier import load_classifier
 
-Statistics = tuple[list[float], list[float]]
-"""Mean and std of each channel, of pixels in [0, 1]."""
+Statistics = tuple[list[float], list[float]]  # mean and std of each channel, of pixels in [0, 1]
 
 
 class Renormalized(nn.Module):
-    """A network for images that are normalized by other statistics than it was trained with.
+    """A network that takes images normalized by `given` statistics, where it was trained with others."""
 
-    Args:
-        given: statistics that the images are normalized by. trained: the network's own.
-    """
+    gain: Tensor
+    shift: Tensor
 
     def __init__(self, network: nn.Module, given: Statistics, trained: Statistics) -> None:
         super().__init__()
         self.network = network
-        (mean, std), (its_mean, its_std) = (torch.tensor(values) for values in (given, trained))
-        self.gain: Tensor
-        self.shift: Tensor
-        self.register_buffer("gain", (std / its_std).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("shift", ((mean - its_mean) / its_std).view(1, -1, 1, 1), persistent=False)
+        mean, std, its_mean, its_std = (torch.tensor(values).view(1, -1, 1, 1) for values in (*given, *trained))
+        self.register_buffer("gain", std / its_std, persistent=False)
+        self.register_buffer("shift", (mean - its_mean) / its_std, persistent=False)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores."""
@@ -48,12 +43,10 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: S
         source: timm:NAME (its published weights, which timm downloads), timm:NAME:FILE (your own weights, .safetensors
             or .pth), or what load_classifier reads.
         classes: of the student; a timm teacher's must be in the same order.
-        image: size and channels of the student's images.
-        given: mean and std that those are normalized by.
+        image, given: size and channels of the student's images; mean and std that they are normalized by.
 
     Raises:
-        ValueError: no such model, other classes, or one that does not take such images.
-        OSError: no such file, or weights that could not be downloaded.
+        ValueError, OSError: no such model or file, other classes, images that it does not take, no download.
     """
     key = f"distill.teacher={source}"
     if source.startswith(TIMM):
@@ -67,8 +60,7 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: S
             theirs, ours = ", ".join(network.classes[:5]), ", ".join(classes[:5])
             raise ValueError(f"{key} knows the classes {theirs} ..., the images are of {ours} ...: they must be alike")
         trained = (network.metadata["mean"], network.metadata["std"])
-    teacher = Renormalized(network, given, trained).requires_grad_(False).eval()
-    height, width = image.height_width
+    teacher, (height, width) = Renormalized(network, given, trained).requires_grad_(False).eval(), image.height_width
     try:
         with torch.no_grad():
             scores = teacher(torch.zeros(1, image.channels, height, width))
@@ -97,7 +89,5 @@ def _from_timm(key: str, source: str, classes: int, channels: int) -> tuple[nn.M
             network = timm_model(key, name, pretrained=True)
         except OSError as error:
             raise OSError(f"{error}: or give a file of yours, {TIMM}{name}:FILE") from error
-    known: dict[str, Any] = getattr(network, "pretrained_cfg", {})
-    if channels != len(known.get("mean", ())):
-        return network, (IMAGENET_MEAN, IMAGENET_STD)
-    return network, (list(known["mean"]), list(known["std"]))
+    mean, std = (network.pretrained_cfg.get(statistic, ()) for statistic in ("mean", "std"))
+    return network, (list(mean), list(std)) if len(mean) == channels else (IMAGENET_MEAN, IMAGENET_STD)

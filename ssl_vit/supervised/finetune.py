@@ -7,6 +7,7 @@ mixup, CutMix, RandAugment, random erasing, label smoothing, stochastic depth; w
 Letters: B images, C channels, H x W pixels, K classes.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ssl_vit.config.checks import override
+from ssl_vit.config.checks import override, require
 from ssl_vit.config.finetune_schema import DistillConfig, FinetuneConfig, FinetuneRun
 from ssl_vit.config.schema import OptimConfig
 from ssl_vit.data.loader import batch_images, batch_labels
@@ -35,9 +36,8 @@ def soft_cross_entropy(
 ) -> Float[Tensor, ""]:
     """Cross-entropy against probabilities, in float32, averaged over the batch.
 
-    Args:
-        class_weights: each image counts by the weight of its class, of a mixture by the mixed weight; the average is
-            then over weights, as in PyTorch's cross_entropy, those of all processes.
+    With class_weights each image counts by the weight of its class, of a mixture by the mixed weight; the average is
+    then over weights, as in PyTorch's cross_entropy, those of all ranks.
     """
     losses = -(targets * logits.float().log_softmax(1)).sum(1)
     if class_weights is None:
@@ -68,10 +68,9 @@ def soft_distillation(
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Layer of a classifier's parameter for the decay of the learning rate, in 0 .. depth + 1 (the authors' rule).
+    """Layer of a classifier's parameter for the decay of the learning rate (the authors' rule).
 
-    0: tokens, positions and the patch embedding. Block i, from 0: i + 1, with its own table of relative positions. The
-    rest, a shared table and the heads among it: depth + 1.
+    0: tokens, positions and the patch embedding. Block i, from 0: i + 1. The rest, heads among it: depth + 1.
     """
     name = name.removeprefix("encoder.")
     if name.startswith(("cls_token", "reg_token", "pos_embed", "patch_embed")):
@@ -85,13 +84,11 @@ class FineTune(Objective):
     Args:
         encoder: where to start; it is copied.
         classes: names, in the order of the labels.
-        optim: an OptimConfig, or a dict of the fields that differ from MAE's.
-        seed: all random numbers of a step are a function of (seed, epoch, batch, rank).
+        optim, seed, options: as an Objective takes them, with fields of FinetuneConfig.
         image_size: in pixels, a side or [height, width]; None: the encoder's.
         counts: training images of each class, for class_weights.
         teacher: normalized images [B, C, H, W] -> class scores [B, K]; adds a distillation token.
         distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
-        options: fields of FinetuneConfig, such as mixup.
 
     Raises:
         ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, an image size
@@ -119,14 +116,11 @@ class FineTune(Objective):
         self.distill: DistillConfig = override(DistillConfig(), distill, "distill")
         cfg, channels = self.config, encoder.config.channels
         for name in ("randaugment", "jitter"):
-            if getattr(cfg, name) and channels not in (1, 3):
-                raise ValueError(
-                    f"finetune.{name}={getattr(cfg, name):g} must be 0 for images of {channels} channels: colors are "
-                    "defined for 1 or 3"
-                )
+            rule = f"0 for images of {channels} channels: colors are defined for 1 or 3"
+            require(channels in (1, 3) or not getattr(cfg, name), f"finetune.{name}", f"{getattr(cfg, name):g}", rule)
         tuned = tunable(encoder, image_size, cfg.drop_path, cfg.rel_pos_per_block)
         self.model = Classifier(tuned, classes, cfg.pool, teacher is not None, cfg.head_std)
-        self.teacher = teacher.requires_grad_(False).eval() if teacher is not None else None
+        self.teacher = None if teacher is None else teacher.requires_grad_(False).eval()
         self.averaged = frozen_copy(self.model) if cfg.ema else None
         if cfg.class_weights and counts is None:
             raise ValueError("finetune.class_weights=true needs counts=, the training images of each class")
@@ -165,14 +159,11 @@ class FineTune(Objective):
         loss = soft_cross_entropy(by_labels, targets, self.class_weights)
         if by_teacher is None or self.teacher is None:
             return {"classification": loss}
+        cfg = self.distill
+        distill = hard_distillation if cfg.kind == "hard" else partial(soft_distillation, temperature=cfg.temperature)
         with torch.no_grad():
             scores = self.teacher(images)
-        cfg = self.distill
-        if cfg.kind == "hard":
-            distillation = hard_distillation(by_teacher, scores)
-        else:
-            distillation = soft_distillation(by_teacher, scores, cfg.temperature)
-        return {"classification": (1 - cfg.alpha) * loss, "distillation": cfg.alpha * distillation}
+        return {"classification": (1 - cfg.alpha) * loss, "distillation": cfg.alpha * distill(by_teacher, scores)}
 
     def step_seed(self) -> int:
         """Seed of this step's augmentation, by (seed, epoch, batch, rank); outside a trainer drawn from PyTorch."""
@@ -180,15 +171,9 @@ class FineTune(Objective):
         return int(torch.randint(2**53, ())) if generator is None else generator.initial_seed()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optim, depth = self.optim_config, self.model.encoder.depth
-        groups = layer_groups(
-            self.model.named_parameters(),
-            optim.weight_decay,
-            self.decays,
-            lambda name: layer_of(name, depth),
-            depth + 1,
-            self.config.layer_decay,
-        )
+        optim, depth, named = self.optim_config, self.model.encoder.depth, self.model.named_parameters()
+        layer = partial(layer_of, depth=depth)
+        groups = layer_groups(named, optim.weight_decay, self.decays, layer, depth + 1, self.config.layer_decay)
         return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
 
     def decays(self, name: str, parameter: Tensor) -> bool:

@@ -30,29 +30,27 @@ Row = dict[str, Any]
 def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     """Classify a file or every image of a folder; the file that is written, and its rows in the order of the names.
 
-    Raises:
-        FileNotFoundError: there is no such model, file or folder.
-        ValueError: the folder holds no images.
+    FileNotFoundError where there is no such model, file or folder, ValueError where the folder holds no images.
     """
     listing, out = files_at("images", config.images), Path(config.out)
     model = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device())
     data = DataConfig(**model.metadata.get("data", {}))
     files = Folder(data, model.encoder.config.channels, listing)
     transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), list[Row]()
-    for i in range(len(files)):
-        rows.append({"file": files.name(i), "prediction": "", "probability": None, "top": {}, "error": ""})
     for first in range(0, len(files), config.batch_size):
-        images = dict[int, Tensor]()
+        readable, images = list[Row](), list[Tensor]()
         for i in range(first, min(first + config.batch_size, len(files))):
+            rows.append({"file": files.name(i), "prediction": "", "probability": None, "top": {}, "error": ""})
             try:
-                images[i] = transform(torch.from_numpy(files.read(i).copy()).permute(2, 0, 1))
+                images.append(transform(torch.from_numpy(files.read(i).copy()).permute(2, 0, 1)))
+                readable.append(rows[-1])
             except UnreadableImageError as error:
-                rows[i]["error"] = str(error)
+                rows[-1]["error"] = str(error)
         if images:
-            best = classify(model, torch.stack(list(images.values())).to(local_device()), config.top)
-            for i, top in zip(images, best, strict=True):
-                name, probability = next(iter(top.items()))
-                rows[i] |= {"prediction": name, "probability": probability, "top": top}
+            best = classify(model, torch.stack(images).to(local_device()), config.top)
+            for row, top in zip(readable, best, strict=True):
+                row["prediction"], row["probability"] = next(iter(top.items()))
+                row["top"] = top
     write_atomic(out, json.dumps(rows, indent=2) + "\n" if out.suffix == ".json" else as_csv(rows, config.top))
     return out, rows
 
@@ -73,10 +71,10 @@ def as_csv(rows: list[Row], top: int) -> str:
     """Rows of file, prediction, probability, class_2, probability_2, ... and error."""
     names = [f"{name}_{number}" for number in range(2, top + 1) for name in ("class", "probability")]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["file", "prediction", "probability", *names, "error"])
+    columns = ["file", "prediction", "probability", *names, "error"]
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
     for row in rows:
         others = [value for pair in list(row["top"].items())[1:] for value in pair]
-        others += [""] * (len(names) - len(others))
-        writer.writerow([row["file"], row["prediction"], row["probability"], *others, row["error"]])
+        writer.writerow(row | dict(zip(names, others, strict=False)))  # there may be fewer classes than columns
     return text.getvalue()

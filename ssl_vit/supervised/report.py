@@ -6,19 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, KNNConfig, LinearProbeConfig
+from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, LinearProbeConfig
 from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.evaluate.attentive import evaluate_attentive
 from ssl_vit.evaluate.backbones import Backbone, EncoderBackbone, RawPixels, load_timm
 from ssl_vit.evaluate.evaluation import Evaluation, Result
 from ssl_vit.evaluate.features import Resources, local_device
-from ssl_vit.evaluate.few_shot import evaluate_few_shot, require_shots
-from ssl_vit.evaluate.knn import evaluate_knn, knn_scores
-from ssl_vit.evaluate.linear import evaluate_grid, evaluate_logreg, logistic_scores
+from ssl_vit.evaluate.few_shot import evaluate_few_shot
+from ssl_vit.evaluate.knn import evaluate_knn
+from ssl_vit.evaluate.linear import evaluate_grid, evaluate_logreg
 from ssl_vit.evaluate.metrics import confusion_image, figures
-from ssl_vit.evaluate.paper_probes import evaluate_beit, evaluate_dino, evaluate_mae
+from ssl_vit.evaluate.paper_probes import evaluate_attentive, evaluate_beit, evaluate_dino, evaluate_mae
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.parallel.distributed import process_group
 from ssl_vit.run.files import RUNS, newest_run, write_atomic, write_json
@@ -38,22 +35,25 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
     """Evaluate the encoder of a config, and a random encoder and raw pixels beside it; write <task>.json beside it.
 
     Under torchrun every process extracts the features of its images. The first one writes, and has the result; the
-    others have None.
-
-    Raises:
-        ValueError: the images have no labels, or do not fit the encoder.
+    others have None. ValueError where the images have no labels, or do not fit the encoder.
     """
-    with process_group() as (rank, world_size):
+    with process_group() as ranks:
         started = time.time()
         backbone, name, folder = open_backbone(config)
-        resources = Resources(local_device(), rank, world_size, config.data.cache_gb, folder)
+        resources = Resources(local_device(), ranks, config.data.cache_gb, folder)
         evaluation = Evaluation(config, images_for(backbone, name, config), resources)
         backbones = {"encoder": backbone}
         if config.controls:
             backbones["random encoder"] = backbone.random(config.seed)
             backbones["raw pixels"] = RawPixels(backbone.height_width, backbone.channels, backbone.patch_size)
-        rows = few_rows(evaluation, backbones) if config.few else full_rows(evaluation, backbones)
-        if rank:
+        rows = {}
+        for label, each in backbones.items():
+            each.module.to(resources.device)
+            if config.few:
+                rows[label] = evaluate_few_shot(evaluation, each)
+            else:
+                rows[label] = full_row(evaluation, each, draws_confusion=label == "encoder" and not ranks[0])
+        if ranks[0]:
             return None
         own, trained_on = rows.pop("encoder"), len(evaluation.train_labels)
         result = {
@@ -85,10 +85,7 @@ def open_backbone(config: EvaluationConfig) -> tuple[Backbone, str, Path]:
 
 
 def images_for(backbone: Backbone, name: str, config: EvaluationConfig) -> ImageDataModule:
-    """The images, in the encoder's size and normalized as in its training, where that is known.
-
-    ValueError where they have other channels than it takes.
-    """
+    """The images, in the encoder's size and normalized as in its training; ValueError where their channels differ."""
     known = {key: backbone.metadata[key] for key in ("mean", "std") if key in backbone.metadata}
     data = replace(config.data, **known)
     if len(data.mean) != backbone.channels:
@@ -99,39 +96,18 @@ def images_for(backbone: Backbone, name: str, config: EvaluationConfig) -> Image
     return ImageDataModule(None, data, image_size=backbone.height_width, channels=backbone.channels, seed=config.seed)
 
 
-def full_rows(evaluation: Evaluation, backbones: dict[str, Backbone]) -> dict[str, dict[str, Any]]:
-    """Figures of each backbone from all training images; of the encoder a confusion image too, by the first process."""
-    config, labels, resources, rows = evaluation.config, evaluation.test_labels, evaluation.resources, {}
+def full_row(evaluation: Evaluation, backbone: Backbone, draws_confusion: bool) -> dict[str, Any]:
+    """Figures of a backbone from all training images, and where it is to be drawn a confusion image beside it."""
+    config, labels = evaluation.config, evaluation.test_labels
     protocol = LINEAR[config.protocol] if isinstance(config, LinearProbeConfig) else evaluate_knn
-    for name, backbone in backbones.items():
-        result: Result = protocol(evaluation, backbone)
-        rows[name] = {"how": result.how, "head": result.head}
-        rows[name] |= figures(result.probabilities, labels, evaluation.data.classes)
-        if name == "encoder" and resources.rank == 0:
-            from torchvision.io import encode_png
+    result: Result = protocol(evaluation, backbone)
+    if draws_confusion:
+        from torchvision.io import encode_png
 
-            image = encode_png(confusion_image(result.probabilities, labels))
-            write_atomic(resources.folder / f"{config.task}-confusion.png", image.numpy().tobytes())
-    return rows
-
-
-def few_rows(evaluation: Evaluation, backbones: dict[str, Backbone]) -> dict[str, dict[str, Any]]:
-    """Figures of each backbone from few training images; top1 and top5 are the means of the last number of them."""
-    require_shots(evaluation)
-    config, scores_of, how, rows = evaluation.config, logistic_scores, "logistic regression, C=1", {}
-    if isinstance(config, KNNConfig):
-        k, device = min(config.neighbors), evaluation.resources.device
-        how = f"{k}-NN or all, cosine, T={config.temperature:g}"
-
-        def scores_of(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-            return knn_scores(train, labels, test.to(device), k, config.temperature).cpu()
-
-    for name, backbone in backbones.items():
-        found = evaluate_few_shot(evaluation, backbone, scores_of)
-        last = list(list(found.values())[-1].values())[-1]
-        head = evaluation.readable(backbone)[0].metadata
-        rows[name] = {"how": how, "head": head, "top1": last["mean"], "top5": last["top5"], **found}
-    return rows
+        image = encode_png(confusion_image(result.probabilities, labels))
+        write_atomic(evaluation.resources.folder / f"{config.task}-confusion.png", image.numpy().tobytes())
+    row = {"how": result.how, "head": result.head}
+    return row | figures(result.probabilities, labels, evaluation.data.classes)
 
 
 def write_events(folder: Path, result: dict[str, Any], step: int) -> None:

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ssl_vit.evaluate.attentive import AttentiveHead, evaluate_attentive, tokens_of
 from ssl_vit.evaluate.backbones import RawPixels
+from ssl_vit.evaluate.paper_probes import AttentiveHead, evaluate_attentive
 
 
 @pytest.mark.parametrize(("width", "heads"), [(24, 12), (20, 10), (13, 1)])
@@ -39,9 +39,12 @@ def test_it_has_no_bias_anywhere():
     }
 
 
-def test_tokens_are_those_of_the_block_in_16_bits(make_evaluation, backbone, encoder):
-    evaluation = make_evaluation(protocol="attentive")
-    tokens, labels = tokens_of(evaluation, backbone, 1, "test")
+def test_tokens_are_those_of_the_block_in_16_bits(make_evaluation, backbone, encoder, monkeypatch):
+    evaluation = make_evaluation(protocol="attentive", epochs=1, layer=2)
+    extract, found = evaluation.extract, {}
+    monkeypatch.setattr(evaluation, "extract", lambda of, split: found.setdefault(split, extract(of, split)))
+    evaluate_attentive(evaluation, backbone)
+    tokens, labels = found["test"]
     images = torch.cat(
         [evaluation.data.normalize(batch["images"]) for batch in evaluation.data.eval_dataloader("test")]
     )
@@ -55,9 +58,8 @@ def test_tokens_are_those_of_the_block_in_16_bits(make_evaluation, backbone, enc
 def test_it_finds_the_one_patch_that_tells_the_class(make_evaluation, monkeypatch):
     """Every image has the same mean over patches, so no pooled feature can tell."""
     evaluation = make_evaluation(protocol="attentive", epochs=60, base_lr=0.1)
-    pixels = RawPixels((16, 16), 3, 4)
 
-    def tokens(evaluation, backbone, block, split):
+    def tokens(extractor, split):
         labels = evaluation.train_labels if split == "train" else evaluation.test_labels
         noise = torch.randn(len(labels), 6, 6)
         values = torch.cat([noise, torch.full((len(labels), 6, 1), -1.0)], dim=2)
@@ -65,8 +67,8 @@ def test_it_finds_the_one_patch_that_tells_the_class(make_evaluation, monkeypatc
         values[:, 5, :6] -= values[:, :, :6].sum(1)
         return values.half(), labels
 
-    monkeypatch.setattr("ssl_vit.evaluate.attentive.tokens_of", tokens)
-    result = evaluate_attentive(evaluation, pixels)
+    monkeypatch.setattr(evaluation, "extract", tokens)
+    result = evaluate_attentive(evaluation, RawPixels((16, 16), 3, 4))
     assert float((result.probabilities.argmax(1) == evaluation.test_labels).float().mean()) >= 0.9
 
 

@@ -44,10 +44,12 @@ def test_classes_are_ranked_as_lightly_does(neighbors, temperature):
 
 @pytest.mark.parametrize("train_chunk", [7, 64, 1000])
 @pytest.mark.parametrize("test_chunk", [1, 13, 1000])
-def test_chunks_change_nothing(train_chunk, test_chunk):
+def test_chunks_change_nothing(train_chunk, test_chunk, monkeypatch):
+    monkeypatch.setattr(knn, "TRAIN_CHUNK", train_chunk)
+    monkeypatch.setattr(knn, "TEST_CHUNK", test_chunk)
     (train, _), (test, _) = features(300, 1), features(50, 2)
     whole = (F.normalize(test, dim=1) @ F.normalize(train, dim=1).T).topk(21, dim=1)
-    similarity, index = nearest(train, test, 21, train_chunk, test_chunk)
+    similarity, index = nearest(train, test, 21)
     torch.testing.assert_close(similarity, whole.values)
     assert torch.equal(index, whole.indices)
 
@@ -79,10 +81,12 @@ class Largest(TorchDispatchMode):
         return made
 
 
-def test_nothing_as_large_as_all_similarities_is_ever_made():
+def test_nothing_as_large_as_all_similarities_is_ever_made(monkeypatch):
+    monkeypatch.setattr(knn, "TRAIN_CHUNK", 400)
+    monkeypatch.setattr(knn, "TEST_CHUNK", 50)
     train, test = torch.randn(6000, 8), torch.randn(500, 8)
     with Largest() as largest:
-        nearest(train.clone(), test.clone(), 10, train_chunk=400, test_chunk=50)
+        nearest(train.clone(), test.clone(), 10)
     assert largest.elements == 6000 * 8  # the copy of the features made here; all similarities are 3,000,000
 
 

@@ -86,10 +86,7 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
     refuse(three, ValueError, r"distill.teacher=.* is \[3, 512\], but \[2, 512\] is needed")
     refuse(str(tmp_path / "nowhere"), FileNotFoundError, r"distill.teacher=.*: model=.*nowhere: there is no such")
     refuse(
-        str(tmp_path / "run"),
-        ValueError,
-        r"knows the classes cat, dog \.\.\., the images are of",
-        names=["dog", "cat"],
+        str(tmp_path / "run"), ValueError, r"knows the classes cat, dog \.\.\., the images are of", names=["dog", "cat"]
     )
     odd = EncoderConfig(image_size=30, patch_size=5)
     refuse(str(tmp_path / "run"), ValueError, "does not take images of 30 x 30 pixels: images are", image=odd)
@@ -98,10 +95,6 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch):
         raise OSError("no network\nat all")
 
     monkeypatch.setattr("timm.create_model", offline)
-    refuse(
-        "timm:resnet10t",
-        OSError,
-        r"could not be had \(no network at all\); .*: or give a file of yours, timm:res",
-    )
+    refuse("timm:resnet10t", OSError, r"could not be had \(no network at all\); .*: or give a file of yours, timm:res")
     monkeypatch.setattr("timm.create_model", lambda name, **options: timm.models.resnet10t(num_classes=9))
     refuse("timm:resnet10t", ValueError, "has 9 classes, the images 2: they must be alike")

@@ -1,8 +1,6 @@
 """Whole evaluations: every protocol from the command line, what they write, what they refuse."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +11,7 @@ from evaluations import make_encoder, make_labeled, on_ranks
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from ssl_vit.cli.main import run_command
 from ssl_vit.cli.settings import resolve_evaluation
 from ssl_vit.config.evaluation_schema import PROTOCOLS, KNNConfig, LinearProbeConfig
 from ssl_vit.config.resolve import ConfigError
@@ -21,7 +20,6 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder
 from ssl_vit.supervised.report import LINEAR, evaluate, show
 
-ROOT = Path(__file__).resolve().parents[2]
 KEYS = {"task", "top1", "top5", "encoder", "data", "layer", "protocol", "controls", "test_images", "seed", "seconds"}
 
 
@@ -84,12 +82,12 @@ def digits_run(folder: Path) -> Path:
     return folder
 
 
-def test_the_command_prints_the_line_last(tmp_path):
-    args = [f"encoder={digits_run(tmp_path)}", "protocol=logreg", "train_limit=50", "controls=false"]
-    command = [sys.executable, str(ROOT / "tools/linear_probe.py"), *args]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == json.loads((tmp_path / "linear_probe.json").read_text())
+def test_the_command_prints_the_line_last(tmp_path, capsys):
+    run_command(
+        ["linear_probe", f"encoder={digits_run(tmp_path)}", "protocol=logreg", "train_limit=50", "controls=false"]
+    )
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert json.loads(printed) == json.loads((tmp_path / "linear_probe.json").read_text())
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -213,7 +211,7 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
     args = ["data.source=folder", f"data.path={labeled}"]
     with pytest.raises(ValueError, match=r"takes images of 4 channels, data.mean=\[.*\] is of 3"):
         linear(tmp_path, *args)
-    with pytest.raises(ValueError, match=r"has 3 bands \(RGB\), encoder.channels=4 asks for 4"):
+    with pytest.raises(ValueError, match=r"has 3 bands \(RGB\), encoder.channels=4 needs 4"):
         linear(tmp_path, *args, "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "protocol=logreg", "controls=false")
 
 
@@ -228,7 +226,7 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
         (["protocol=attentive", "blocks=2"], "blocks=2 must be null with protocol=attentive"),
         (["layer=best"], "layer=best must be last or a number with protocol=grid; protocol=logreg and k-NN can choose"),
         (["shots=0"], r"shots=\[0\] must be positive integers"),
-        (["fraction=1.5"], r"fraction=\[1.5\] must be shares in \(0, 1\]"),
+        (["fraction=1.5"], r"fraction=\[1.5\] must be fractions in \(0, 1\]"),
         (["layer=best", "shots=1"], "layer=best must be last or a number with shots= or fraction="),
         (["protocol=logreg", "layer=best", "blocks=2"], "blocks=2 must be 1 with layer=best"),
         (["train_limit=-1"], "train_limit=-1 must be 0 or more"),
