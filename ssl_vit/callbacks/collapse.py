@@ -43,7 +43,6 @@ def diagnose(
         information: of the targets about which image they are of, in [0, 1].
         mean_entropy: of the teacher's output, averaged over images first, in nats.
         student_entropy: mean over images, in nats.
-        was_healthy: whether the run has been healthy before.
         fraction: of the run that is done.
     """
     uniform = math.log(prototypes)
@@ -65,30 +64,26 @@ class CollapseMonitor(pl.Callback):
     """
 
     def __init__(self, memory: float = 0.8) -> None:
-        self.memory = memory
-        self.diagnosis = ""
-        self.was_healthy = False
-        self._means: dict[str, float] = {}
+        self.memory, self.diagnosis, self.was_healthy = memory, "", False
+        self.means: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"diagnosis": self.diagnosis, "was_healthy": self.was_healthy, "means": self._means}
+        return {name: getattr(self, name) for name in ("diagnosis", "was_healthy", "means")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.diagnosis, self.was_healthy = state_dict["diagnosis"], state_dict["was_healthy"]
-        self._means = state_dict["means"]
+        vars(self).update(state_dict)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
         known = trainer.callback_metrics
-        if "train/teacher_mean_entropy" not in known or trainer.global_step % trainer.log_every_n_steps:  # pyright: ignore
+        if "train/teacher_mean_entropy" not in known or trainer.global_step % trainer.log_every_n_steps:
             return
         if pl_module.guard.skipped:  # metrics that are no numbers would stay in the means
             return
         for name in METRICS:
             value = float(known[f"train/{name}"])
-            self._means[name] = self.memory * self._means.get(name, value) + (1 - self.memory) * value
-        information, mean_entropy, student_entropy = (self._means[name] for name in METRICS)
-        prototypes, fraction = pl_module.config.prototypes, fraction_done(trainer)
-        diagnosis = diagnose(information, mean_entropy, student_entropy, prototypes, self.was_healthy, fraction)
+            self.means[name] = self.memory * self.means.get(name, value) + (1 - self.memory) * value
+        values, prototypes = (self.means[name] for name in METRICS), pl_module.config.prototypes
+        diagnosis = diagnose(*values, prototypes, self.was_healthy, fraction_done(trainer))
         self.was_healthy |= diagnosis == HEALTHY
         if diagnosis != self.diagnosis:
             self.diagnosis = diagnosis
@@ -99,10 +94,9 @@ class CollapseMonitor(pl.Callback):
             self._log(trainer)
 
     def _log(self, trainer: pl.Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        advice = ADVICE.get(self.diagnosis)
-        log.info(f"health        {self.diagnosis}" + (f": {advice}" if advice else ""))
-        for logger in trainer.loggers:
-            if log_text := getattr(logger, "log_text", None):
-                log_text({"health": self.diagnosis}, trainer.global_step)
+        if trainer.is_global_zero:
+            advice = f": {ADVICE[self.diagnosis]}" if self.diagnosis in ADVICE else ""
+            log.info(f"health        {self.diagnosis}{advice}")
+            for logger in trainer.loggers:
+                if append := getattr(logger, "append", None):  # of JsonLines
+                    append({"step": trainer.global_step, "health": self.diagnosis})

@@ -27,11 +27,11 @@ def image_grid(
     """
     from torchvision.utils import make_grid
 
-    shape, shown = (1, -1, 1, 1), []
+    shown = []
     for column in columns.values():
         column = column.cpu()
         if column.dtype != torch.uint8:
-            column = (column * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1) * 255
+            column = (column * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]).clamp(0, 1) * 255
         column = column.round().to(torch.uint8)
         shown.append(column if column.shape[1] == 3 else column[:, :1].expand(-1, 3, -1, -1))
     return make_grid(torch.stack(shown, dim=1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=255)
@@ -54,32 +54,30 @@ class ImageLogger(pl.Callback):
     """
 
     def __init__(self, config: MonitorConfig, run_dir: Path) -> None:
-        self.config, self.run_dir = config, run_dir
-        self.logged_at = -1
+        self.config, self.run_dir, self.logged_at = config, run_dir, -1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # pyright: ignore
-        if self.config.every_epochs and (trainer.current_epoch + 1) % self.config.every_epochs == 0:
+        if (trainer.current_epoch + 1) % self.config.every_epochs == 0:
             self.evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # pyright: ignore
-        if self.config.every_epochs and self.logged_at != trainer.global_step:
+        if self.logged_at != trainer.global_step:
             self.evaluate(trainer, pl_module)
 
     @torch.no_grad()
-    def evaluate(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def evaluate(self, trainer: Any, pl_module: Any) -> None:
         """Log metrics and images, on the first rank; the others wait at the next step of the strategy."""
-        data: ImageDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.logged_at = trainer.global_step
         objective = pl_module.whole()
         if objective is None:
             return
         training = objective.training
         objective.eval()
-        metrics = self.measure(objective, data)
+        metrics = self.measure(objective, trainer.datamodule)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        self.log_images(trainer, objective, data)
+        self.log_images(trainer, objective, trainer.datamodule)
         objective.train(training)
 
     def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:

@@ -17,14 +17,13 @@ class SkippedSteps(pl.Callback):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        found, pl_module.guard.found = pl_module.guard.found, []
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any) -> None:
+        guard = pl_module.guard
+        found, guard.found = guard.found, []
         for skipped in found:
             if trainer.is_global_zero:
-                row = f"{pl_module.guard.in_a_row} in a row"
-                log.warning(
-                    f"step {skipped.step} is skipped: {skipped.why} not finite ({row}); its images: {self.path}"
-                )
+                why = f"{skipped.why} not finite ({guard.in_a_row} in a row)"
+                log.warning(f"step {skipped.step} is skipped: {why}; its images: {self.path}")
             try:
                 with self.path.open("a") as file:
                     file.write(json.dumps(asdict(skipped) | {"rank": trainer.global_rank}) + "\n")

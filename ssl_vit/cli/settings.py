@@ -65,9 +65,9 @@ def print_plan(resolved: Resolved[Run], patches: PatchGrid | None = None) -> Non
     Args:
         patches: of a run whose settings do not have them, because its encoder does.
     """
-    from ssl_vit.train.plan import make_plan
+    from ssl_vit.train.plan import plan_lines
 
-    print(resolved_table(resolved), *make_plan(resolved.config, patches).lines(), sep="\n")
+    print(resolved_table(resolved), *plan_lines(resolved.config, patches), sep="\n")
 
 
 def _on_encoder(config_class: type[FinetuneRun], args: list[str]) -> Resolved[FinetuneRun]:

@@ -27,7 +27,7 @@ from ssl_vit.data.loader import TrainLoader, whole_batch
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks
-from ssl_vit.train.trainer import data_of, has_bf16, precision_of, quiet_lightning
+from ssl_vit.train.session import data_of, has_bf16, precision_of, quiet_lightning
 
 WARM_UP, BATCHES = 2, 6
 """Batches of each stage that are not timed, and that are."""
@@ -45,40 +45,34 @@ MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds a batch, and what advice depends on.
-
-    Args:
-        stages: seconds of each, in the order of MEANING; the first two on one core.
-        supply: seconds from one batch of the loader to the next, where nobody keeps it waiting.
-        in_memory: the images are decoded already. decoded_gb: of all images, estimated from one batch.
-        short_side: of those images, their median, in pixels. crop_side: that of the training image.
-        bf16: whether the device multiplies matrices in it.
-        memory_fraction: of the GPU's memory, most of it that was in use at once; None on a CPU.
-    """
+    """Seconds a batch, and what advice depends on."""
 
     batch_size: int
     stages: dict[str, float]
+    """Seconds of each, in the order of MEANING; the first two on one core."""
     supply: float
+    """Seconds from one batch of the loader to the next, where nobody keeps it waiting."""
     workers: int
     cores: int
     in_memory: bool
+    """The images are decoded already."""
     decoded_gb: float
+    """Of all images, estimated from one batch."""
     short_side: int
+    """Of those images, their median, in pixels."""
     crop_side: int
+    """Of the training image, in pixels."""
     precision: str
     bf16: bool
+    """Whether the device multiplies matrices in it."""
     compiled: bool
     memory_fraction: float | None
+    """Of the GPU's memory, most of it that was in use at once; None on a CPU."""
 
     @property
     def demand(self) -> float:
         """Seconds a batch on the device."""
         return self.stages["transfer"] + self.stages["color"] + self.stages["step"]
-
-    @property
-    def on_one_core(self) -> float:
-        """Seconds a batch to read and crop."""
-        return self.stages["decode"] + self.stages["crops"]
 
     @property
     def seconds(self) -> float:
@@ -89,7 +83,7 @@ class Measured:
     def bottleneck(self) -> str:
         """The stage that limits the run: the largest of the slower half, images or device."""
         if self.supply <= self.demand:
-            return max(("transfer", "color", "step"), key=lambda name: self.stages[name])
+            return max(("transfer", "color", "step"), key=self.stages.__getitem__)
         workers = {"decode": max(1, self.workers), "crops": max(1, self.workers), "hand-over": 1}
         return max(workers, key=lambda name: self.stages[name] / workers[name])
 
@@ -99,23 +93,24 @@ class Measured:
             used = 1.0 if self.memory_fraction is None else self.memory_fraction
             why = f"the step takes {100 * used:.0f} % of the memory; the learning rate follows"
             slow = "the first steps take a minute, the others less than now"
+            eager = self.memory_fraction is not None and not self.compiled
             rules = {
                 "trainer.precision=bf16-mixed: the device multiplies matrices in it": self.bf16
                 and self.precision == "32-true",
-                f"trainer.compile=true: {slow}": self.memory_fraction is not None and not self.compiled,
+                f"trainer.compile=true: {slow}": eager,
                 f"data.batch_size={2 * self.batch_size}: {why}": used < ROOMY,
             }
         else:
-            if self.bottleneck == "hand-over" and self.workers and self.on_one_core < self.supply:
+            on_one_core, cores = self.stages["decode"] + self.stages["crops"], self.cores
+            if self.bottleneck == "hand-over" and self.workers and on_one_core < self.supply:
                 return ["data.workers=0: these images are sooner made than handed over"]
-            decodes = self.bottleneck == "decode" and not self.in_memory
-            enough, cores = math.ceil(self.on_one_core / self.demand), self.cores
+            decodes, enough = self.bottleneck == "decode" and not self.in_memory, math.ceil(on_one_core / self.demand)
             keep = f"decodes once and keeps the images: {self.decoded_gb:.1f} GB, if the machine has them"
             size = f"{2 * self.crop_side} pixels; it is {self.short_side}, and the encoder sees {self.crop_side}"
+            large = self.short_side > 2 * self.crop_side
             rules = {
                 f"data.cache_gb={math.ceil(self.decoded_gb)} {keep}": decodes,
-                f"resize the images beforehand, to a short side of {size}": decodes
-                and self.short_side > 2 * self.crop_side,
+                f"resize the images beforehand, to a short side of {size}": decodes and large,
                 f"data.workers={min(enough, cores)}: there are {cores} cores": self.workers < min(enough, cores),
                 f"a machine with {enough} cores for this device: there are {cores}": enough > cores,
             }
@@ -202,22 +197,17 @@ def supply_seconds(loader: TrainLoader) -> tuple[float, Batch]:
 def device_seconds(data: ImageDataModule, batch: Batch) -> tuple[float, float, Batch]:
     """Of a batch's way to the device and of its color there; and the batch, ready for the method."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ready, transfer, color = batch, [], []
-    for _ in range(BATCHES):
-        start = _now()
-        moved = move_data_to_device(batch, device)
-        middle = _now()
-        ready = data.on_after_batch_transfer(moved, 0)
-        transfer.append(middle - start)
-        color.append(_now() - middle)
-    return median(transfer), median(color), ready
+    moved = move_data_to_device(batch, device)
+    transfer = median(_seconds(lambda: move_data_to_device(batch, device)) for _ in range(BATCHES))
+    color = median(_seconds(lambda: data.on_after_batch_transfer(moved, 0)) for _ in range(BATCHES))
+    return transfer, color, data.on_after_batch_transfer(moved, 0)
 
 
 def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float, float | None]:
     """Of a training step on one batch, as the run has it but on one device; and Measured.memory_fraction."""
     if config.trainer.compile:
         compile_blocks(method)
-    times, on_gpu = list[float](), torch.cuda.is_available()
+    times = list[float]()
     clock = LambdaCallback(
         on_train_batch_start=lambda *_: times.append(_now()),
         on_train_batch_end=lambda *_: times.append(_now()),
@@ -236,12 +226,14 @@ def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    if on_gpu:
+    memory_fraction = None
+    if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(method, DataLoader([batch] * (WARM_UP + BATCHES), batch_size=None, collate_fn=whole_batch))  # pyright: ignore
-    memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
+    if torch.cuda.is_available():
+        memory_fraction = torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
     seconds = [end - start for start, end in zip(times[::2], times[1::2], strict=True)]
-    return mean(seconds[WARM_UP:]), memory and torch.cuda.max_memory_reserved() / memory
+    return mean(seconds[WARM_UP:]), memory_fraction
 
 
 def run(config: RunConfig, method_name: str) -> None:
@@ -268,6 +260,6 @@ def run(config: RunConfig, method_name: str) -> None:
         "images_per_second": round(rate, 1),
         "bottleneck": measured.bottleneck,
         "advice": advice,
+        **{name: getattr(measured, name) for name in ("precision", "batch_size", "workers", "cores")},
     }
-    line |= {name: getattr(measured, name) for name in ("precision", "batch_size", "workers", "cores")}
     print(json.dumps(line), flush=True)

@@ -20,26 +20,19 @@ class JsonLines(Logger):
     Numbers that are not finite are null.
     """
 
+    name, version = "metrics", ""  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self.failed = path, False
 
-    @property
-    def name(self) -> str:
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        return ""
-
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         numbers = {name: float(value) for name, value in metrics.items()}
-        self._append({"step": step} | {name: value if isfinite(value) else None for name, value in numbers.items()})
+        self.append({"step": step} | {name: value if isfinite(value) else None for name, value in numbers.items()})
 
-    def log_text(self, text: dict[str, str], step: int) -> None:
-        """Append {"step": .., name: text}, such as CollapseMonitor's diagnosis."""
-        self._append({"step": step, **text})
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
 
     def size(self) -> int:
         """Size of the file in bytes."""
@@ -50,7 +43,8 @@ class JsonLines(Logger):
         if self.size() > size:
             os.truncate(self.path, size)
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def append(self, row: dict[str, Any]) -> None:
+        """Append a line; the first time that it cannot be written is logged."""
         line, before = (json.dumps(row) + "\n").encode(), self.size()
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -61,7 +55,3 @@ class JsonLines(Logger):
             if not self.failed:
                 log.warning(f"{self.path} cannot be written: {error}; training goes on without it")
             self.failed = True
-
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """config.yaml holds them."""
