@@ -35,14 +35,11 @@ PATIENCE = 0.5
 def diagnose(
     information: float, mean_entropy: float, student_entropy: float, prototypes: int, was_healthy: bool, fraction: float
 ) -> str:
-    """One of HEALTHY, UNIFORM, ONE, ASLEEP.
-
-    The loss alone does not show it: before the center has settled, it is low because all outputs are alike.
+    """One of HEALTHY, UNIFORM, ONE, ASLEEP; the loss is low before the center has settled, and does not show it.
 
     Args:
         information: of the targets about which image they are of, in [0, 1].
-        mean_entropy: of the teacher's output, averaged over images first, in nats.
-        student_entropy: mean over images, in nats.
+        mean_entropy: of the teacher's output, averaged over images first, in nats; student_entropy: mean over images.
         fraction: of the run that is done.
     """
     uniform = math.log(prototypes)
@@ -73,7 +70,7 @@ class CollapseMonitor(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         vars(self).update(state_dict)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         known = trainer.callback_metrics
         if "train/teacher_mean_entropy" not in known or trainer.global_step % trainer.log_every_n_steps:
             return
@@ -82,8 +79,9 @@ class CollapseMonitor(pl.Callback):
         for name in METRICS:
             value = float(known[f"train/{name}"])
             self.means[name] = self.memory * self.means.get(name, value) + (1 - self.memory) * value
-        values, prototypes = (self.means[name] for name in METRICS), pl_module.config.prototypes
-        diagnosis = diagnose(*values, prototypes, self.was_healthy, fraction_done(trainer))
+        information, mean_entropy, student_entropy = (self.means[name] for name in METRICS)
+        prototypes, fraction = pl_module.config.prototypes, fraction_done(trainer)
+        diagnosis = diagnose(information, mean_entropy, student_entropy, prototypes, self.was_healthy, fraction)
         self.was_healthy |= diagnosis == HEALTHY
         if diagnosis != self.diagnosis:
             self.diagnosis = diagnosis

@@ -16,19 +16,18 @@ class DataMonitor(pl.Callback):
     so far, each counted once.
     """
 
-    def on_train_epoch_start(self, *args: Any) -> None:
+    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
         """Begin anew: what happened between two epochs was no training."""
         self.since = self.batch_ended = time.perf_counter()
         self.waited, self.images = 0.0, 0
 
-    on_train_start = on_train_epoch_start
+    def on_train_start(self, *args: Any, **kwargs: Any) -> None:
+        self.on_train_epoch_start()
 
-    def on_train_batch_start(self, *args: Any) -> None:
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.waited += time.perf_counter() - self.batch_ended
 
-    def on_train_batch_end(
-        self, trainer: Any, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batch_ended = time.perf_counter()
         self.images += batch_length(batch_images(batch)) * trainer.world_size
         if (batch_idx + 1) % trainer.log_every_n_steps == 0:

@@ -22,8 +22,8 @@ def image_grid(
 ) -> UInt8[Tensor, "3 height width"]:
     """One row an image, the columns side by side, in display colors; white lines between.
 
-    A column of floats is normalized as the training images are, one of uint8 is shown as it is. Images with other
-    than 3 channels show their first one in gray.
+    A column of floats is normalized as the training images are, one of uint8 is shown as it is. Of channels that are
+    not 3 the first is shown in gray.
     """
     from torchvision.utils import make_grid
 
@@ -68,31 +68,24 @@ class ImageLogger(pl.Callback):
     def evaluate(self, trainer: Any, pl_module: Any) -> None:
         """Log metrics and images, on the first rank; the others wait at the next step of the strategy."""
         self.logged_at = trainer.global_step
-        objective = pl_module.whole()
+        objective, data = pl_module.whole(), trainer.datamodule
         if objective is None:
             return
         training = objective.training
-        objective.eval()
-        metrics = self.measure(objective, trainer.datamodule)
+        metrics = self.measure(objective.eval(), data)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        self.log_images(trainer, objective, trainer.datamodule)
+        batch = next(iter(data.eval_dataloader("test", self.config.images)))
+        pixels = batch["images"][: self.config.images].to(objective.device)
+        if columns := objective.visualize(data.normalize(pixels), pixels.float() / 255):
+            grid = image_grid(columns, data.data.mean, data.data.std)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(" | ".join(columns), grid, trainer.global_step)
+            save_image(grid, self.run_dir / IMAGES / f"step-{trainer.global_step:07}.png")
         objective.train(training)
 
     def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:
         """Metrics to log as monitor/*; none here."""
         return {}
-
-    def log_images(self, trainer: pl.Trainer, objective: Any, data: ImageDataModule) -> None:
-        """The columns that the objective makes of a few test images, where it makes any."""
-        batch = next(iter(data.eval_dataloader("test", self.config.images)))
-        pixels = batch["images"][: self.config.images].to(objective.device)
-        columns = objective.visualize(data.normalize(pixels), pixels.float() / 255)
-        if not columns:
-            return
-        grid = image_grid(columns, data.data.mean, data.data.std)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(" | ".join(columns), grid, trainer.global_step)
-        save_image(grid, self.run_dir / IMAGES / f"step-{trainer.global_step:07}.png")

@@ -15,10 +15,10 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from ssl_vit.callbacks.jsonl import JsonLines
 from ssl_vit.parallel.distributed import MaxOverRanks
 from ssl_vit.run.files import CHECKPOINTS, METRICS, checkpoint_path, damage, step_of, write_atomic
 from ssl_vit.run.signals import Signals, Stopped
-from ssl_vit.train.jsonl import JsonLines
 
 log = logging.getLogger("ssl_vit")
 MINUTES = 10
@@ -80,10 +80,10 @@ class Checkpoints(Checkpoint):
         if trainer.is_global_zero and self._metrics_bytes is not None:
             self.metrics.cut(self._metrics_bytes)
 
-    def on_train_epoch_start(self, *args: Any) -> None:
+    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
         self.inside = False
 
-    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         # The step that loggers write; after some resumes Lightning's count of it is one too many.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if trainer.global_step > self._step:  # and not between accumulated batches
@@ -91,7 +91,7 @@ class Checkpoints(Checkpoint):
             self._between_steps(trainer)
         self.inside = True
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         accumulating = trainer.global_step == self._step
         self.inside = accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 

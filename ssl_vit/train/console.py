@@ -40,7 +40,7 @@ class ProgressPrinter(pl.Callback):
             self.bar.start()
             self.bar.add_task("", total=1.0)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         if time.monotonic() - self.printed >= (SECONDS_PER_REDRAW if self.bar else SECONDS_PER_LINE):
             self.printed = time.monotonic()
             self._print(trainer)
@@ -49,7 +49,7 @@ class ProgressPrinter(pl.Callback):
         self._print(trainer)
         self._stop()
 
-    def on_exception(self, *args: Any) -> None:
+    def on_exception(self, *args: Any, **kwargs: Any) -> None:
         self._stop()
 
     def _stop(self) -> None:

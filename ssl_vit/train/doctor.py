@@ -1,6 +1,6 @@
-"""Where a run's time goes: each stage on its own images and device, which of them is the bottleneck, and what to set.
+"""Where a run's time goes: the stages, each timed alone, which of them is the bottleneck, and what to set.
 
-A stage is timed alone. On a CPU the workers and the step share the cores, so a run is slower there than its stages.
+On a CPU the workers and the step share the cores, so a run is slower there than its stages.
 """
 
 import json
@@ -45,29 +45,30 @@ MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds a batch, and what advice depends on."""
+    """Seconds a batch, and what advice depends on.
 
-    batch_size: int
+    Args:
+        stages: seconds of each, in the order of MEANING; the first two on one core.
+        supply: seconds from one batch of the loader to the next, where nobody keeps it waiting.
+        in_memory: the images are decoded already. decoded_gb: of all images, estimated from one batch.
+        short_side: of those images, their median, in pixels. crop_side: that of the training image.
+        bf16: whether the device multiplies matrices in it.
+        memory_fraction: of the GPU's memory, most of it that was in use at once; None on a CPU.
+    """
+
     stages: dict[str, float]
-    """Seconds of each, in the order of MEANING; the first two on one core."""
     supply: float
-    """Seconds from one batch of the loader to the next, where nobody keeps it waiting."""
+    batch_size: int
     workers: int
     cores: int
     in_memory: bool
-    """The images are decoded already."""
     decoded_gb: float
-    """Of all images, estimated from one batch."""
     short_side: int
-    """Of those images, their median, in pixels."""
     crop_side: int
-    """Of the training image, in pixels."""
     precision: str
     bf16: bool
-    """Whether the device multiplies matrices in it."""
     compiled: bool
     memory_fraction: float | None
-    """Of the GPU's memory, most of it that was in use at once; None on a CPU."""
 
     @property
     def demand(self) -> float:
@@ -93,10 +94,9 @@ class Measured:
             used = 1.0 if self.memory_fraction is None else self.memory_fraction
             why = f"the step takes {100 * used:.0f} % of the memory; the learning rate follows"
             slow = "the first steps take a minute, the others less than now"
-            eager = self.memory_fraction is not None and not self.compiled
+            full, eager = self.precision == "32-true", self.memory_fraction is not None and not self.compiled
             rules = {
-                "trainer.precision=bf16-mixed: the device multiplies matrices in it": self.bf16
-                and self.precision == "32-true",
+                "trainer.precision=bf16-mixed: the device multiplies matrices in it": self.bf16 and full,
                 f"trainer.compile=true: {slow}": eager,
                 f"data.batch_size={2 * self.batch_size}: {why}": used < ROOMY,
             }
@@ -148,14 +148,14 @@ def measure(config: RunConfig, method_name: str) -> Measured:
     index = [key[1] for key in islice(loader.sampler, loader.batch_size)]
     decode, crops = worker_seconds(dataset, index)
     supply, batch = supply_seconds(loader)
+    hand_over = max(0.0, supply - (decode + crops) / max(1, loader.num_workers))
     transfer, color, batch = device_seconds(data, batch)
     step, memory_fraction = step_seconds(config, method, batch)
-    hand_over = max(0.0, supply - (decode + crops) / max(1, loader.num_workers))
     sizes = [dataset.source.size(i) for i in index]
     return Measured(
-        batch_size=len(index),
         stages=dict(zip(MEANING, (decode, crops, hand_over, transfer, color, step), strict=True)),
         supply=supply,
+        batch_size=len(index),
         workers=loader.num_workers,
         cores=cores(),
         in_memory=isinstance(dataset.source, Cached),
@@ -182,14 +182,11 @@ def worker_seconds(dataset: AugmentedDataset, index: list[int]) -> tuple[float, 
 
 
 def supply_seconds(loader: TrainLoader) -> tuple[float, Batch]:
-    """From batch to batch, once every worker has delivered its first ones; and a batch.
-
-    Of w workers w batches come at about the same time, so the median is over means of as many. Epoch follows epoch.
-    """
-    workers = max(1, loader.num_workers)
-    batches = chain.from_iterable(repeat(loader))
+    """From batch to batch, once every worker has delivered its first ones; and a batch. Epoch follows epoch."""
+    workers, batches = max(1, loader.num_workers), chain.from_iterable(repeat(loader))
     for _ in range(1 + workers):
         next(batches)
+    # Of w workers w batches come at about the same time, so the median is over means of as many.
     waits = [_seconds(lambda: [next(batches) for _ in range(workers)]) / workers for _ in range(BATCHES)]
     return median(waits), next(batches)
 
@@ -226,14 +223,11 @@ def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    memory_fraction = None
-    if torch.cuda.is_available():
+    if on_gpu := torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(method, DataLoader([batch] * (WARM_UP + BATCHES), batch_size=None, collate_fn=whole_batch))  # pyright: ignore
-    if torch.cuda.is_available():
-        memory_fraction = torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
-    seconds = [end - start for start, end in zip(times[::2], times[1::2], strict=True)]
-    return mean(seconds[WARM_UP:]), memory_fraction
+    seconds = [end - start for start, end in zip(times[::2], times[1::2], strict=True)][WARM_UP:]
+    return mean(seconds), torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1] if on_gpu else None
 
 
 def run(config: RunConfig, method_name: str) -> None:
@@ -246,8 +240,8 @@ def run(config: RunConfig, method_name: str) -> None:
         print(f"{name:12}{1000 * seconds:12.1f}{rate:>12}  {MEANING[name]}")
     slower = "the images" if measured.supply > measured.demand else "the device"
     rate, advice = measured.batch_size / measured.seconds, measured.advice()
-    workers = f"data.workers={measured.workers}"
-    print(f"\nbottleneck   {measured.bottleneck}: the run waits for {slower}, {rate:,.0f} images/s with {workers}")
+    rates = f"{rate:,.0f} images/s with data.workers={measured.workers}"
+    print(f"\nbottleneck   {measured.bottleneck}: the run waits for {slower}, {rates}")
     for line in advice or ["nothing: no option makes this stage faster"]:
         print(f"to set       {line}")
     line = {

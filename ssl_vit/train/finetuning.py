@@ -40,9 +40,8 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
     config = replace(config, encoder=config.encoder or str(newest_run()))
     encoder, session.patches = start_of(config)
     known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | encoder.metadata
-    session.config = config = replace(
-        config, data=replace(config.data, mean=list(known["mean"]), std=list(known["std"]))
-    )
+    statistics = {name: list(known[name]) for name in ("mean", "std")}
+    session.config = config = replace(config, data=replace(config.data, **statistics))
     require_channels(config, session.patches.channels)
     data = data_of(config, None, session.patches, labeled=True)
     require_classes(data)

@@ -28,7 +28,7 @@ from ssl_vit import __version__
 from ssl_vit.callbacks.collapse import CollapseMonitor
 from ssl_vit.callbacks.data_monitor import DataMonitor
 from ssl_vit.callbacks.image_logger import ImageLogger, save_image
-from ssl_vit.callbacks.skipped_steps import SkippedSteps
+from ssl_vit.callbacks.jsonl import SkippedSteps
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.transforms.crops import Transform
@@ -45,11 +45,8 @@ from ssl_vit.train.plan import devices_of, plan_lines
 
 log = logging.getLogger("ssl_vit")
 INAPPLICABLE = (
-    ".*does not have many workers.*",
-    ".*smaller than the logging interval.*",
-    ".*Checkpoint directory.*",
-    ".*LeafSpec.*deprecated.*",
-    ".*in eval mode at the start of training.*",  # a teacher is
+    *("does not have many workers", "smaller than the logging interval", "Checkpoint directory"),
+    *("LeafSpec.*deprecated", "in eval mode at the start of training"),  # as a teacher is
 )
 """Warnings that do not apply here."""
 
@@ -58,8 +55,8 @@ class Session:
     """One training, PyTorch's generators seeded.
 
     Args:
-        method: name of the method or tokenizer, for config.yaml and the metadata. prefix: of the name of a directory that
-            is made up; names the training where there is no method.
+        method: name of the method or tokenizer, for config.yaml and the metadata; "" of a fine-tuning.
+        prefix: of the name of a directory that is made up.
     """
 
     patches: PatchGrid | None = None
@@ -78,10 +75,7 @@ class Session:
         self.run_dir, self.checkpoint = open_run(self.config, self.method, self.prefix)
 
     def fit(self, objective: Objective, data: ImageDataModule, image_logger: ImageLogger) -> Any:
-        """Train to the end, leaving a last checkpoint.
-
-        Returns:
-            what is evaluated and exported: the objective with all of its weights on the first rank, None on the others.
+        """Train to the end, leaving a last checkpoint: the objective with all weights on the first rank, else None.
 
         Raises:
             Stopped: a signal has ended it, after a checkpoint.
@@ -89,7 +83,10 @@ class Session:
             what else stops the training; error.txt then has its traceback, and the log has how to resume.
         """
         if is_first_process():
-            self._print_plan()
+            print(f"run           {self.run_dir}")
+            if self.config.resume:
+                print(f"resuming      {self.checkpoint or 'nothing to resume yet: a new run'}")
+            print("\n".join(plan_lines(self.config, self.patches)), flush=True)
         if self.config.trainer.compile:
             compile_blocks(objective)
         objective.max_skipped_steps = self.config.trainer.max_skipped_steps
@@ -120,46 +117,30 @@ class Session:
             raise
         return objective.whole()
 
-    def _print_plan(self) -> None:
-        print(f"run           {self.run_dir}")
-        if self.config.resume:
-            print(f"resuming      {self.checkpoint or 'nothing to resume yet: a new run'}")
-        print("\n".join(plan_lines(self.config, self.patches)), flush=True)
-
     def _train(self, objective: Objective, data: ImageDataModule, image_logger: ImageLogger) -> None:
         """From the checkpoint, or the start, to the end. OSError: the last checkpoint could not be written."""
         config, run_dir, step = self.config.trainer, self.run_dir, 0
         if self.checkpoint:
             step = torch.load(self.checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
         checkpoints = Checkpoints(run_dir, config.checkpoint_every_steps, config.keep_checkpoints, step)
-        monitor, strategy = CollapseMonitor(), config.strategy
+        monitor, devices, strategy = CollapseMonitor(), devices_of(config), config.strategy
         if strategy == "fsdp":
-            strategy = ModelParallelStrategy(
-                devices_of(config) * config.num_nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
-            )
+            strategy = ModelParallelStrategy(devices * config.num_nodes, 1, save_distributed_checkpoint=False)
+        callbacks = [image_logger, DataMonitor(), SkippedSteps(run_dir / SKIPPED_STEPS), monitor]
+        # What an earlier attempt logged of later steps is hidden.
+        tensorboard = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1)
         trainer = pl.Trainer(
             max_epochs=config.max_epochs,
             max_steps=config.max_steps or -1,
             max_time=timedelta(minutes=config.max_minutes) if config.max_minutes else None,
-            devices=devices_of(config),
+            devices=devices,
             num_nodes=config.num_nodes,
             strategy=strategy,
             precision=precision_of(config),  # pyright: ignore[reportArgumentType]
             accumulate_grad_batches=config.accumulate,
             log_every_n_steps=config.log_every_steps,
-            logger=[
-                # What an earlier attempt logged of later steps is hidden.
-                TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1),
-                checkpoints.metrics,
-            ],
-            callbacks=[
-                checkpoints,
-                *([image_logger] if self.config.monitor.every_epochs else []),
-                DataMonitor(),
-                SkippedSteps(run_dir / SKIPPED_STEPS),
-                monitor,
-                ProgressPrinter(monitor),
-            ],
+            logger=[tensorboard, checkpoints.metrics],
+            callbacks=[*callbacks[not self.config.monitor.every_epochs :], ProgressPrinter(monitor), checkpoints],
             plugins=[checkpoints.writer],
             use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
             enable_progress_bar=False,
@@ -203,19 +184,11 @@ class Session:
 def data_of(
     config: TrainingRun, transform: Transform | None, patches: PatchGrid | None = None, labeled: bool = False
 ) -> ImageDataModule:
-    """The run's images, augmented by a transform.
-
-    Args:
-        patches: of a run whose config does not have them, because its encoder does.
-    """
-    size = patches or config.patches
+    """The run's images, augmented by a transform; with the patches of an encoder where the config has none."""
+    patches = patches or config.patches
+    size, channels = patches.height_width, patches.channels
     return ImageDataModule(
-        transform,
-        config.data,
-        image_size=size.height_width,
-        channels=size.channels,
-        seed=config.seed,
-        labeled=labeled,
+        transform, config.data, image_size=size, channels=channels, seed=config.seed, labeled=labeled
     )
 
 
@@ -235,7 +208,7 @@ def quiet_lightning() -> None:
     """Silence Lightning's messages and the warnings that do not apply here."""
     logging.basicConfig(format="%(message)s")
     log.setLevel(logging.INFO if is_first_process() else logging.ERROR)
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+    for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in INAPPLICABLE:
-        warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message=f".*{message}")
