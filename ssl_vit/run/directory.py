@@ -47,9 +47,7 @@ def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | 
 
 
 def default_run_dir(name: str, config: TrainingRun) -> Path:
-    """A directory that no run has yet, the same one on all ranks of this run.
-
-    Under torchrun the first rank chooses. Under SLURM it is named by the job.
+    """A directory that no run has yet, the same on all ranks: under SLURM named by the job, else the first rank's.
 
     Raises:
         ValueError: the ranks have no way to agree on one.
@@ -86,9 +84,8 @@ def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
 def hold(run_dir: Path) -> None:
     """Keep other processes' runs out of a directory, which is made, until this process ends, however that ends.
 
-    A run of several processes calls it on its first one. A file system without locks is logged. The lock is POSIX's and
-    not flock's: a process forked from the run, such as a data worker that outlives it by seconds, does not keep it, and
-    it reaches over NFS to other machines.
+    A POSIX lock and not flock's: a process forked from the run, such as a data worker that outlives it by seconds, does
+    not keep it, and it reaches over NFS to other machines. A file system without locks is logged.
 
     Raises:
         BlockingIOError: another process holds it, which the message names.
@@ -104,11 +101,9 @@ def hold(run_dir: Path) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         file.seek(0)
-        holder = file.read().strip() or "another process"
+        advice = f"{file.read().strip() or 'another process'}: wait for it, or name another directory"
         file.close()
-        raise BlockingIOError(
-            f"run_dir={run_dir} is being written by {holder}: wait for it, or name another directory"
-        ) from None
+        raise BlockingIOError(f"run_dir={run_dir} is being written by {advice}") from None
     except (OSError, ImportError) as error:
         reason = getattr(error, "strerror", error)
         log.warning(f"{run_dir} has no locks ({reason}): nothing keeps a second run from writing into it")

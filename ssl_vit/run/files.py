@@ -71,15 +71,13 @@ def new_run_dir(method: str, recipe: str) -> Path:
 
 
 def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
-    """The run whose `holding` (a file, or a folder with files) is newest.
-
-    An encoder is that of a pretraining; a fine-tuned one, which lies beside its model, has to be named.
+    """The run whose `holding` (a file, or a folder with files) is newest; encoders only of pretrainings.
 
     Raises:
         FileNotFoundError: no run has one; the message has the command that makes it.
     """
     found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
-    if holding == ENCODER:
+    if holding == ENCODER:  # a fine-tuned one lies beside its model, and has to be named
         found = [path for path in found if not (path.parent / MODEL).exists()]
     if not found:
         tool = "finetune.py" if holding == MODEL else "pretrain.py method=mae"
@@ -107,15 +105,13 @@ def newest_checkpoint(run: Path) -> Path:
     """The whole checkpoint of a run's latest step; each damaged one that is skipped is logged.
 
     Raises:
-        FileNotFoundError: it has none.
-        ValueError: it has none that is whole.
+        FileNotFoundError: it has none. ValueError: it has none that is whole.
     """
     found = checkpoints_of(run)
     if not found:
         raise FileNotFoundError(f"resume={run}: there is no checkpoint in {run / CHECKPOINTS}")
     for path in found:
-        problem = damage(path)
-        if not problem:
+        if not (problem := damage(path)):
             return path
         log.warning(f"{path} is damaged ({problem}): the one before is used")
     raise ValueError(f"resume={run}: of {len(found)} checkpoints none is whole; begin anew in another run_dir=")

@@ -28,12 +28,10 @@ DUE = 1
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its final name, reads it back and renames it.
-
-    Where that fails, what was there stays, and `error` has the reason, which is logged.
-    """
+    """Writes a checkpoint beside its final name, reads it back and renames it; else the old one stays."""
 
     error: OSError | None = None
+    """Of the last one, which is logged."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer, self.error = io.BytesIO(), None
@@ -48,9 +46,9 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Writes checkpoints/step-<steps>.ckpt and lets a signal stop the run after one.
 
-    While steps are skipped (Guard) none is due: a run that goes back goes to one from before them.
-    After an error between two steps (an image that cannot be read) a single process writes one too. Within
-    a step the weights may have moved and their average not yet: then nothing is written.
+    While steps are skipped (Guard) none is due: a run that goes back goes to one from before them. After an error
+    between two steps (an image that cannot be read) a single process writes one too; within a step the weights may have
+    moved and their average not yet.
 
     Args:
         every_steps: optimizer steps between two checkpoints; None: ten minutes.
@@ -61,8 +59,7 @@ class Checkpoints(Checkpoint):
     def __init__(self, run_dir: Path, every_steps: int | None, keep: int, step: int = 0) -> None:
         self.run_dir, self.every_steps, self.keep = run_dir, every_steps, keep
         self.metrics, self.writer, self.signals = JsonLines(run_dir / METRICS), AtomicCheckpoints(), Signals()
-        self.inside = False
-        """Whether a step is being taken."""
+        self.inside = False  # whether a step is being taken
         self._step = self._saved_step = step
         self._metrics_bytes = None if step else 0  # size of metrics.jsonl when the resumed checkpoint was written
         found = sorted((run_dir / CHECKPOINTS).glob("step-*.ckpt"), key=step_of)
@@ -107,7 +104,7 @@ class Checkpoints(Checkpoint):
         if request > DUE:
             raise Stopped(request, self._step)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         alone = trainer.world_size == 1  # else the others would never join in saving
         if isinstance(exception, Exception) and alone and not self.inside and trainer.global_step > self._saved_step:
             self.save(trainer)
@@ -125,9 +122,7 @@ class Checkpoints(Checkpoint):
         self._saved_step = trainer.global_step
         return self.writer.error
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         repair_counts(checkpoint["loops"]["fit_loop"])
 
 

@@ -29,9 +29,7 @@ LOGGED = ("top1", "top5", "calibration_error")
 
 
 def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
-    """Train to the end and evaluate the last epoch's weights; the run directory, and what finetune.json holds.
-
-    On the first rank; None on the others.
+    """Train and evaluate; the run directory, and what finetune.json holds, on the first rank, None on the others.
 
     Raises:
         ValueError, OSError: bad input or a full disk; what is written stays, and the log has how to resume.
@@ -110,9 +108,7 @@ class OnlineAccuracy(ImageLogger):
         return {f"monitor/{name}": scores[name] for name in LOGGED if scores[name] is not None}
 
 
-def evaluate_on_test(
-    session: Session, config: FinetuneRun, objective: FineTune, data: ImageDataModule
-) -> dict[str, Any]:
+def evaluate_on_test(session: Session, config: FinetuneRun, objective: Any, data: ImageDataModule) -> dict[str, Any]:
     """Score the final weights on all test images: the JSON line, confusion.png and TensorBoard's test/*."""
     device = "cuda" if torch.cuda.is_available() else "cpu"  # the trainer has put the weights back on the CPU
     probabilities, labels = class_probabilities(objective.final_model().to(device), data)

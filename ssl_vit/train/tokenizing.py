@@ -1,6 +1,7 @@
 """Training a tokenizer, into the same kind of run directory as an encoder; evaluating it; finding the one of a run."""
 
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -35,9 +36,7 @@ MAX_IMAGES = 5000
 
 
 def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, Any]] | None:
-    """Train to the end; the run directory, which then holds the tokenizer, and its metrics, on the first rank.
-
-    None on the others.
+    """Train to the end; the run directory with the tokenizer, and its metrics, on the first rank, None on the others.
 
     Raises:
         ValueError, OSError: bad input or a full disk; what is written stays, and the log has how to resume.
@@ -45,10 +44,9 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
     session = Session(config, kind, prefix="tokenizer")
     if isinstance(config, KMeansRun):
         session.open()
-        cfg = config.tokenizer
+        cfg, data = config.tokenizer, data_of(config, crop_of(config.tokenizer))
         print(f"run           {session.run_dir}")
         print(f"k-means       {cfg.patches:,} patches of {cfg.patch_size} pixels to {cfg.vocab_size:,} tokens")
-        data = data_of(config, crop_of(cfg))
         data.read_errors.list_in(session.run_dir / QUARANTINE)
         tokenizer = fit_kmeans(cfg, endless(data), config.seed)
     else:
@@ -72,12 +70,11 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
 
 def endless(data: ImageDataModule) -> Iterator[Float[Tensor, "B C H W"]]:
     """Batches of training images in [0, 1], epoch after epoch."""
-    loader, epoch = data.train_dataloader(), 0
-    while True:
+    loader = data.train_dataloader()
+    for epoch in itertools.count():
         loader.sampler.set_epoch(epoch)  # pyright: ignore[reportAttributeAccessIssue]
         for batch in loader:
             yield batch["images"].float() / 255
-        epoch += 1
 
 
 def pixels_of(batch: Batch, tokenizer: Tokenizer) -> Float[Tensor, "B C H W"]:
@@ -114,15 +111,14 @@ def evaluate_tokenizer(tokenizer: Tokenizer, data: ImageDataModule) -> dict[str,
 def tokenizer_for(run: TokenizedRun) -> Path:
     """The run of the tokenizer that a pretraining without tokenizer= gets: found, or trained now and kept.
 
-    It is that of run.tokenizer_recipe on the pretraining's own images, with a token for each of its patches. Its
-    directory is named by a hash of all that decides what it becomes; images by path and number, so one that changes is
-    not seen. One that was interrupted is resumed; one that another run is making is waited for.
+    Its directory is named by a hash of all that decides what it becomes; images by path and number, so one that changes
+    is not seen. One that was interrupted is resumed; one that another run is making is waited for.
     """
     config, kind = config_for(run)
     settings, data = asdict(config), config.data
-    identity = {name: settings[name] for name in ("tokenizer", "optim", "trainer", "seed")}
-    identity |= {"kind": kind, "source": data.source, "images": count(data)}
-    identity |= {"path": str(Path(data.path).resolve()) if data.path else ""}
+    path = str(Path(data.path).resolve()) if data.path else ""
+    identity = {"kind": kind, "source": data.source, "path": path, "images": count(data)}
+    identity |= {name: settings[name] for name in ("tokenizer", "optim", "trainer", "seed")}
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     run_dir = RUNS / f"tokenizer-{Path(run.tokenizer_recipe).stem}-{key}"
     weights, is_first, waits = run_dir / WEIGHTS, is_first_process(), False
