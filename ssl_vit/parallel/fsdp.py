@@ -18,8 +18,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def mesh_of(trainer: pl.Trainer | None) -> Any:
     """The DeviceMesh that a trainer shards weights over; None where each rank has all, and outside a trainer.
 
-    Raises:
-        ValueError: the strategy splits single layers over ranks (tensor parallelism), which nothing here supports.
+    ValueError: the strategy splits single layers over ranks (tensor parallelism), which nothing here supports.
     """
     if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
         return None
@@ -35,8 +34,7 @@ def mesh_of(trainer: pl.Trainer | None) -> Any:
 def shard(network: nn.Module, mesh: Any, block_class: type[nn.Module]) -> None:
     """Shard every weight of a network whose step is `training_step`, its modules of a class one after the other.
 
-    Raises:
-        ValueError: blocks hold tables of relative positions, which are read before their block runs.
+    ValueError: blocks hold tables of relative positions, which are read before their block runs.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # slow to import
 

@@ -47,10 +47,9 @@ def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | 
 
 
 def default_run_dir(name: str, config: TrainingRun) -> Path:
-    """A directory that no run has yet, the same on all ranks: under SLURM named by the job, else the first rank's.
+    """A directory that no run has yet, the same on all ranks, under SLURM named by the job.
 
-    Raises:
-        ValueError: the ranks have no way to agree on one.
+    ValueError: the ranks have no way to agree on one.
     """
     if TorchElasticEnvironment.detect():
         return Path(broadcast_object(str(files.new_run_dir(name, config.recipe))))
@@ -69,8 +68,7 @@ def default_run_dir(name: str, config: TrainingRun) -> Path:
 def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
     """The checkpoint that resume= means: a file, or the newest of run_dir that is whole; for auto None without any.
 
-    Raises:
-        FileNotFoundError: run_dir has none. ValueError: it is damaged, or all are.
+    FileNotFoundError: run_dir has none. ValueError: it is damaged, or all are.
     """
     if resume and Path(resume).is_file():
         if problem := files.damage(Path(resume)):
@@ -87,8 +85,7 @@ def hold(run_dir: Path) -> None:
     A POSIX lock and not flock's: a process forked from the run, such as a data worker that outlives it by seconds, does
     not keep it, and it reaches over NFS to other machines. A file system without locks is logged.
 
-    Raises:
-        BlockingIOError: another process holds it, which the message names.
+    BlockingIOError: another process holds it, which the message names.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     path = (run_dir / ".lock").resolve()

@@ -31,8 +31,7 @@ def write_atomic(path: Path, content: bytes | str, damage: Callable[[Path], str]
     Args:
         damage: of the written file, read back before it is renamed, what is wrong with it; "" for nothing.
 
-    Raises:
-        OSError: the disk is full, the folder cannot be written, or the file reads back damaged; nothing is left behind.
+    OSError: the disk is full, the folder cannot be written, or the file reads back damaged; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -73,8 +72,7 @@ def new_run_dir(method: str, recipe: str) -> Path:
 def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
     """The run whose `holding` (a file, or a folder with files) is newest; encoders only of pretrainings.
 
-    Raises:
-        FileNotFoundError: no run has one; the message has the command that makes it.
+    FileNotFoundError: no run has one; the message has the command that makes it.
     """
     found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
     if holding == ENCODER:  # a fine-tuned one lies beside its model, and has to be named
@@ -83,11 +81,6 @@ def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
         tool = "finetune.py" if holding == MODEL else "pretrain.py method=mae"
         raise FileNotFoundError(f"no {RUNS}/{prefix}* has {holding}: make one with `python tools/{tool}`, or name it")
     return max(found, key=lambda path: path.stat().st_mtime).parent
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    """Where a run keeps its state after so many optimizer steps."""
-    return run / CHECKPOINTS / f"step-{step:07}.ckpt"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -104,8 +97,7 @@ def checkpoints_of(run: Path) -> list[Path]:
 def newest_checkpoint(run: Path) -> Path:
     """The whole checkpoint of a run's latest step; each damaged one that is skipped is logged.
 
-    Raises:
-        FileNotFoundError: it has none. ValueError: it has none that is whole.
+    FileNotFoundError: it has none. ValueError: it has none that is whole.
     """
     found = checkpoints_of(run)
     if not found:

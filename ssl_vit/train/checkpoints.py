@@ -17,14 +17,12 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from ssl_vit.callbacks.jsonl import JsonLines
 from ssl_vit.parallel.distributed import MaxOverRanks
-from ssl_vit.run.files import CHECKPOINTS, METRICS, checkpoint_path, damage, step_of, write_atomic
+from ssl_vit.run.files import CHECKPOINTS, METRICS, damage, step_of, write_atomic
 from ssl_vit.run.signals import Signals, Stopped
 
 log = logging.getLogger("ssl_vit")
-MINUTES = 10
-"""Between two checkpoints, where the steps between them are not given."""
-DUE = 1
-"""Requests a checkpoint of all ranks; a signal's number, which is larger, requests a stop."""
+MINUTES = 10  # between two checkpoints, where the steps between them are not given
+DUE = 1  # requests a checkpoint of all ranks; a signal's number, which is larger, requests a stop
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -51,8 +49,7 @@ class Checkpoints(Checkpoint):
     moved and their average not yet.
 
     Args:
-        every_steps: optimizer steps between two checkpoints; None: ten minutes.
-        keep: how many are kept, the newest.
+        every_steps: optimizer steps between two checkpoints; None: ten minutes. keep: how many are kept, the newest.
         step: optimizer steps that are done; checkpoints of later ones are of an attempt that was not resumed.
     """
 
@@ -111,7 +108,7 @@ class Checkpoints(Checkpoint):
 
     def save(self, trainer: pl.Trainer) -> OSError | None:
         """Write a checkpoint and drop the oldest; every rank calls it. Returns, on the first, what prevented it."""
-        path = checkpoint_path(self.run_dir, trainer.global_step)
+        path = self.run_dir / CHECKPOINTS / f"step-{trainer.global_step:07}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero and self.writer.error is None:
             self._kept = [*(kept for kept in self._kept if kept != path), path][-self.keep :]

@@ -47,12 +47,9 @@ class ProgressPrinter(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._print(trainer)
-        self._stop()
+        self.on_exception()
 
     def on_exception(self, *args: Any, **kwargs: Any) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
         if self.bar:
             self.bar.stop()
 

@@ -29,10 +29,8 @@ from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks
 from ssl_vit.train.session import data_of, has_bf16, precision_of, quiet_lightning
 
-WARM_UP, BATCHES = 2, 6
-"""Batches of each stage that are not timed, and that are."""
-ROOMY = 0.45
-"""A step that takes less than this fraction of a GPU's memory has room for twice the images."""
+WARM_UP, BATCHES = 2, 6  # of each stage: not timed, and timed
+ROOMY = 0.45  # a step that takes less than this fraction of a GPU's memory has room for twice the images
 MEANING = {
     "decode": "read and decode the images, on one core",
     "crops": "cut and resize them, on one core",
@@ -132,11 +130,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def measure(config: RunConfig, method_name: str) -> Measured:
-    """Time the stages of a run, on one device.
-
-    Raises:
-        ValueError: a method that predicts tokens has no tokenizer; the images cannot be found, or are a stream.
-    """
+    """Time the stages of a run, on one device. ValueError: it has no tokenizer, or its images are a stream."""
     if config.data.streams:
         raise ValueError(f"suite=doctor reads images by number, data.source={config.data.source} is a stream")
     if isinstance(config, TokenizedRun) and not config.tokenizer:

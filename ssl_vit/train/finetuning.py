@@ -12,13 +12,12 @@ from torch import Tensor
 from ssl_vit.callbacks.image_logger import ImageLogger
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.recipes import FINETUNE
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources import open_source
 from ssl_vit.evaluate.evaluation import require_classes
 from ssl_vit.evaluate.features import Resources, extract_features
 from ssl_vit.evaluate.metrics import confusion_image, figures
-from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.files import newest_run, write_json
 from ssl_vit.supervised.classifier import Classifier, start_of
 from ssl_vit.supervised.distill import load_teacher
@@ -37,13 +36,17 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
     session = Session(config, "", prefix=FINETUNE)
     config = replace(config, encoder=config.encoder or str(newest_run()))
     encoder, session.patches = start_of(config)
-    known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | encoder.metadata
-    statistics = {name: list(known[name]) for name in ("mean", "std")}
-    session.config = config = replace(config, data=replace(config.data, **statistics))
+    mean, std = encoder.metadata.get("mean", IMAGENET_MEAN), encoder.metadata.get("std", IMAGENET_STD)
+    session.config = config = replace(config, data=replace(config.data, mean=list(mean), std=list(std)))
     require_channels(config, session.patches.channels)
     data = data_of(config, None, session.patches, labeled=True)
     require_classes(data)
-    objective = objective_of(config, encoder, session.patches, data)
+    teacher, counts = None, torch.bincount(torch.from_numpy(data.labels("train")), minlength=len(data.classes))
+    if config.distill.teacher:
+        statistics = (config.data.mean, config.data.std)
+        teacher = load_teacher(config.distill.teacher, data.classes, session.patches, statistics)
+    given = {"image_size": config.image_size, "counts": counts, "teacher": teacher, "distill": config.distill}
+    objective = FineTune(encoder, data.classes, config.optim, config.seed, **given, **vars(config.finetune))
     data.transform = objective.transform()
     session.open()
     trained = session.fit(objective, data, OnlineAccuracy(config.monitor, session.run_dir))
@@ -61,35 +64,14 @@ def require_channels(config: FinetuneRun, channels: int) -> None:
     """ValueError unless the images can be read with the encoder's channels: 1 and 3 always, others as they are."""
     if channels in (1, 3):
         return
-    source = open_source(config.data, channels, "train")
+    bands, source = (), open_source(config.data, channels, "train")
     with suppress(OSError), source.open_image(0) as image:  # pyright: ignore  # an unreadable one is named when it is read
         bands = image.getbands()
-        if len(bands) != channels:
-            raise ValueError(
-                f"encoder={config.encoder} sees {channels} channels, but the images of data.path={config.data.path} "
-                f"have {len(bands)} ({', '.join(bands)}): give images or an encoder that fit"
-            )
-
-
-def objective_of(
-    config: FinetuneRun, encoder: VisionTransformer, architecture: EncoderConfig, data: ImageDataModule
-) -> FineTune:
-    """What trains the run's classifier, teacher included."""
-    teacher = None
-    if config.distill.teacher:
-        statistics = (config.data.mean, config.data.std)
-        teacher = load_teacher(config.distill.teacher, data.classes, architecture, statistics)
-    return FineTune(
-        encoder,
-        data.classes,
-        config.optim,
-        config.seed,
-        image_size=config.image_size,
-        counts=torch.bincount(torch.from_numpy(data.labels("train")), minlength=len(data.classes)),
-        teacher=teacher,
-        distill=config.distill,
-        **vars(config.finetune),
-    )
+    if bands and len(bands) != channels:
+        raise ValueError(
+            f"encoder={config.encoder} sees {channels} channels, but the images of data.path={config.data.path} have "
+            f"{len(bands)} ({', '.join(bands)}): give images or an encoder that fit"
+        )
 
 
 def class_probabilities(

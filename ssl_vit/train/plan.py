@@ -17,14 +17,7 @@ def devices_of(trainer: TrainerConfig) -> int:
 
 
 def plan_lines(config: TrainingRun, patches: PatchGrid | None = None) -> list[str]:
-    """What follows from a config: size and parameters, images, global batch, learning rate, steps.
-
-    Args:
-        patches: of a run whose config does not have them, because its encoder does.
-
-    Raises:
-        ValueError: the data cannot be found.
-    """
+    """What follows from a config, with the patches of an encoder where it has none. ValueError: no data is found."""
     patches, trainer, lines = patches or config.patches, config.trainer, []
     if isinstance(patches, EncoderConfig):
         embed_dim, depth, num_heads = patches.shape

@@ -1,8 +1,4 @@
-"""One training from its config to its result: seed, run directory, Lightning's trainer, a stop that loses nothing.
-
-What may not fit (encoder, tokenizer, teacher, labels) is built between Session() and open(), which is the first to
-write.
-"""
+"""One training from its config to its result: seed, run directory, Lightning's trainer, a stop that loses nothing."""
 
 import logging
 import signal
@@ -54,6 +50,8 @@ INAPPLICABLE = (
 class Session:
     """One training, PyTorch's generators seeded.
 
+    What may not fit (encoder, tokenizer, teacher, labels) is built before open(), which is the first to write.
+
     Args:
         method: name of the method or tokenizer, for config.yaml and the metadata; "" of a fine-tuning.
         prefix: of the name of a directory that is made up.
@@ -62,8 +60,8 @@ class Session:
     patches: PatchGrid | None = None
     """Of a run whose config does not have them, because its encoder does."""
     run_dir: Path
+    """Known after open(), as is the checkpoint to resume."""
     checkpoint: Path | None
-    """To resume; both are known after open()."""
 
     def __init__(self, config: TrainingRun, method: str, prefix: str) -> None:
         quiet_lightning()
@@ -126,7 +124,8 @@ class Session:
         monitor, devices, strategy = CollapseMonitor(), devices_of(config), config.strategy
         if strategy == "fsdp":
             strategy = ModelParallelStrategy(devices * config.num_nodes, 1, save_distributed_checkpoint=False)
-        callbacks = [image_logger, DataMonitor(), SkippedSteps(run_dir / SKIPPED_STEPS), monitor]
+        callbacks = [image_logger] if self.config.monitor.every_epochs else []
+        callbacks += [DataMonitor(), SkippedSteps(run_dir / SKIPPED_STEPS), monitor, ProgressPrinter(monitor)]
         # What an earlier attempt logged of later steps is hidden.
         tensorboard = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1)
         trainer = pl.Trainer(
@@ -140,7 +139,7 @@ class Session:
             accumulate_grad_batches=config.accumulate,
             log_every_n_steps=config.log_every_steps,
             logger=[tensorboard, checkpoints.metrics],
-            callbacks=[*callbacks[not self.config.monitor.every_epochs :], ProgressPrinter(monitor), checkpoints],
+            callbacks=[*callbacks, checkpoints],
             plugins=[checkpoints.writer],
             use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
             enable_progress_bar=False,
