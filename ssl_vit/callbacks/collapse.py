@@ -22,14 +22,10 @@ ADVICE = {
     ASLEEP: "the loss is still that of uniform outputs; set method.head_norm=true first, then lower "
     "method.warmup_teacher_temp and method.teacher_temp to 0.02, then raise optim.base_lr",
 }
-LEARNING = 0.1
-"""Fraction of the information that targets could have about their images, from which a run counts as learning."""
-AT_UNIFORM = 0.98
-"""Fraction of ln K from which an entropy counts as that of uniform outputs."""
-ONE_PROTOTYPE = 0.05
-"""Fraction of ln K below which the teacher's mean output counts as one prototype: it is 0 for one, 1 for uniform."""
-PATIENCE = 0.5
-"""Fraction of the run after which uniform outputs are no slow start any more."""
+LEARNING = 0.1  # fraction of the information that targets could have about their images, from which a run learns
+AT_UNIFORM = 0.98  # fraction of ln K from which an entropy counts as that of uniform outputs
+ONE_PROTOTYPE = 0.05  # fraction of ln K below which the teacher's mean output counts as one prototype
+PATIENCE = 0.5  # fraction of the run after which uniform outputs are no slow start any more
 
 
 def diagnose(

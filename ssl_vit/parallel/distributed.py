@@ -48,10 +48,7 @@ def all_gather(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks.
-
-    The gradient is that of the sum of all ranks' losses: each rank gets the sum of what the others send back.
-    """
+    """The sum of a tensor over all ranks; its gradient is that of the sum of all ranks' losses."""
     if not is_distributed():
         return tensor
     from torch.distributed.nn.functional import all_reduce  # here, because a single process needs none
@@ -66,20 +63,18 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
     """Whether a flag is set on any rank."""
-    if not is_distributed():
-        return flag
-    known = flag.to(torch.uint8)
-    dist.all_reduce(known, dist.ReduceOp.MAX)
-    return known.bool()
+    if is_distributed():
+        flag = flag.to(torch.uint8)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return flag.bool()
 
 
 def from_first_rank(tensor: Tensor) -> Tensor:
     """The first rank's tensor, on all ranks."""
-    if not is_distributed():
-        return tensor
-    shared = tensor.clone()
-    dist.broadcast(shared, 0)
-    return shared
+    if is_distributed():
+        tensor = tensor.clone()
+        dist.broadcast(tensor, 0)
+    return tensor
 
 
 def broadcast_object(text: str) -> str:
@@ -108,10 +103,9 @@ def norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
 
 
 class MaxOverRanks:
-    """The largest of all ranks' numbers, on every rank one call later and without waiting.
+    """The largest of all ranks' numbers, one call later, between CPUs (gloo): no device is waited for.
 
-    Each rank calls `reduce` equally often. The numbers travel between the CPUs (gloo), so no device is waited for; a
-    rank waits only for one that is a whole call behind.
+    Each rank calls `reduce` equally often, and waits only for one that is a whole call behind.
     """
 
     def __init__(self) -> None:

@@ -12,7 +12,6 @@ from itertools import chain, islice, repeat
 from statistics import mean, median
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.utilities import move_data_to_device  # pyright: ignore[reportPrivateImportUsage]
@@ -27,7 +26,7 @@ from ssl_vit.data.loader import TrainLoader, whole_batch
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks
-from ssl_vit.train.session import data_of, has_bf16, precision_of, quiet_lightning
+from ssl_vit.train.session import data_of, has_bf16, precision_of, quiet_lightning, trainer_of
 
 WARM_UP, BATCHES = 2, 6  # of each stage: not timed, and timed
 ROOMY = 0.45  # a step that takes less than this fraction of a GPU's memory has room for twice the images
@@ -199,23 +198,10 @@ def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float
     if config.trainer.compile:
         compile_blocks(method)
     times = list[float]()
-    clock = LambdaCallback(
-        on_train_batch_start=lambda *_: times.append(_now()),
-        on_train_batch_end=lambda *_: times.append(_now()),
-        on_train_epoch_end=lambda trainer, _: setattr(trainer, "should_stop", True),
-    )
-    trainer = pl.Trainer(
-        max_epochs=config.trainer.max_epochs,  # the run's own, on which its schedules depend
-        min_epochs=1,
-        devices=1,
-        precision=precision_of(config.trainer),  # pyright: ignore[reportArgumentType]
-        accumulate_grad_batches=config.trainer.accumulate,
-        log_every_n_steps=config.trainer.log_every_steps,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    now, stop = lambda *_: times.append(_now()), lambda trainer, _: setattr(trainer, "should_stop", True)
+    clock = LambdaCallback(on_train_batch_start=now, on_train_batch_end=now, on_train_epoch_end=stop)
+    trainer = trainer_of(
+        config.trainer, min_epochs=1, devices=1, callbacks=[clock], logger=False, enable_checkpointing=False
     )
     if on_gpu := torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ssl_vit.callbacks.image_logger import ImageLogger
@@ -74,10 +73,8 @@ def require_channels(config: FinetuneRun, channels: int) -> None:
         )
 
 
-def class_probabilities(
-    model: Classifier, data: ImageDataModule, limit: int = 0
-) -> tuple[Float[Tensor, "m K"], Int64[Tensor, " m"]]:
-    """Class probabilities of test images, at most `limit`, 0 for all, and their labels; on the model's device."""
+def class_probabilities(model: Classifier, data: ImageDataModule, limit: int = 0) -> tuple[Tensor, Tensor]:
+    """[m, K] of test images, at most `limit`, 0 for all, by the model on its device; and their labels [m]."""
     model, resources = model.eval(), Resources(str(next(model.parameters()).device))
     return extract_features(lambda images: model(images).float().softmax(1), data, "test", limit, resources=resources)
 

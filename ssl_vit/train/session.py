@@ -14,7 +14,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from jaxtyping import UInt8
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -128,22 +127,17 @@ class Session:
         callbacks += [DataMonitor(), SkippedSteps(run_dir / SKIPPED_STEPS), monitor, ProgressPrinter(monitor)]
         # What an earlier attempt logged of later steps is hidden.
         tensorboard = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1)
-        trainer = pl.Trainer(
-            max_epochs=config.max_epochs,
+        trainer = trainer_of(
+            config,
             max_steps=config.max_steps or -1,
             max_time=timedelta(minutes=config.max_minutes) if config.max_minutes else None,
             devices=devices,
             num_nodes=config.num_nodes,
             strategy=strategy,
-            precision=precision_of(config),  # pyright: ignore[reportArgumentType]
-            accumulate_grad_batches=config.accumulate,
-            log_every_n_steps=config.log_every_steps,
             logger=[tensorboard, checkpoints.metrics],
             callbacks=[*callbacks, checkpoints],
             plugins=[checkpoints.writer],
             use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
-            enable_progress_bar=False,
-            enable_model_summary=False,
             default_root_dir=run_dir,
         )
         trainer.fit(objective, data, ckpt_path=self.checkpoint, weights_only=True)
@@ -169,10 +163,8 @@ class Session:
         }
         print(f"saved {write(self.run_dir, **known, **metadata)}")
 
-    def log_image(
-        self, tag: str, grid: UInt8[Tensor, "3 height width"], file: str, step: int = 0, **scalars: float
-    ) -> None:
-        """Write an image, and scalars as test/<name>, to TensorBoard; the image as a PNG file of the run too."""
+    def log_image(self, tag: str, grid: Tensor, file: str, step: int = 0, **scalars: float) -> None:
+        """Write an image (uint8 [3, H, W]), and scalars as test/<name>, to TensorBoard; the image as a PNG file too."""
         save_image(grid, self.run_dir / file)
         with SummaryWriter(str(self.run_dir)) as writer:
             writer.add_image(tag, grid, step)
@@ -188,6 +180,19 @@ def data_of(
     size, channels = patches.height_width, patches.channels
     return ImageDataModule(
         transform, config.data, image_size=size, channels=channels, seed=config.seed, labeled=labeled
+    )
+
+
+def trainer_of(config: TrainerConfig, **options: Any) -> pl.Trainer:
+    """Lightning's trainer with the run's own epochs, precision, accumulation and logging, and its options."""
+    return pl.Trainer(
+        max_epochs=config.max_epochs,
+        precision=precision_of(config),  # pyright: ignore[reportArgumentType]
+        accumulate_grad_batches=config.accumulate,
+        log_every_n_steps=config.log_every_steps,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
     )
 
 
