@@ -22,28 +22,20 @@ ADVICE = {
     ASLEEP: "the loss is still that of uniform outputs; set method.head_norm=true first, then lower "
     "method.warmup_teacher_temp and method.teacher_temp to 0.02, then raise optim.base_lr",
 }
-LEARNING = 0.1
-"""Fraction of the information that targets could have about their images, from which a run counts as learning."""
-AT_UNIFORM = 0.98
-"""Fraction of ln K from which an entropy counts as that of uniform outputs."""
-ONE_PROTOTYPE = 0.05
-"""Fraction of ln K below which the teacher's mean output counts as one prototype: it is 0 for one, 1 for uniform."""
-PATIENCE = 0.5
-"""Fraction of the run after which uniform outputs are no slow start any more."""
+LEARNING = 0.1  # fraction of the information that targets could have about their images, from which a run learns
+AT_UNIFORM = 0.98  # fraction of ln K from which an entropy counts as that of uniform outputs
+ONE_PROTOTYPE = 0.05  # fraction of ln K below which the teacher's mean output counts as one prototype
+PATIENCE = 0.5  # fraction of the run after which uniform outputs are no slow start any more
 
 
 def diagnose(
     information: float, mean_entropy: float, student_entropy: float, prototypes: int, was_healthy: bool, fraction: float
 ) -> str:
-    """One of HEALTHY, UNIFORM, ONE, ASLEEP.
-
-    The loss alone does not show it: before the center has settled, it is low because all outputs are alike.
+    """One of HEALTHY, UNIFORM, ONE, ASLEEP; the loss is low before the center has settled, and does not show it.
 
     Args:
         information: of the targets about which image they are of, in [0, 1].
-        mean_entropy: of the teacher's output, averaged over images first, in nats.
-        student_entropy: mean over images, in nats.
-        was_healthy: whether the run has been healthy before.
+        mean_entropy: of the teacher's output, averaged over images first, in nats; student_entropy: mean over images.
         fraction: of the run that is done.
     """
     uniform = math.log(prototypes)
@@ -65,28 +57,25 @@ class CollapseMonitor(pl.Callback):
     """
 
     def __init__(self, memory: float = 0.8) -> None:
-        self.memory = memory
-        self.diagnosis = ""
-        self.was_healthy = False
-        self._means: dict[str, float] = {}
+        self.memory, self.diagnosis, self.was_healthy = memory, "", False
+        self.means: dict[str, float] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"diagnosis": self.diagnosis, "was_healthy": self.was_healthy, "means": self._means}
+        return {name: getattr(self, name) for name in ("diagnosis", "was_healthy", "means")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.diagnosis, self.was_healthy = state_dict["diagnosis"], state_dict["was_healthy"]
-        self._means = state_dict["means"]
+        vars(self).update(state_dict)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any, **kwargs: Any) -> None:
         known = trainer.callback_metrics
-        if "train/teacher_mean_entropy" not in known or trainer.global_step % trainer.log_every_n_steps:  # pyright: ignore
+        if "train/teacher_mean_entropy" not in known or trainer.global_step % trainer.log_every_n_steps:
             return
         if pl_module.guard.skipped:  # metrics that are no numbers would stay in the means
             return
         for name in METRICS:
             value = float(known[f"train/{name}"])
-            self._means[name] = self.memory * self._means.get(name, value) + (1 - self.memory) * value
-        information, mean_entropy, student_entropy = (self._means[name] for name in METRICS)
+            self.means[name] = self.memory * self.means.get(name, value) + (1 - self.memory) * value
+        information, mean_entropy, student_entropy = (self.means[name] for name in METRICS)
         prototypes, fraction = pl_module.config.prototypes, fraction_done(trainer)
         diagnosis = diagnose(information, mean_entropy, student_entropy, prototypes, self.was_healthy, fraction)
         self.was_healthy |= diagnosis == HEALTHY
@@ -99,10 +88,9 @@ class CollapseMonitor(pl.Callback):
             self._log(trainer)
 
     def _log(self, trainer: pl.Trainer) -> None:
-        if not trainer.is_global_zero:
-            return
-        advice = ADVICE.get(self.diagnosis)
-        log.info(f"health        {self.diagnosis}" + (f": {advice}" if advice else ""))
-        for logger in trainer.loggers:
-            if log_text := getattr(logger, "log_text", None):
-                log_text({"health": self.diagnosis}, trainer.global_step)
+        if trainer.is_global_zero:
+            advice = f": {ADVICE[self.diagnosis]}" if self.diagnosis in ADVICE else ""
+            log.info(f"health        {self.diagnosis}{advice}")
+            for logger in trainer.loggers:
+                if append := getattr(logger, "append", None):  # of JsonLines
+                    append({"step": trainer.global_step, "health": self.diagnosis})

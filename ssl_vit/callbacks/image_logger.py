@@ -22,16 +22,16 @@ def image_grid(
 ) -> UInt8[Tensor, "3 height width"]:
     """One row an image, the columns side by side, in display colors; white lines between.
 
-    A column of floats is normalized as the training images are, one of uint8 is shown as it is. Images with other
-    than 3 channels show their first one in gray.
+    A column of floats is normalized as the training images are, one of uint8 is shown as it is. Of channels that are
+    not 3 the first is shown in gray.
     """
     from torchvision.utils import make_grid
 
-    shape, shown = (1, -1, 1, 1), []
+    shown = []
     for column in columns.values():
         column = column.cpu()
         if column.dtype != torch.uint8:
-            column = (column * torch.tensor(std).view(shape) + torch.tensor(mean).view(shape)).clamp(0, 1) * 255
+            column = (column * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]).clamp(0, 1) * 255
         column = column.round().to(torch.uint8)
         shown.append(column if column.shape[1] == 3 else column[:, :1].expand(-1, 3, -1, -1))
     return make_grid(torch.stack(shown, dim=1).flatten(0, 1), nrow=len(columns), padding=2, pad_value=255)
@@ -54,47 +54,38 @@ class ImageLogger(pl.Callback):
     """
 
     def __init__(self, config: MonitorConfig, run_dir: Path) -> None:
-        self.config, self.run_dir = config, run_dir
-        self.logged_at = -1
+        self.config, self.run_dir, self.logged_at = config, run_dir, -1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # pyright: ignore
-        if self.config.every_epochs and (trainer.current_epoch + 1) % self.config.every_epochs == 0:
+        if (trainer.current_epoch + 1) % self.config.every_epochs == 0:
             self.evaluate(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # pyright: ignore
-        if self.config.every_epochs and self.logged_at != trainer.global_step:
+        if self.logged_at != trainer.global_step:
             self.evaluate(trainer, pl_module)
 
     @torch.no_grad()
-    def evaluate(self, trainer: pl.Trainer, pl_module: Any) -> None:
+    def evaluate(self, trainer: Any, pl_module: Any) -> None:
         """Log metrics and images, on the first rank; the others wait at the next step of the strategy."""
-        data: ImageDataModule = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]
         self.logged_at = trainer.global_step
-        objective = pl_module.whole()
+        objective, data = pl_module.whole(), trainer.datamodule
         if objective is None:
             return
         training = objective.training
-        objective.eval()
-        metrics = self.measure(objective, data)
+        metrics = self.measure(objective.eval(), data)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, trainer.global_step)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        self.log_images(trainer, objective, data)
+        batch = next(iter(data.eval_dataloader("test", self.config.images)))
+        pixels = batch["images"][: self.config.images].to(objective.device)
+        if columns := objective.visualize(data.normalize(pixels), pixels.float() / 255):
+            grid = image_grid(columns, data.data.mean, data.data.std)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_image(" | ".join(columns), grid, trainer.global_step)
+            save_image(grid, self.run_dir / IMAGES / f"step-{trainer.global_step:07}.png")
         objective.train(training)
 
     def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:
         """Metrics to log as monitor/*; none here."""
         return {}
-
-    def log_images(self, trainer: pl.Trainer, objective: Any, data: ImageDataModule) -> None:
-        """The columns that the objective makes of a few test images, where it makes any."""
-        batch = next(iter(data.eval_dataloader("test", self.config.images)))
-        pixels = batch["images"][: self.config.images].to(objective.device)
-        columns = objective.visualize(data.normalize(pixels), pixels.float() / 255)
-        if not columns:
-            return
-        grid = image_grid(columns, data.data.mean, data.data.std)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image(" | ".join(columns), grid, trainer.global_step)
-        save_image(grid, self.run_dir / IMAGES / f"step-{trainer.global_step:07}.png")

@@ -7,15 +7,7 @@ from ssl_vit.callbacks.image_logger import ImageLogger
 from ssl_vit.config.schema import MonitorConfig, ReadoutConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.evaluate.backbones import EncoderBackbone
-from ssl_vit.evaluate.features import (
-    FeatureBank,
-    Resources,
-    best_feature,
-    cover,
-    extract_features,
-    feature_std,
-    rankme,
-)
+from ssl_vit.evaluate.features import FeatureBank, Resources, best_feature, cover, extract_features, feature_std, rankme
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
 from ssl_vit.evaluate.metrics import top_k

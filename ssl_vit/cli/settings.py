@@ -69,14 +69,14 @@ def resumed_run(resolved: Resolved[Run]) -> Path | None:
 
 def print_plan(resolved: Resolved[Run]) -> None:
     """What `--dry-run` answers: every setting with its origin, and what follows from them."""
-    from ssl_vit.train.plan import make_plan
+    from ssl_vit.train.plan import plan_lines
 
     patches = None
     if isinstance(resolved.config, FinetuneRun):  # its encoder has them
         from ssl_vit.supervised.classifier import start_of
 
         patches = start_of(resolved.config)[1]
-    print(resolved_table(resolved), *make_plan(resolved.config, patches).lines(), sep="\n")
+    print(resolved_table(resolved), *plan_lines(resolved.config, patches), sep="\n")
 
 
 def _resolve_finetuning(config_class: type[FinetuneRun], args: list[str]) -> Resolved[FinetuneRun]:

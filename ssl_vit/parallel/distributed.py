@@ -15,12 +15,19 @@ from torch.distributed.rendezvous import rendezvous
 _broadcasts = itertools.count()
 
 
+def is_distributed() -> bool:
+    """Whether a run has more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    """How many processes a run has."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
 @contextmanager
 def process_group() -> Iterator[tuple[int, int]]:
-    """(rank, world_size) of the processes that torchrun started, in one group inside; (0, 1) in a single process.
-
-    They exchange tensors on the CPU (gloo).
-    """
+    """(rank, world_size) of the processes that torchrun started, in one group inside (gloo); (0, 1) in a single one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0, 1
         return
@@ -40,21 +47,43 @@ def all_gather(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
     return torch.stack(by_rank, dim=1).flatten(0, 1)
 
 
-def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """The mean of a tensor over all ranks. Gradients flow back as through sum_over_ranks."""
-    return sum_over_ranks(tensor) / world_size() if is_distributed() else tensor
-
-
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum of a tensor over all ranks.
-
-    The gradient is that of the sum of all ranks' losses: each rank gets the sum of what the others send back.
-    """
+    """The sum of a tensor over all ranks; its gradient is that of the sum of all ranks' losses."""
     if not is_distributed():
         return tensor
     from torch.distributed.nn.functional import all_reduce  # here, because a single process needs none
 
     return all_reduce(tensor)
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """The mean of a tensor over all ranks. Gradients flow back as through sum_over_ranks."""
+    return sum_over_ranks(tensor) / world_size() if is_distributed() else tensor
+
+
+def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
+    """Whether a flag is set on any rank."""
+    if is_distributed():
+        flag = flag.to(torch.uint8)
+        dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return flag.bool()
+
+
+def from_first_rank(tensor: Tensor) -> Tensor:
+    """The first rank's tensor, on all ranks."""
+    if is_distributed():
+        tensor = tensor.clone()
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def broadcast_object(text: str) -> str:
+    """The first rank's text, on all ranks that torchrun started; needs no process group."""
+    store, rank, _ = next(rendezvous("env://"))  # torchrun's own, which stands before any process group
+    key = f"ssl_vit/{next(_broadcasts)}"
+    if rank == 0:
+        store.set(key, text)
+    return store.get(key).decode()
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -70,68 +99,27 @@ def local_shards(tensors: Iterable[Tensor]) -> list[Tensor]:
 def norms(tensors: list[Tensor]) -> Float[Tensor, " n"]:
     """2-norm of each tensor; of a DTensor that of the whole."""
     local = torch.stack(torch._foreach_norm(local_shards(tensors)))  # pyright: ignore[reportPrivateImportUsage]
-    if not any(is_sharded(tensor) for tensor in tensors):
-        return local
-    return sum_over_ranks(local.square()).sqrt()
-
-
-def broadcast_object(text: str) -> str:
-    """The first rank's text, on all ranks that torchrun started; needs no process group."""
-    store, rank, _ = next(rendezvous("env://"))  # torchrun's own, which stands before any process group
-    key = f"ssl_vit/{next(_broadcasts)}"
-    if rank == 0:
-        store.set(key, text)
-    return store.get(key).decode()
-
-
-def any_of_ranks(flag: Bool[Tensor, ""]) -> Bool[Tensor, ""]:
-    """Whether a flag is set on any rank."""
-    if not is_distributed():
-        return flag
-    known = flag.to(torch.uint8)
-    dist.all_reduce(known, dist.ReduceOp.MAX)
-    return known.bool()
-
-
-def from_first_rank(tensor: Tensor) -> Tensor:
-    """The first rank's tensor, on all ranks."""
-    if not is_distributed():
-        return tensor
-    shared = tensor.clone()
-    dist.broadcast(shared, 0)
-    return shared
-
-
-def world_size() -> int:
-    """How many processes a run has."""
-    return dist.get_world_size() if is_distributed() else 1
-
-
-def is_distributed() -> bool:
-    """Whether a run has more than one process."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return sum_over_ranks(local.square()).sqrt() if any(map(is_sharded, tensors)) else local
 
 
 class MaxOverRanks:
-    """The largest of all ranks' numbers, on every rank one call later and without waiting.
+    """The largest of all ranks' numbers, one call later, between CPUs (gloo): no device is waited for.
 
-    Each rank calls `reduce` equally often. The numbers travel between the CPUs (gloo), so no device is waited for; a
-    rank waits only for one that is a whole call behind.
+    Each rank calls `reduce` equally often, and waits only for one that is a whole call behind.
     """
 
     def __init__(self) -> None:
         self._group = dist.new_group(backend="gloo") if is_distributed() else None
-        self._pending: tuple[Tensor, Any] | None = None
+        self._pending: tuple[Any, Tensor] | None = None
 
     def reduce(self, number: int) -> int:
         """The largest number of the call before, 0 at the first; in a single process the number at once."""
         if self._group is None:
             return number
-        largest = torch.tensor(number)
+        largest, before = torch.tensor(number), self._pending
         work = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True)  # pyright: ignore
-        before, self._pending = self._pending, (largest, work)
+        self._pending = work, largest
         if before is None:
             return 0
-        largest, work = before
-        work.wait()
-        return int(largest)
+        before[0].wait()
+        return int(before[1])

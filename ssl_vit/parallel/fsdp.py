@@ -6,23 +6,19 @@ parameters stay.
 """
 
 import copy
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import nn
 
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
-
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def mesh_of(trainer: pl.Trainer | None) -> "DeviceMesh | None":
-    """The ranks that a trainer shards weights over; None where each has all of them, and outside a trainer.
+def mesh_of(trainer: pl.Trainer | None) -> Any:
+    """The DeviceMesh that a trainer shards weights over; None where each rank has all, and outside a trainer.
 
-    Raises:
-        ValueError: the strategy splits single layers over ranks (tensor parallelism), which nothing here supports.
+    ValueError: the strategy splits single layers over ranks (tensor parallelism), which nothing here supports.
     """
     if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
         return None
@@ -35,14 +31,10 @@ def mesh_of(trainer: pl.Trainer | None) -> "DeviceMesh | None":
     return mesh["data_parallel"]
 
 
-def shard(network: nn.Module, mesh: "DeviceMesh", block_class: type[nn.Module]) -> None:
-    """Shard every weight of a network whose step is `training_step` over the ranks of a mesh.
+def shard(network: nn.Module, mesh: Any, block_class: type[nn.Module]) -> None:
+    """Shard every weight of a network whose step is `training_step`, its modules of a class one after the other.
 
-    Args:
-        block_class: its modules are gathered and freed one after the other.
-
-    Raises:
-        ValueError: blocks hold tables of relative positions, which are read before their block runs.
+    ValueError: blocks hold tables of relative positions, which are read before their block runs.
     """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # slow to import
 
@@ -52,9 +44,8 @@ def shard(network: nn.Module, mesh: "DeviceMesh", block_class: type[nn.Module]) 
             "trainer.strategy=fsdp cannot train encoder.pos_embed=relative_per_block: take strategy=ddp, or "
             "finetune.rel_pos_per_block=false where an encoder with relative positions is fine-tuned"
         )
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(network, mesh=mesh)
+    for module in (*blocks, network):
+        fully_shard(module, mesh=mesh)
     register_fsdp_forward_method(network, "training_step")
 
 
@@ -65,10 +56,7 @@ def plain_copy(network: Network) -> Network:
 
 
 def gather(network: nn.Module, copied: Network | None) -> Network | None:
-    """The copy with all weights of a sharded network; None on ranks that have no copy.
-
-    Called on every rank; the weights go to the first.
-    """
+    """The copy, on the first rank, with all weights of a sharded network; None on ranks without one. All call it."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict  # slow to import
 
     state = get_model_state_dict(network, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

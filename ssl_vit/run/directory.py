@@ -1,27 +1,23 @@
-"""Which directory a run has, the same on all of its ranks, and from which checkpoint it is resumed."""
+"""Which directory a run has, the same on all of its ranks; its lock, and the checkpoint from which it is resumed."""
 
+import logging
 import os
+import platform
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from ssl_vit.config.resolve import to_yaml
-from ssl_vit.config.schema import TrainerConfig, TrainingRun
+from ssl_vit.config.schema import TrainingRun
 from ssl_vit.parallel.distributed import broadcast_object
-from ssl_vit.run.files import (
-    CHECKPOINTS,
-    CONFIG,
-    RUNS,
-    damage,
-    new_run_dir,
-    newest_checkpoint,
-    run_prefix,
-    write_atomic,
-)
+from ssl_vit.run import files
 from ssl_vit.run.launch import is_first_process
-from ssl_vit.run.lock import hold
+
+log = logging.getLogger("ssl_vit")
+_held: dict[Path, IO[str]] = {}
 
 
 def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | None]:
@@ -31,41 +27,34 @@ def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | 
         name: begins the directory's name, where run_dir= is empty.
 
     Raises:
+        ImportError: the package of trainer.strategy is missing.
         FileExistsError: run_dir holds another run already.
         BlockingIOError: another process is writing into it.
         FileNotFoundError, ValueError: it has no checkpoint to resume, or none that is whole.
     """
-    require_strategy(config.trainer)
+    if config.trainer.strategy == "deepspeed" and find_spec("deepspeed") is None:
+        raise ImportError("trainer.strategy=deepspeed needs the package deepspeed: `pip install deepspeed`")
     run_dir = Path(config.run_dir) if config.run_dir else default_run_dir(name, config)
     os.environ["SSL_VIT_RUN_DIR"] = str(run_dir)  # Lightning starts the other processes of a node by this command
     if not is_first_process():
         return run_dir, checkpoint_to_resume(config.resume, run_dir)
     hold(run_dir)
-    if (run_dir / CONFIG).exists() and not config.resume:
+    if (run_dir / files.CONFIG).exists() and not config.resume:
         raise FileExistsError(f"run_dir={run_dir} holds a run already: add resume=auto, or name another directory")
     checkpoint = checkpoint_to_resume(config.resume, run_dir)
-    write_atomic(run_dir / CONFIG, to_yaml(config, method))
+    files.write_atomic(run_dir / files.CONFIG, to_yaml(config, method))
     return run_dir, checkpoint
 
 
-def require_strategy(trainer: TrainerConfig) -> None:
-    """ImportError in one line where the strategy's package is missing."""
-    if trainer.strategy == "deepspeed" and find_spec("deepspeed") is None:
-        raise ImportError("trainer.strategy=deepspeed needs the package deepspeed: `pip install deepspeed`")
-
-
 def default_run_dir(name: str, config: TrainingRun) -> Path:
-    """A directory that no run has yet, the same one on all ranks of this run.
+    """A directory that no run has yet, the same on all ranks, under SLURM named by the job.
 
-    Under torchrun the first rank chooses. Under SLURM it is named by the job.
-
-    Raises:
-        ValueError: the ranks have no way to agree on one.
+    ValueError: the ranks have no way to agree on one.
     """
     if TorchElasticEnvironment.detect():
-        return Path(broadcast_object(str(new_run_dir(name, config.recipe))))
+        return Path(broadcast_object(str(files.new_run_dir(name, config.recipe))))
     if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
-        return RUNS / f"{run_prefix(name, config.recipe)}slurm-{SLURMEnvironment.job_id()}"
+        return files.RUNS / f"{files.run_prefix(name, config.recipe)}slurm-{SLURMEnvironment.job_id()}"
     if "LOCAL_RANK" in os.environ and "SSL_VIT_RUN_DIR" in os.environ:  # started by Lightning
         return Path(os.environ["SSL_VIT_RUN_DIR"])
     if config.trainer.num_nodes > 1:
@@ -73,20 +62,49 @@ def default_run_dir(name: str, config: TrainingRun) -> Path:
             f"run_dir= is missing: trainer.num_nodes={config.trainer.num_nodes} machines cannot agree on a directory "
             "unless torchrun or SLURM starts them; give the same one to each"
         )
-    return new_run_dir(name, config.recipe)
+    return files.new_run_dir(name, config.recipe)
 
 
 def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
     """The checkpoint that resume= means: a file, or the newest of run_dir that is whole; for auto None without any.
 
-    Raises:
-        FileNotFoundError: run_dir has none. ValueError: it is damaged, or all are.
+    FileNotFoundError: run_dir has none. ValueError: it is damaged, or all are.
     """
-    given = Path(resume)
-    if resume and given.is_file():
-        if problem := damage(given):
+    if resume and Path(resume).is_file():
+        if problem := files.damage(Path(resume)):
             raise ValueError(f"resume={resume} is damaged ({problem}): give another, or resume={run_dir}")
-        return given
-    if not resume or (resume == "auto" and not any((run_dir / CHECKPOINTS).glob("*.ckpt"))):
+        return Path(resume)
+    if not resume or (resume == "auto" and not files.checkpoints_of(run_dir)):
         return None
-    return newest_checkpoint(run_dir)
+    return files.newest_checkpoint(run_dir)
+
+
+def hold(run_dir: Path) -> None:
+    """Keep other processes' runs out of a directory, which is made, until this process ends, however that ends.
+
+    A POSIX lock and not flock's: a process forked from the run, such as a data worker that outlives it by seconds, does
+    not keep it, and it reaches over NFS to other machines. A file system without locks is logged.
+
+    BlockingIOError: another process holds it, which the message names.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    path = (run_dir / ".lock").resolve()
+    if path in _held:
+        return
+    file = path.open("a+")
+    try:
+        import fcntl  # not on Windows
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        advice = f"{file.read().strip() or 'another process'}: wait for it, or name another directory"
+        file.close()
+        raise BlockingIOError(f"run_dir={run_dir} is being written by {advice}") from None
+    except (OSError, ImportError) as error:
+        reason = getattr(error, "strerror", error)
+        log.warning(f"{run_dir} has no locks ({reason}): nothing keeps a second run from writing into it")
+    _held[path] = file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()

@@ -13,6 +13,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -30,20 +31,11 @@ def write_atomic(path: Path, content: bytes | str, damage: Callable[[Path], str]
     Args:
         damage: of the written file, read back before it is renamed, what is wrong with it; "" for nothing.
 
-    Raises:
-        OSError: the disk is full, the folder cannot be written, or the file reads back damaged; nothing is left behind.
+    OSError: the disk is full, the folder cannot be written, or the file reads back damaged; nothing is left behind.
     """
-    try:
-        _write_and_rename(path, content, damage)
-    except OSError as error:
-        advice = "free some space or choose another run_dir=; what was written before is whole"
-        raise OSError(error.errno, f"{path} was not written ({error.strerror}): {advice}") from error
-
-
-def _write_and_rename(path: Path, content: bytes | str, damage: Callable[[Path], str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
@@ -51,9 +43,12 @@ def _write_and_rename(path: Path, content: bytes | str, damage: Callable[[Path],
         if problem := damage(temporary):
             raise OSError(errno.EIO, f"read back, {problem}")
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        advice = "free some space or choose another run_dir=; what was written before is whole"
+        raise OSError(error.errno, f"{path} was not written ({error.strerror}): {advice}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -70,30 +65,22 @@ def run_prefix(method: str, recipe: str) -> str:
 def new_run_dir(method: str, recipe: str) -> Path:
     """A directory under runs/ that no run has yet, named by method, recipe and time; not created."""
     name = run_prefix(method, recipe) + time.strftime("%Y%m%d-%H%M%S")
-    taken = {path.name for path in RUNS.glob(f"{name}*")}
-    return RUNS / next(n for n in (name, *(f"{name}-{i}" for i in range(2, 1000))) if n not in taken)
+    names = [name, *(f"{name}-{i}" for i in range(2, 1000))]
+    return next(RUNS / name for name in names if not (RUNS / name).exists())
 
 
 def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
-    """The run whose `holding` (a file, or a folder with files) is newest.
+    """The run whose `holding` (a file, or a folder with files) is newest; encoders only of pretrainings.
 
-    An encoder is that of a pretraining; a fine-tuned one, which lies beside its model, has to be named.
-
-    Raises:
-        FileNotFoundError: no run has one; the message has the command that makes it.
+    FileNotFoundError: no run has one; the message has the command that makes it.
     """
     found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
-    if holding == ENCODER:
+    if holding == ENCODER:  # a fine-tuned one lies beside its model, and has to be named
         found = [path for path in found if not (path.parent / MODEL).exists()]
     if not found:
         tool = "finetune.py" if holding == MODEL else "pretrain.py method=mae"
         raise FileNotFoundError(f"no {RUNS}/{prefix}* has {holding}: make one with `python tools/{tool}`, or name it")
     return max(found, key=lambda path: path.stat().st_mtime).parent
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    """Where a run keeps its state after so many optimizer steps."""
-    return run / CHECKPOINTS / f"step-{step:07}.ckpt"
 
 
 def step_of(checkpoint: Path) -> int:
@@ -102,19 +89,21 @@ def step_of(checkpoint: Path) -> int:
     return int(found[1]) if found else -1
 
 
+def checkpoints_of(run: Path) -> list[Path]:
+    """A run's checkpoints, the latest step first."""
+    return sorted((run / CHECKPOINTS).glob("*.ckpt"), key=step_of, reverse=True)
+
+
 def newest_checkpoint(run: Path) -> Path:
     """The whole checkpoint of a run's latest step; each damaged one that is skipped is logged.
 
-    Raises:
-        FileNotFoundError: it has none.
-        ValueError: it has none that is whole.
+    FileNotFoundError: it has none. ValueError: it has none that is whole.
     """
-    found = sorted((run / CHECKPOINTS).glob("*.ckpt"), key=step_of, reverse=True)
+    found = checkpoints_of(run)
     if not found:
         raise FileNotFoundError(f"resume={run}: there is no checkpoint in {run / CHECKPOINTS}")
     for path in found:
-        problem = damage(path)
-        if not problem:
+        if not (problem := damage(path)):
             return path
         log.warning(f"{path} is damaged ({problem}): the one before is used")
     raise ValueError(f"resume={run}: of {len(found)} checkpoints none is whole; begin anew in another run_dir=")
@@ -123,8 +112,7 @@ def newest_checkpoint(run: Path) -> Path:
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint on the disk; "" where every entry of it has its checksum.
 
-    torch.save writes a zip file, with a CRC-32 of each entry and their directory at its end: a truncated file lacks the
-    directory, and a changed bit does not fit its entry's sum.
+    torch.save writes a zip file, with a CRC-32 of each entry and their directory at its end.
     """
     try:
         with checkpoint.open("rb") as file:
@@ -138,10 +126,7 @@ def damage(checkpoint: Path) -> str:
 
 
 def metadata_of(encoder: Path) -> dict[str, Any]:
-    """An encoder's metadata from encoder.json (method, data, normalization, step); {} where there is none.
-
-    encoder: a run, or a file; encoder.json stands beside encoder.safetensors.
-    """
-    folder = encoder if encoder.is_dir() else encoder.parent
-    beside = encoder.is_dir() or encoder.name == ENCODER
-    return json.loads((folder / METADATA).read_text()) if beside and (folder / METADATA).exists() else {}
+    """The encoder.json (method, data, normalization, step) of a run or beside its encoder.safetensors; {} of others."""
+    metadata = encoder / METADATA if encoder.is_dir() else encoder.with_name(METADATA)
+    known = encoder.is_dir() or encoder.name == ENCODER
+    return json.loads(metadata.read_text()) if known and metadata.exists() else {}

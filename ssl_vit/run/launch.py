@@ -5,17 +5,18 @@ import os
 from ssl_vit.config.checks import require
 from ssl_vit.config.schema import TrainerConfig
 
-STARTED = "LOCAL_WORLD_SIZE"
-"""What torchrun sets to the number of processes that it starts on a machine."""
+
+def started_on_machine() -> int:
+    """Processes that torchrun has started on this machine; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 0))
 
 
 def require_started(trainer: TrainerConfig) -> None:
     """ValueError unless the processes that torchrun started are those of the settings: else each would train alone."""
-    here, everywhere = int(os.environ.get(STARTED, 0)), int(os.environ.get("WORLD_SIZE", 0))
-    if here:
+    if here := started_on_machine():
         rule = f"auto, or {here}, the processes that torchrun started on this machine"
         require(trainer.devices in ("auto", here), "trainer.devices", trainer.devices, rule)
-        machines = everywhere // here
+        machines = int(os.environ.get("WORLD_SIZE", 0)) // here
         rule = f"{machines}, the machines that torchrun started processes on"
         require(trainer.num_nodes == machines, "trainer.num_nodes", trainer.num_nodes, rule)
 

@@ -17,22 +17,14 @@ log = logging.getLogger("ssl_vit")
 
 
 class Stopped(BaseException):
-    """A signal has ended a run; no error, so nothing that handles errors catches it.
-
-    Args:
-        number: of the signal. step: optimizer steps that are done.
-    """
+    """A signal has ended a run after so many steps; no error, so nothing that handles errors catches it."""
 
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
-        self.number = number
+        self.number, self.status = number, 128 + number
+        """Of the signal; exit status, as a shell reports it: 130 for Ctrl-C, 143 for SIGTERM."""
         self.run_dir: Path | None = None
         """To be named with resume=; None where the same command finds it by itself."""
-
-    @property
-    def status(self) -> int:
-        """Exit status, as a shell reports a signal: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 128 + self.number
 
     def command(self, stopped: Sequence[str]) -> str:
         """The command that resumes the run of the one that was stopped; both from their first word on."""
@@ -44,10 +36,9 @@ class Stopped(BaseException):
 
 
 class Signals:
-    """Remembers the first signal that asks a run to stop. A second Ctrl-C stops at once."""
+    """Remembers the first signal that asks a run to stop, else 0. A second Ctrl-C stops at once."""
 
-    def __init__(self) -> None:
-        self.received, self.prints = 0, True
+    received = 0
 
     def listen(self, prints: bool = True) -> None:
         """Install the handlers, where this is the main thread, which alone can.
@@ -56,11 +47,10 @@ class Signals:
             prints: whether to print what Ctrl-C does.
         """
         self.prints = prints
-        if threading.current_thread() is not threading.main_thread():
-            return
-        requeue = [signal.SIGUSR1] if in_slurm_job() else []
-        for number in (signal.SIGINT, signal.SIGTERM, *requeue):
-            signal.signal(number, self._receive)
+        if threading.current_thread() is threading.main_thread():
+            requeue = [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []
+            for number in (signal.SIGINT, signal.SIGTERM, *requeue):
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
@@ -70,16 +60,10 @@ class Signals:
         self.received = self.received or number
 
 
-def in_slurm_job() -> bool:
-    """Whether SLURM has started this process."""
-    return "SLURM_JOB_ID" in os.environ
-
-
 def requeue() -> None:
     """Queue this SLURM job again; a failure is logged."""
     try:
         args = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
         subprocess.run(args, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", "") or error
-        log.error(f"SLURM did not queue the job again, do it by hand ({reason})")
+        log.error(f"SLURM did not queue the job again, do it by hand ({getattr(error, 'stderr', '') or error})")

@@ -15,32 +15,27 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
+from ssl_vit.callbacks.jsonl import JsonLines
 from ssl_vit.parallel.distributed import MaxOverRanks
-from ssl_vit.run.files import CHECKPOINTS, METRICS, checkpoint_path, damage, step_of, write_atomic
+from ssl_vit.run.files import CHECKPOINTS, METRICS, damage, step_of, write_atomic
 from ssl_vit.run.signals import Signals, Stopped
-from ssl_vit.train.jsonl import JsonLines
 
 log = logging.getLogger("ssl_vit")
-MINUTES = 10
-"""Between two checkpoints, where the steps between them are not given."""
-DUE = 1
-"""Requests a checkpoint of all ranks; a signal's number, which is larger, requests a stop."""
+MINUTES = 10  # between two checkpoints, where the steps between them are not given
+DUE = 1  # requests a checkpoint of all ranks; a signal's number, which is larger, requests a stop
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes a checkpoint beside its final name, reads it back and renames it.
-
-    Where that fails, what was there stays, and `error` has the reason, which is logged.
-    """
+    """Writes a checkpoint beside its final name, reads it back and renames it; else the old one stays."""
 
     error: OSError | None = None
+    """Of the last one, which is logged."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        buffer = io.BytesIO()
+        buffer, self.error = io.BytesIO(), None
         torch.save(checkpoint, buffer)
         try:
             write_atomic(Path(path), buffer.getvalue(), damage)
-            self.error = None
         except OSError as error:  # not raised: the other ranks wait for this one behind the writing
             log.error(f"checkpoint: {error}")
             self.error = error
@@ -49,50 +44,40 @@ class AtomicCheckpoints(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Writes checkpoints/step-<steps>.ckpt and lets a signal stop the run after one.
 
-    While steps are skipped (Guard) none is due: a run that goes back goes to one from before them.
-    After an error between two steps (an image that cannot be read) a single process writes one too. Within
-    a step the weights may have moved and their average not yet: then nothing is written.
+    While steps are skipped (Guard) none is due: a run that goes back goes to one from before them. After an error
+    between two steps (an image that cannot be read) a single process writes one too; within a step the weights may have
+    moved and their average not yet.
 
     Args:
-        every_steps: optimizer steps between two checkpoints; None: ten minutes.
-        keep: how many are kept, the newest.
+        every_steps: optimizer steps between two checkpoints; None: ten minutes. keep: how many are kept, the newest.
+        step: optimizer steps that are done; checkpoints of later ones are of an attempt that was not resumed.
     """
 
-    def __init__(self, run_dir: Path, every_steps: int | None, keep: int) -> None:
+    def __init__(self, run_dir: Path, every_steps: int | None, keep: int, step: int = 0) -> None:
         self.run_dir, self.every_steps, self.keep = run_dir, every_steps, keep
         self.metrics, self.writer, self.signals = JsonLines(run_dir / METRICS), AtomicCheckpoints(), Signals()
-        self.inside = False
-        """Whether a step is being taken."""
-        self._step = self._saved_step = 0
-        self._saved_at = 0.0
-        self._lines: int | None = None  # bytes of metrics.jsonl when the resumed checkpoint was written
-        self._kept: list[Path] = []
+        self.inside = False  # whether a step is being taken
+        self._step = self._saved_step = step
+        self._metrics_bytes = None if step else 0  # size of metrics.jsonl when the resumed checkpoint was written
+        found = sorted((run_dir / CHECKPOINTS).glob("step-*.ckpt"), key=step_of)
+        self._kept = [path for path in found if step_of(path) <= step]
 
     def state_dict(self) -> dict[str, Any]:
         return {"metrics_bytes": self.metrics.size()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._lines = state_dict["metrics_bytes"]
-
-    def begin(self, step: int) -> None:
-        """List the checkpoints of the run's first steps, so many; later ones are of an attempt that was not resumed."""
-        found = sorted((self.run_dir / CHECKPOINTS).glob("step-*.ckpt"), key=step_of)
-        self._kept = [path for path in found if step_of(path) <= step]
+        self._metrics_bytes = state_dict["metrics_bytes"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.listen(trainer.is_global_zero)
         self._max_over_ranks, self._saved_at = MaxOverRanks(), time.monotonic()
-        self._step = self._saved_step = trainer.global_step
-        lines = self._lines if trainer.global_step else 0
-        if trainer.is_global_zero and lines is not None:
-            self.metrics.cut(lines)
+        if trainer.is_global_zero and self._metrics_bytes is not None:
+            self.metrics.cut(self._metrics_bytes)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
         self.inside = False
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         # The step that loggers write; after some resumes Lightning's count of it is one too many.
         trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if trainer.global_step > self._step:  # and not between accumulated batches
@@ -100,53 +85,42 @@ class Checkpoints(Checkpoint):
             self._between_steps(trainer)
         self.inside = True
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         accumulating = trainer.global_step == self._step
         self.inside = accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
-    def _between_steps(self, trainer: pl.Trainer) -> None:
-        step, request = trainer.global_step, self.signals.received
+    def _between_steps(self, trainer: Any) -> None:
+        request = self.signals.received
         by_clock = trainer.is_global_zero and not self.every_steps
         if not request and by_clock and time.monotonic() - self._saved_at >= 60 * MINUTES:
             request, self._saved_at = DUE, time.monotonic()
         request = self._max_over_ranks.reduce(request)
-        due = request == DUE or (self.every_steps and step % self.every_steps == 0)
-        if request > DUE or (due and not trainer.lightning_module.guard.in_a_row):  # pyright: ignore
+        due = request == DUE or (self.every_steps and self._step % self.every_steps == 0)
+        if request > DUE or (due and not trainer.lightning_module.guard.in_a_row):
             self.save(trainer)
         if request > DUE:
-            raise Stopped(request, step)
+            raise Stopped(request, self._step)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         alone = trainer.world_size == 1  # else the others would never join in saving
         if isinstance(exception, Exception) and alone and not self.inside and trainer.global_step > self._saved_step:
             self.save(trainer)
 
     def save(self, trainer: pl.Trainer) -> OSError | None:
         """Write a checkpoint and drop the oldest; every rank calls it. Returns, on the first, what prevented it."""
-        path = checkpoint_path(self.run_dir, trainer.global_step)
+        path = self.run_dir / CHECKPOINTS / f"step-{trainer.global_step:07}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero and self.writer.error is None:
-            self._drop_all_but(path)
+            self._kept = [*(kept for kept in self._kept if kept != path), path][-self.keep :]
+            # Others are of steps that were not resumed, or the beginning of one by a process that was killed.
+            found = {*path.parent.glob("step-*.ckpt"), *path.parent.glob(".step-*.ckpt.*")}
+            for other in found.difference(self._kept):
+                other.unlink(missing_ok=True)
         self._saved_step = trainer.global_step
         return self.writer.error
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         repair_counts(checkpoint["loops"]["fit_loop"])
-
-    def _drop_all_but(self, newest: Path) -> None:
-        """Leave `keep` checkpoints of this run's own past.
-
-        Others are of steps that an earlier attempt reached and that were not resumed; and there may be the beginning of
-        one, by a process that was killed as it wrote.
-        """
-        self._kept = [*(path for path in self._kept if path != newest), newest][-self.keep :]
-        found = set(newest.parent.glob("step-*.ckpt")) | set(newest.parent.glob(".step-*.ckpt.*"))
-        for path in found - set(self._kept):
-            path.unlink(missing_ok=True)
 
 
 def repair_counts(progress: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
@@ -19,27 +20,16 @@ METRICS = {
     "monitor/knn_top1": "k-NN {:.3f}",
     "monitor/top1": "top-1 {:.3f}",
 }
-
-
-def clock(seconds: float) -> str:
-    """3725 -> 1:02:05."""
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}" if minutes >= 60 else f"{minutes}:{seconds:02}"
+SECONDS_PER_LINE, SECONDS_PER_REDRAW = 10.0, 0.5
 
 
 class ProgressPrinter(pl.Callback):
-    """Epoch, step, loss, lr, images/s, fraction of time waiting for data, time left; on the first rank.
+    """Epoch, step, loss, lr, images/s, fraction of time waiting for data, diagnosis, time left; on the first rank."""
 
-    Args:
-        monitor: its diagnosis is shown too, where it has one.
-        every_seconds: between two lines, where standard output is no terminal.
-    """
+    bar: Progress | None = None
 
-    def __init__(self, monitor: CollapseMonitor | None = None, every_seconds: float = 10.0) -> None:
-        self.collapse_monitor, self.every_seconds = monitor, every_seconds
-        self.bar: Progress | None = None
-        self.started = self.printed = 0.0
-        self.fraction_before = 0.0
+    def __init__(self, collapse_monitor: CollapseMonitor) -> None:
+        self.collapse_monitor = collapse_monitor
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self.printed = time.monotonic()
@@ -50,36 +40,29 @@ class ProgressPrinter(pl.Callback):
             self.bar.start()
             self.bar.add_task("", total=1.0)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        now = time.monotonic()
-        if not trainer.is_global_zero or now - self.printed < (0.5 if self.bar else self.every_seconds):
-            return
-        self.printed = now
-        self._print(trainer, pl_module)
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+        if time.monotonic() - self.printed >= (SECONDS_PER_REDRAW if self.bar else SECONDS_PER_LINE):
+            self.printed = time.monotonic()
+            self._print(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._print(trainer, pl_module)
-        self._stop()
+        self._print(trainer)
+        self.on_exception()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._stop()
-
-    def _stop(self) -> None:
+    def on_exception(self, *args: Any, **kwargs: Any) -> None:
         if self.bar:
             self.bar.stop()
 
-    def _print(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _print(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
         fraction = fraction_done(trainer, broadcast=False)  # the other ranks do not call it
+        gained = max(1e-9, fraction - self.fraction_before)
+        left = timedelta(seconds=int((time.monotonic() - self.started) * (1 - fraction) / gained))
         known = trainer.callback_metrics
         fields = [text.format(float(known[key])) for key, text in METRICS.items() if key in known]
-        gained = max(1e-9, fraction - self.fraction_before)
-        left = clock((time.monotonic() - self.started) * (1 - fraction) / gained)
-        if self.collapse_monitor and self.collapse_monitor.diagnosis:
-            fields.append(self.collapse_monitor.diagnosis)
-        fields = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *fields, f"{left} left"]
+        diagnosis = [self.collapse_monitor.diagnosis] if self.collapse_monitor.diagnosis else []
+        fields = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *fields, *diagnosis, f"{left} left"]
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=fraction, description="  ".join(fields))
         else:

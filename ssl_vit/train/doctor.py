@@ -1,6 +1,6 @@
-"""Where a run's time goes: each stage on its own images and device, which of them is the bottleneck, and what to set.
+"""Where a run's time goes: the stages, each timed alone, which of them is the bottleneck, and what to set.
 
-A stage is timed alone. On a CPU the workers and the step share the cores, so a run is slower there than its stages.
+On a CPU the workers and the step share the cores, so a run is slower there than its stages.
 """
 
 import json
@@ -12,7 +12,6 @@ from itertools import chain, islice, repeat
 from statistics import mean, median
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.utilities import move_data_to_device  # pyright: ignore[reportPrivateImportUsage]
@@ -27,12 +26,10 @@ from ssl_vit.data.loader import TrainLoader, whole_batch
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks
-from ssl_vit.train.trainer import data_of, has_bf16, precision_of, quiet_lightning
+from ssl_vit.train.session import data_of, has_bf16, precision_of, quiet_lightning, trainer_of
 
-WARM_UP, BATCHES = 2, 6
-"""Batches of each stage that are not timed, and that are."""
-ROOMY = 0.45
-"""A step that takes less than this fraction of a GPU's memory has room for twice the images."""
+WARM_UP, BATCHES = 2, 6  # of each stage: not timed, and timed
+ROOMY = 0.45  # a step that takes less than this fraction of a GPU's memory has room for twice the images
 MEANING = {
     "decode": "read and decode the images, on one core",
     "crops": "cut and resize them, on one core",
@@ -56,9 +53,9 @@ class Measured:
         memory_fraction: of the GPU's memory, most of it that was in use at once; None on a CPU.
     """
 
-    batch_size: int
     stages: dict[str, float]
     supply: float
+    batch_size: int
     workers: int
     cores: int
     in_memory: bool
@@ -76,11 +73,6 @@ class Measured:
         return self.stages["transfer"] + self.stages["color"] + self.stages["step"]
 
     @property
-    def on_one_core(self) -> float:
-        """Seconds a batch to read and crop."""
-        return self.stages["decode"] + self.stages["crops"]
-
-    @property
     def seconds(self) -> float:
         """A batch of the run: workers read while the device works; without any, one waits for the other."""
         return max(self.supply, self.demand) if self.workers else self.supply + self.demand
@@ -89,7 +81,7 @@ class Measured:
     def bottleneck(self) -> str:
         """The stage that limits the run: the largest of the slower half, images or device."""
         if self.supply <= self.demand:
-            return max(("transfer", "color", "step"), key=lambda name: self.stages[name])
+            return max(("transfer", "color", "step"), key=self.stages.__getitem__)
         workers = {"decode": max(1, self.workers), "crops": max(1, self.workers), "hand-over": 1}
         return max(workers, key=lambda name: self.stages[name] / workers[name])
 
@@ -99,23 +91,23 @@ class Measured:
             used = 1.0 if self.memory_fraction is None else self.memory_fraction
             why = f"the step takes {100 * used:.0f} % of the memory; the learning rate follows"
             slow = "the first steps take a minute, the others less than now"
+            full, eager = self.precision == "32-true", self.memory_fraction is not None and not self.compiled
             rules = {
-                "trainer.precision=bf16-mixed: the device multiplies matrices in it": self.bf16
-                and self.precision == "32-true",
-                f"trainer.compile=true: {slow}": self.memory_fraction is not None and not self.compiled,
+                "trainer.precision=bf16-mixed: the device multiplies matrices in it": self.bf16 and full,
+                f"trainer.compile=true: {slow}": eager,
                 f"data.batch_size={2 * self.batch_size}: {why}": used < ROOMY,
             }
         else:
-            if self.bottleneck == "hand-over" and self.workers and self.on_one_core < self.supply:
+            on_one_core, cores = self.stages["decode"] + self.stages["crops"], self.cores
+            if self.bottleneck == "hand-over" and self.workers and on_one_core < self.supply:
                 return ["data.workers=0: these images are sooner made than handed over"]
-            decodes = self.bottleneck == "decode" and not self.in_memory
-            enough, cores = math.ceil(self.on_one_core / self.demand), self.cores
+            decodes, enough = self.bottleneck == "decode" and not self.in_memory, math.ceil(on_one_core / self.demand)
             keep = f"decodes once and keeps the images: {self.decoded_gb:.1f} GB, if the machine has them"
             size = f"{2 * self.crop_side} pixels; it is {self.short_side}, and the encoder sees {self.crop_side}"
+            large = self.short_side > 2 * self.crop_side
             rules = {
                 f"data.cache_gb={math.ceil(self.decoded_gb)} {keep}": decodes,
-                f"resize the images beforehand, to a short side of {size}": decodes
-                and self.short_side > 2 * self.crop_side,
+                f"resize the images beforehand, to a short side of {size}": decodes and large,
                 f"data.workers={min(enough, cores)}: there are {cores} cores": self.workers < min(enough, cores),
                 f"a machine with {enough} cores for this device: there are {cores}": enough > cores,
             }
@@ -137,11 +129,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def measure(config: RunConfig, method_name: str) -> Measured:
-    """Time the stages of a run, on one device.
-
-    Raises:
-        ValueError: a method that predicts tokens has no tokenizer; the images cannot be found, or are a stream.
-    """
+    """Time the stages of a run, on one device. ValueError: it has no tokenizer, or its images are a stream."""
     if config.data.streams:
         raise ValueError(f"suite=doctor reads images by number, data.source={config.data.source} is a stream")
     if isinstance(config, TokenizedRun) and not config.tokenizer:
@@ -153,14 +141,14 @@ def measure(config: RunConfig, method_name: str) -> Measured:
     index = [key[1] for key in islice(loader.sampler, loader.batch_size)]
     decode, crops = worker_seconds(dataset, index)
     supply, batch = supply_seconds(loader)
+    hand_over = max(0.0, supply - (decode + crops) / max(1, loader.num_workers))
     transfer, color, batch = device_seconds(data, batch)
     step, memory_fraction = step_seconds(config, method, batch)
-    hand_over = max(0.0, supply - (decode + crops) / max(1, loader.num_workers))
     sizes = [dataset.source.size(i) for i in index]
     return Measured(
-        batch_size=len(index),
         stages=dict(zip(MEANING, (decode, crops, hand_over, transfer, color, step), strict=True)),
         supply=supply,
+        batch_size=len(index),
         workers=loader.num_workers,
         cores=cores(),
         in_memory=isinstance(dataset.source, Cached),
@@ -187,14 +175,11 @@ def worker_seconds(dataset: AugmentedDataset, index: list[int]) -> tuple[float, 
 
 
 def supply_seconds(loader: TrainLoader) -> tuple[float, Batch]:
-    """From batch to batch, once every worker has delivered its first ones; and a batch.
-
-    Of w workers w batches come at about the same time, so the median is over means of as many. Epoch follows epoch.
-    """
-    workers = max(1, loader.num_workers)
-    batches = chain.from_iterable(repeat(loader))
+    """From batch to batch, once every worker has delivered its first ones; and a batch. Epoch follows epoch."""
+    workers, batches = max(1, loader.num_workers), chain.from_iterable(repeat(loader))
     for _ in range(1 + workers):
         next(batches)
+    # Of w workers w batches come at about the same time, so the median is over means of as many.
     waits = [_seconds(lambda: [next(batches) for _ in range(workers)]) / workers for _ in range(BATCHES)]
     return median(waits), next(batches)
 
@@ -202,46 +187,27 @@ def supply_seconds(loader: TrainLoader) -> tuple[float, Batch]:
 def device_seconds(data: ImageDataModule, batch: Batch) -> tuple[float, float, Batch]:
     """Of a batch's way to the device and of its color there; and the batch, ready for the method."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    ready, transfer, color = batch, [], []
-    for _ in range(BATCHES):
-        start = _now()
-        moved = move_data_to_device(batch, device)
-        middle = _now()
-        ready = data.on_after_batch_transfer(moved, 0)
-        transfer.append(middle - start)
-        color.append(_now() - middle)
-    return median(transfer), median(color), ready
+    moved = move_data_to_device(batch, device)
+    transfer = median(_seconds(lambda: move_data_to_device(batch, device)) for _ in range(BATCHES))
+    color = median(_seconds(lambda: data.on_after_batch_transfer(moved, 0)) for _ in range(BATCHES))
+    return transfer, color, data.on_after_batch_transfer(moved, 0)
 
 
 def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float, float | None]:
     """Of a training step on one batch, as the run has it but on one device; and Measured.memory_fraction."""
     if config.trainer.compile:
         compile_blocks(method)
-    times, on_gpu = list[float](), torch.cuda.is_available()
-    clock = LambdaCallback(
-        on_train_batch_start=lambda *_: times.append(_now()),
-        on_train_batch_end=lambda *_: times.append(_now()),
-        on_train_epoch_end=lambda trainer, _: setattr(trainer, "should_stop", True),
+    times = list[float]()
+    now, stop = lambda *_: times.append(_now()), lambda trainer, _: setattr(trainer, "should_stop", True)
+    clock = LambdaCallback(on_train_batch_start=now, on_train_batch_end=now, on_train_epoch_end=stop)
+    trainer = trainer_of(
+        config.trainer, min_epochs=1, devices=1, callbacks=[clock], logger=False, enable_checkpointing=False
     )
-    trainer = pl.Trainer(
-        max_epochs=config.trainer.max_epochs,  # the run's own, on which its schedules depend
-        min_epochs=1,
-        devices=1,
-        precision=precision_of(config.trainer),  # pyright: ignore[reportArgumentType]
-        accumulate_grad_batches=config.trainer.accumulate,
-        log_every_n_steps=config.trainer.log_every_steps,
-        callbacks=[clock],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    if on_gpu:
+    if on_gpu := torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(method, DataLoader([batch] * (WARM_UP + BATCHES), batch_size=None, collate_fn=whole_batch))  # pyright: ignore
-    memory = torch.cuda.get_device_properties(0).total_memory if on_gpu else None
-    seconds = [end - start for start, end in zip(times[::2], times[1::2], strict=True)]
-    return mean(seconds[WARM_UP:]), memory and torch.cuda.max_memory_reserved() / memory
+    seconds = [end - start for start, end in zip(times[::2], times[1::2], strict=True)][WARM_UP:]
+    return mean(seconds), torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1] if on_gpu else None
 
 
 def run(config: RunConfig, method_name: str) -> None:
@@ -254,8 +220,8 @@ def run(config: RunConfig, method_name: str) -> None:
         print(f"{name:12}{1000 * seconds:12.1f}{rate:>12}  {MEANING[name]}")
     slower = "the images" if measured.supply > measured.demand else "the device"
     rate, advice = measured.batch_size / measured.seconds, measured.advice()
-    workers = f"data.workers={measured.workers}"
-    print(f"\nbottleneck   {measured.bottleneck}: the run waits for {slower}, {rate:,.0f} images/s with {workers}")
+    rates = f"{rate:,.0f} images/s with data.workers={measured.workers}"
+    print(f"\nbottleneck   {measured.bottleneck}: the run waits for {slower}, {rates}")
     for line in advice or ["nothing: no option makes this stage faster"]:
         print(f"to set       {line}")
     line = {
@@ -268,6 +234,6 @@ def run(config: RunConfig, method_name: str) -> None:
         "images_per_second": round(rate, 1),
         "bottleneck": measured.bottleneck,
         "advice": advice,
+        **{name: getattr(measured, name) for name in ("precision", "batch_size", "workers", "cores")},
     }
-    line |= {name: getattr(measured, name) for name in ("precision", "batch_size", "workers", "cores")}
     print(json.dumps(line), flush=True)

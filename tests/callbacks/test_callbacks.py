@@ -7,13 +7,8 @@ import pytest
 import torch
 
 from ssl_vit.callbacks.image_logger import image_grid
+from ssl_vit.callbacks.jsonl import JsonLines
 from ssl_vit.data.loader import batch_images, batch_length
-from ssl_vit.train.console import clock
-from ssl_vit.train.jsonl import JsonLines
-
-
-def test_clock():
-    assert [clock(s) for s in (0, 61, 3725)] == ["0:00", "1:01", "1:02:05"]
 
 
 @pytest.mark.parametrize(

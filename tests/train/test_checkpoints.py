@@ -106,8 +106,7 @@ def test_steps_that_were_not_resumed_and_beginnings_are_dropped_with_the_next_wh
     folder.mkdir()
     for name in ("step-0000002.ckpt", "step-0000004.ckpt", "step-0000008.ckpt", ".step-0000009.ckpt.77", "mine.ckpt"):
         (folder / name).write_text("")
-    checkpoints = Checkpoints(tmp_path, 1, keep=2)
-    checkpoints.begin(4)
+    checkpoints = Checkpoints(tmp_path, 1, keep=2, step=4)
     trainer = Steps(checkpoints.writer)
     trainer.global_step = 6
     checkpoints.save(trainer)

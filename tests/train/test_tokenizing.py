@@ -140,7 +140,7 @@ def test_a_tokenizer_that_was_interrupted_is_made_again():
 
 def test_a_dvae_is_resumed_where_it_was_stopped():
     run_dir, _ = train("dvae", "run_dir=runs/tokens", "trainer.max_steps=6", "monitor.every_epochs=0")
-    resolved = resolve_run(TokenizerRun, ["resume=runs/tokens", f"recipe={run_dir}/config.yaml", "trainer.max_steps=9"])
+    resolved = resolve_run(TokenizerRun, ["resume=runs/tokens", "trainer.max_steps=9"])
     again, _ = train_tokenizer(resolved.config, resolved.name)
     assert again == run_dir
     assert newest_checkpoint(run_dir).name == "step-0000009.ckpt"

@@ -1,13 +1,15 @@
-"""metrics.jsonl: what a run logs, line by line."""
+"""metrics.jsonl and skipped_steps.jsonl: what a run logs, line by line."""
 
 import errno
 import json
 import logging
 import os
+from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -20,26 +22,19 @@ class JsonLines(Logger):
     Numbers that are not finite are null.
     """
 
+    name, version = "metrics", ""  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self.failed = path, False
 
-    @property
-    def name(self) -> str:
-        return "metrics"
-
-    @property
-    def version(self) -> str:
-        return ""
-
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         numbers = {name: float(value) for name, value in metrics.items()}
-        self._append({"step": step} | {name: value if isfinite(value) else None for name, value in numbers.items()})
+        self.append({"step": step} | {name: value if isfinite(value) else None for name, value in numbers.items()})
 
-    def log_text(self, text: dict[str, str], step: int) -> None:
-        """Append {"step": .., name: text}, such as CollapseMonitor's diagnosis."""
-        self._append({"step": step, **text})
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """config.yaml holds them."""
 
     def size(self) -> int:
         """Size of the file in bytes."""
@@ -50,7 +45,8 @@ class JsonLines(Logger):
         if self.size() > size:
             os.truncate(self.path, size)
 
-    def _append(self, row: dict[str, Any]) -> None:
+    def append(self, row: dict[str, Any]) -> None:
+        """Append a line; the first time that it cannot be written is logged."""
         line, before = (json.dumps(row) + "\n").encode(), self.size()
         try:
             with self.path.open("ab", buffering=0) as file:
@@ -62,6 +58,21 @@ class JsonLines(Logger):
                 log.warning(f"{self.path} cannot be written: {error}; training goes on without it")
             self.failed = True
 
-    @rank_zero_only
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """config.yaml holds them."""
+
+class SkippedSteps(pl.Callback):
+    """Lists steps whose loss or gradient was not finite, and logs them.
+
+    One JSON object a line: {"step", "epoch", "why", "images", "rank"}, from every rank.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.lines = JsonLines(path)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
+        guard = pl_module.guard
+        found, guard.found = guard.found, []
+        for skipped in found:
+            if trainer.is_global_zero:
+                why = f"{skipped.why} not finite ({guard.in_a_row} in a row)"
+                log.warning(f"step {skipped.step} is skipped: {why}; its images: {self.lines.path}")
+            self.lines.append(asdict(skipped) | {"rank": trainer.global_rank})
