@@ -156,7 +156,7 @@ class ColorAugmentation:
             (mix, self.saturation, saturation_mix(saturation)),
             (turn_hue, self.hue, hue_mix(hue)),
         )
-        steps: list[Step] = [
+        return [
             (operation, strengths.jitter & (strengths.order[:, place] == number), factor)
             for place in range(4)
             for number, (operation, strength, factor) in enumerate(jitters)
