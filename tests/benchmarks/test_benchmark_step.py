@@ -3,8 +3,8 @@ import math
 
 import pytest
 import torch
-from benchmarks import sides, startup, step, step_beit, step_dino, step_mae
-from benchmarks.sides import Setting
+from benchmarks import baselines, startup, step, step_beit, step_dino, step_mae
+from benchmarks.baselines import StepSetting
 
 from ssl_vit.config.schema import SIZES
 from ssl_vit.config.tool_schema import BenchmarkConfig
@@ -12,7 +12,7 @@ from ssl_vit.methods.beit import BEiT
 from ssl_vit.methods.mae import MAE
 
 CPU = torch.device("cpu")
-FP32 = Setting(CPU, "small", bf16=False)
+FP32 = StepSetting(CPU, "small", bf16=False)
 
 
 @pytest.fixture(autouse=True)
@@ -23,13 +23,13 @@ def _small(monkeypatch):
         (step_mae, "IMAGE", 48),
         (step_mae, "DECODER", {"decoder_embed_dim": 32, "decoder_depth": 2, "decoder_num_heads": 4}),
         (step_beit, "IMAGE", 48),
-        (step_beit, "WORDS", 64),
+        (step_beit, "VOCABULARY", 64),
         (step_dino, "GLOBAL", 32),
         (step_dino, "LOCAL", 16),
         (step_dino, "PROTOTYPES", 64),
     ):
         monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(step_beit.GivenWords, "vocab_size", 64)
+    monkeypatch.setattr(step_beit.GivenTokens, "vocab_size", 64)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
@@ -62,7 +62,7 @@ def test_a_side_has_the_precision_it_was_asked_for(bf16):
         seen.append(product.dtype)
         return product.float().sum()
 
-    sides.stepping(Setting(CPU, "small", bf16), loss, [weight])(torch.ones(2, 3))
+    baselines.stepping(StepSetting(CPU, "small", bf16), loss, [weight])(torch.ones(2, 3))
     assert seen == [torch.bfloat16 if bf16 else torch.float32]
     assert weight.detach().max() < 1  # it has moved
 
@@ -71,7 +71,7 @@ def test_a_side_has_the_precision_it_was_asked_for(bf16):
 def test_attention_counts_whatever_kernel_does_it(method):
     counts = []
     for bf16 in (True, False):
-        setting = Setting(CPU, "small", bf16)
+        setting = StepSetting(CPU, "small", bf16)
         counts.append(step.operations(method.ours(setting), method.batch_of(2, setting)))
     assert counts[0] == counts[1] > 0
 
@@ -97,7 +97,7 @@ def test_timms_parts_lose_what_beit_loses():
     model = step_beit.TimmBEiT("small").eval()
     for parameter in model.parameters():  # biases and tables away from 0, so that a swapped one shows
         torch.nn.init.normal_(parameter, std=0.1)
-    method = BEiT({"size": "small", "image_size": 48, "init_values": 0.1}, tokenizer=step_beit.GivenWords()).eval()
+    method = BEiT({"size": "small", "image_size": 48, "init_values": 0.1}, tokenizer=step_beit.GivenTokens()).eval()
     weights = {}
     for name, tensor in model.state_dict().items():
         block, _, end = name.removeprefix("body.").rpartition(".")
@@ -129,9 +129,9 @@ def test_both_sides_of_dino_start_at_a_loss_of_the_same_size():
 
 
 def test_a_missing_peer_is_one_line_that_says_how_to_get_it():
-    sides.require_peers("torch")
+    baselines.require_peers("torch")
     with pytest.raises(ImportError, match=r"^suite=step compares with nobodys_vit: pip install nobodys_vit$"):
-        sides.require_peers("torch", "nobodys_vit")
+        baselines.require_peers("torch", "nobodys_vit")
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 import json
 
-from benchmarks import transform
+from benchmarks import views
 
 from ssl_vit.config.tool_schema import BenchmarkConfig
 
 
 def test_each_size_gives_three_rates_and_two_ratios(capsys, monkeypatch):
-    monkeypatch.setattr(transform, "SIZES", (((40, 30), 32, 16), ((32, 32), 24, 16)))
-    monkeypatch.setattr(transform, "NUM_IMAGES", 2)
-    transform.run(BenchmarkConfig(suite="views", repeats=1))
+    monkeypatch.setattr(views, "SIZES", (((40, 30), 32, 16), ((32, 32), 24, 16)))
+    monkeypatch.setattr(views, "NUM_IMAGES", 2)
+    views.run(BenchmarkConfig(suite="views", repeats=1))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 10
     for size, part in (("40x30", lines[:5]), ("32x32", lines[5:])):
@@ -23,10 +23,10 @@ def test_each_size_gives_three_rates_and_two_ratios(capsys, monkeypatch):
 
 
 def test_both_pipelines_give_normalized_crops_of_the_same_shapes():
-    source, view = transform.photographs(2, (48, 36)), transform.multi_crop(32, 16)
-    batch = transform.AugmentedDataset(source, view, 0, source.labels).__getitems__([(0, 0), (0, 1)])
-    ours = transform.on_the_device(view, batch)
-    theirs = transform.lightly_batch(source, transform.dino_transform(32, 16))
+    source, view = views.photographs(2, (48, 36)), views.multi_crop(32, 16)
+    batch = views.AugmentedDataset(source, view, 0, source.labels).__getitems__([(0, 0), (0, 1)])
+    ours = views.on_the_device(view, batch)
+    theirs = views.lightly_batch(source, views.dino_transform(32, 16))
     assert [crop.shape for crop in ours] == [crop.shape for crop in theirs]
     for crop, other in zip(ours, theirs, strict=True):
         assert crop.dtype == other.dtype

@@ -1,6 +1,6 @@
 """Seconds that an evaluation takes once features are there: the default grid of heads, our k-NN and lightly's in turn.
 
-Random features of a ViT-S, width 384, in 10 classes: 50,000 images to train, 10,000 to judge. The grid reads class
+Random features of a ViT-S, width 384, in 10 classes: 50,000 images to train, 10,000 to evaluate. The grid reads class
 token and mean of the last four blocks, k-NN one of these eight.
 """
 
@@ -27,16 +27,16 @@ def run(config: BenchmarkConfig) -> None:
     labels = torch.randint(CLASSES, (TRAIN,), generator=generator)
     train = torch.randn(TRAIN, 8 * WIDTH, generator=generator)
     test = torch.randn(TEST, WIDTH, generator=generator)
-    sides: dict[str, Callable[[], object]] = {
+    baselines: dict[str, Callable[[], object]] = {
         "ours, grid": lambda: grid(train, labels),
         "ours, k-NN": lambda: ours(train[:, :WIDTH].contiguous(), labels, test),
         "lightly, k-NN": lambda: lightlys(train[:, :WIDTH].contiguous(), labels, test),
     }
-    taken: dict[str, list[float]] = {name: [] for name in sides}
+    taken: dict[str, list[float]] = {name: [] for name in baselines}
     for _ in range(config.repeats):
-        for name, side in sides.items():
+        for name, baseline in baselines.items():
             start = time.perf_counter()
-            side()
+            baseline()
             taken[name].append(time.perf_counter() - start)
     for name, seconds in taken.items():
         size = {"train": TRAIN, "test": TEST, "width": WIDTH}

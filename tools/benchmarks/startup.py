@@ -25,9 +25,9 @@ def run(config: BenchmarkConfig) -> None:
     """Print median seconds of each command as one JSON object a line; the first turn warms the disk's cache."""
     taken: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for turn in range(config.repeats + 1):
-        for name, words in COMMANDS.items():
+        for name, args in COMMANDS.items():
             start = time.perf_counter()
-            subprocess.run([sys.executable, *words], capture_output=True, check=False)
+            subprocess.run([sys.executable, *args], capture_output=True, check=False)
             if turn:
                 taken[name].append(time.perf_counter() - start)
     for name, seconds in taken.items():

@@ -10,13 +10,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import step_beit, step_dino, step_mae
-from benchmarks.sides import Setting, Step, timed
+from benchmarks.baselines import Step, StepSetting, timed
 from ssl_vit.config.tool_schema import BenchmarkConfig
 
 STEPS: dict[str, Any] = {"mae": step_mae, "dino": step_dino, "beit": step_beit}
-"""By method: batch_of(batch_size, setting), and SIDES, which makes each side's step; the first of them is ours."""
+"""By method: batch_of(batch_size, setting), and BASELINES, which makes each side's step; the first of them is ours."""
 PEAK_BF16 = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bf16 operations a second of a GPU, by a word of its name (the makers' data sheets)."""
+"""Dense bf16 operations a second of a GPU, by a part of its name (the makers' data sheets)."""
 WARM_UP = 3
 """Steps before any is timed: the first ones allocate, and compile."""
 MATRIX = 2048
@@ -28,14 +28,14 @@ def name_of(device: torch.device) -> str:
     return torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
 
 
-def best_rate(setting: Setting) -> float | None:
+def best_rate(setting: StepSetting) -> float | None:
     """Operations a second of the device's matrix products: on CPUs measured, of GPUs the data sheet's; None: unknown.
 
     A CPU's is the best of five products of large square matrices, in the precision of the setting.
     """
     if setting.device.type == "cuda":
         name = name_of(setting.device)
-        return next((rate for word, rate in PEAK_BF16.items() if word in name), None) if setting.bf16 else None
+        return next((rate for part, rate in PEAK_BF16.items() if part in name), None) if setting.bf16 else None
     a, b = (torch.randn(MATRIX, MATRIX, dtype=torch.bfloat16 if setting.bf16 else torch.float32) for _ in range(2))
     seconds = []
     for _ in range(5):
@@ -55,7 +55,7 @@ def operations(step: Step, batch: Any) -> int:
     return counter.get_total_flops()
 
 
-def compare(method: str, setting: Setting, batch_size: int, repeats: int) -> Iterator[dict[str, Any]]:
+def compare(method: str, setting: StepSetting, batch_size: int, repeats: int) -> Iterator[dict[str, Any]]:
     """Median seconds of each side, in turn; share of the device's rate (MFU); on a GPU peak memory; then ratios.
 
     A side's peak memory holds its weights, moments and gradients, not those of the others. The operations of MFU are
@@ -64,13 +64,13 @@ def compare(method: str, setting: Setting, batch_size: int, repeats: int) -> Ite
     device, on_gpu = setting.device, setting.device.type == "cuda"
     about: dict[str, Any] = {"suite": "step", "method": method, "size": setting.size, "device": name_of(device)}
     about |= {"precision": "bf16" if setting.bf16 else "fp32", "compile": setting.compiled, "batch_size": batch_size}
-    batch, sides = STEPS[method].batch_of(batch_size, setting), STEPS[method].SIDES
+    batch, baselines = STEPS[method].batch_of(batch_size, setting), STEPS[method].BASELINES
     rate = best_rate(setting)
-    plain = Setting(device, setting.size, setting.bf16)
-    flops = operations(sides["ours"](plain), batch) if rate else 0
+    plain = StepSetting(device, setting.size, setting.bf16)
+    flops = operations(baselines["ours"](plain), batch) if rate else 0
     steps: dict[str, Step] = {}
     peaks: dict[str, dict[str, float]] = {}
-    for who, make in sides.items():
+    for who, make in baselines.items():
         before = torch.cuda.memory_allocated() if on_gpu else 0
         steps[who] = make(setting)
         for _ in range(WARM_UP):
@@ -96,6 +96,6 @@ def compare(method: str, setting: Setting, batch_size: int, repeats: int) -> Ite
 def run(config: BenchmarkConfig) -> None:
     """Print one JSON object a line."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    setting = Setting(device, config.size, config.precision == "bf16", config.compile)
+    setting = StepSetting(device, config.size, config.precision == "bf16", config.compile)
     for line in compare(config.method, setting, config.batch_size, config.repeats):
         print(json.dumps(line), flush=True)

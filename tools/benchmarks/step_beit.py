@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from benchmarks import sides
-from benchmarks.sides import Setting, Step, require_peers, stepping
+from benchmarks import baselines
+from benchmarks.baselines import Step, StepSetting, require_peers, stepping
 from ssl_vit.config.schema import SIZES
 from ssl_vit.methods.beit import BEiT
 from ssl_vit.methods.masking import block_masks, scaled_block
@@ -44,7 +44,7 @@ class GivenTokens(nn.Module):
         return pixels[:, 0].flatten(1).long()
 
 
-def batch_of(batch_size: int, setting: Setting) -> Masked:
+def batch_of(batch_size: int, setting: StepSetting) -> Masked:
     """Noise for images, BEiT's blocks for masks, random tokens."""
     side = IMAGE // PATCH
     budget = max(1, int(side * side * MASK_RATIO))
@@ -56,13 +56,13 @@ def batch_of(batch_size: int, setting: Setting) -> Masked:
     return Masked(images, pixels, mask, on_device, hidden.to(setting.device))
 
 
-def ours(setting: Setting) -> Step:
+def ours(setting: StepSetting) -> Step:
     """The step as BEiT does it in a trainer, but for the figures that every tenth one leaves for the log."""
     encoder = {"size": setting.size, "image_size": IMAGE, "patch_size": PATCH}
     method = BEiT(encoder | {"drop_path": DROP_PATH, "init_values": LAYER_SCALE}, tokenizer=GivenTokens())
     method = method.to(setting.device).train()
     method.measure = lambda logits, tokens: None
-    return sides.ours(
+    return baselines.ours(
         setting,
         method,
         lambda batch: method.losses([batch.images, batch.pixels], batch.host_mask),
@@ -107,7 +107,7 @@ class TimmBEiT(nn.Module):
         return F.cross_entropy(scores.float(), batch.tokens)
 
 
-def timm_parts(setting: Setting) -> Step:
+def timm_parts(setting: StepSetting) -> Step:
     """The step of TimmBEiT."""
     require_peers("timm")
     model = TimmBEiT(setting.size).to(setting.device).train()
@@ -115,13 +115,13 @@ def timm_parts(setting: Setting) -> Step:
     return stepping(setting, model, model.parameters(), lambda: nn.utils.clip_grad_norm_(model.parameters(), CLIP))
 
 
-def transformers_model(setting: Setting) -> Step:
+def transformers_model(setting: StepSetting) -> Step:
     """The step of transformers' BeitForMaskedImageModeling, whose head scores every patch."""
     require_peers("transformers")
     from transformers import BeitConfig, BeitForMaskedImageModeling
 
     config = BeitConfig(
-        **sides.transformers_shape(setting.size, IMAGE, PATCH),
+        **baselines.transformers_shape(setting.size, IMAGE, PATCH),
         vocab_size=VOCABULARY,
         use_mask_token=True,
         use_shared_relative_position_bias=True,
@@ -138,4 +138,4 @@ def transformers_model(setting: Setting) -> Step:
     return stepping(setting, loss, model.parameters(), lambda: nn.utils.clip_grad_norm_(model.parameters(), CLIP))
 
 
-SIDES = {"ours": ours, "timm": timm_parts, "transformers": transformers_model}
+BASELINES = {"ours": ours, "timm": timm_parts, "transformers": transformers_model}

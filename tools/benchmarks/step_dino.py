@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import sides
-from benchmarks.sides import Setting, Step, require_peers, stepping
+from benchmarks import baselines
+from benchmarks.baselines import Step, StepSetting, require_peers, stepping
 from ssl_vit.config.schema import SIZES
 from ssl_vit.methods.dino import DINO
 from ssl_vit.optim.param_groups import clip_each
@@ -23,19 +23,19 @@ GLOBAL, LOCAL, LOCAL_CROPS, PATCH, PROTOTYPES = 224, 96, 6, 16, 65536
 DROP_PATH, CLIP = 0.1, 3.0
 
 
-def batch_of(batch_size: int, setting: Setting) -> list[Tensor]:
+def batch_of(batch_size: int, setting: StepSetting) -> list[Tensor]:
     """2 global and 6 local crops of noise [B, 3, side, side]."""
     return [setting.noise(batch_size, 3, side, side) for side in [GLOBAL] * 2 + [LOCAL] * LOCAL_CROPS]
 
 
-def ours(setting: Setting) -> Step:
+def ours(setting: StepSetting) -> Step:
     """The step as DINO does it in a trainer."""
     encoder = {"size": setting.size, "drop_path": DROP_PATH}
     method = DINO(encoder, local_crops=LOCAL_CROPS, prototypes=PROTOTYPES).to(setting.device).train()
-    return sides.ours(setting, method, method.losses, lambda: clip_each(method.parameters(), CLIP))
+    return baselines.ours(setting, method, method.losses, lambda: clip_each(method.parameters(), CLIP))
 
 
-def parts(setting: Setting, by_crop: bool = False) -> Step:
+def parts(setting: StepSetting, by_crop: bool = False) -> Step:
     """The step from timm's Vision Transformer and lightly's head, loss and moving average.
 
     Args:
@@ -82,9 +82,9 @@ def parts(setting: Setting, by_crop: bool = False) -> Step:
     )
 
 
-def parts_by_crop(setting: Setting) -> Step:
+def parts_by_crop(setting: StepSetting) -> Step:
     """`parts`, one pass for each crop."""
     return parts(setting, by_crop=True)
 
 
-SIDES = {"ours": ours, "lightly + timm, by crop": parts_by_crop, "lightly + timm, by size": parts}
+BASELINES = {"ours": ours, "lightly + timm, by crop": parts_by_crop, "lightly + timm, by size": parts}

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from benchmarks import sides
-from benchmarks.sides import Setting, Step, require_peers, stepping
+from benchmarks import baselines
+from benchmarks.baselines import Step, StepSetting, require_peers, stepping
 from ssl_vit.config.schema import SIZES
 from ssl_vit.methods.mae import MAE
 
@@ -21,16 +21,16 @@ IMAGE, PATCH, MASK_RATIO = 224, 16, 0.75
 DECODER = {"decoder_embed_dim": 512, "decoder_depth": 8, "decoder_num_heads": 16}
 
 
-def batch_of(batch_size: int, setting: Setting) -> Float[Tensor, "B 3 H W"]:
+def batch_of(batch_size: int, setting: StepSetting) -> Float[Tensor, "B 3 H W"]:
     """Noise for images, on the device."""
     return setting.noise(batch_size, 3, IMAGE, IMAGE)
 
 
-def ours(setting: Setting) -> Step:
+def ours(setting: StepSetting) -> Step:
     """The step as MAE does it in a trainer."""
     encoder = {"size": setting.size, "image_size": IMAGE, "patch_size": PATCH}
     method = MAE(encoder, mask_ratio=MASK_RATIO, **DECODER).to(setting.device).train()
-    return sides.ours(setting, method, method.losses)
+    return baselines.ours(setting, method, method.losses)
 
 
 class LightlyMAE(nn.Module):
@@ -79,7 +79,7 @@ class LightlyMAE(nn.Module):
         return F.mse_loss(prediction.float(), (pixels - mean) / (variance + 1e-6).sqrt())
 
 
-def lightly_parts(setting: Setting) -> Step:
+def lightly_parts(setting: StepSetting) -> Step:
     """The step of LightlyMAE."""
     require_peers("timm")
     model = LightlyMAE(setting.size).to(setting.device).train()
@@ -88,13 +88,13 @@ def lightly_parts(setting: Setting) -> Step:
     return stepping(setting, lambda images: model(images, *model.masks(images)), trained)
 
 
-def transformers_model(setting: Setting) -> Step:
+def transformers_model(setting: StepSetting) -> Step:
     """The step of transformers' ViTMAEForPreTraining."""
     require_peers("transformers")
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
     config = ViTMAEConfig(
-        **sides.transformers_shape(setting.size, IMAGE, PATCH),
+        **baselines.transformers_shape(setting.size, IMAGE, PATCH),
         decoder_hidden_size=DECODER["decoder_embed_dim"],
         decoder_num_hidden_layers=DECODER["decoder_depth"],
         decoder_num_attention_heads=DECODER["decoder_num_heads"],
@@ -109,4 +109,4 @@ def transformers_model(setting: Setting) -> Step:
     return stepping(setting, lambda images: model(images).loss, trained)
 
 
-SIDES = {"ours": ours, "lightly + timm": lightly_parts, "transformers": transformers_model}
+BASELINES = {"ours": ours, "lightly + timm": lightly_parts, "transformers": transformers_model}

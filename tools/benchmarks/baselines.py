@@ -1,4 +1,4 @@
-"""What the sides of a step have in common: the machine, the precision, the size, and all that comes after the loss."""
+"""What all steps have in common: machine, precision, size, and what comes after the loss; ours and the baselines'."""
 
 import importlib.util
 import time
@@ -20,7 +20,7 @@ LEARNING_RATE = 1e-4
 
 
 @dataclass(frozen=True)
-class Setting:
+class StepSetting:
     """Where a step runs, how precisely, and on how large an encoder."""
 
     device: torch.device
@@ -49,7 +49,7 @@ def require_peers(*names: str) -> None:
 
 
 def stepping(
-    setting: Setting,
+    setting: StepSetting,
     loss: Callable[[Any], Tensor],
     parameters: Iterable[Any],
     clip: Callable[[], object] = lambda: None,
@@ -76,7 +76,7 @@ def stepping(
 
 
 def ours(
-    setting: Setting,
+    setting: StepSetting,
     method: Method,
     losses: Callable[[Any], dict[str, Tensor]],
     clip: Callable[[], object] = lambda: None,
@@ -103,7 +103,7 @@ def timed(step: Step, batch: Any, device: torch.device) -> float:
 
 
 def transformers_shape(size: str, image_size: int, patch_size: int) -> dict[str, Any]:
-    """The keywords by which transformers' configurations name an encoder's shape; sizes in pixels."""
+    """The keyword arguments by which transformers' configurations name an encoder's shape; sizes in pixels."""
     width, depth, heads = SIZES[size]
     names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
     shape = dict(zip(names, (width, depth, heads, 4 * width), strict=True))
