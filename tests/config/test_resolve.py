@@ -150,6 +150,12 @@ def test_text_stays_as_it_is_on_the_command_line_and_in_config_yaml(run, recipe,
     assert resolve(RunConfig, ["method=mae", f"recipe={again}"]).config.data.path == path
 
 
+@pytest.mark.parametrize("text", ["007", "yes", "1:30", "2024-01-01", "~", "${x", "${oc.env:HOME}", "???"])
+def test_text_in_a_recipe_needs_no_quotes(recipe, text):
+    path = recipe(f"data:\n  path: {text}\n")
+    assert resolve(RunConfig, ["method=mae", f"recipe={path}"]).config.data.path == text
+
+
 @pytest.mark.parametrize(
     ("arg", "answer"),
     [
