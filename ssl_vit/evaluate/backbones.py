@@ -29,7 +29,6 @@ class Feature:
 
     blocks: tuple[int, ...]
     pool: str
-    normed: bool = True  # tokens go through the final norm
 
     @property
     def vectors(self) -> list[tuple[int, str]]:
@@ -79,9 +78,9 @@ class Backbone:
             vectors += [tokens[:, patches].mean(1)] if pool != "cls" else []
         return torch.cat(vectors, dim=1).float()
 
-    def extractor(self, feature: Feature) -> Callable[[Tensor], Tensor]:
+    def extractor(self, feature: Feature, normed: bool = True) -> Callable[[Tensor], Tensor]:
         """The function from images [B, C, H, W] to a feature of them [B, D], in float32."""
-        return partial(self.features, layers=feature.blocks, pool=feature.pool, normed=feature.normed)
+        return partial(self.features, layers=feature.blocks, pool=feature.pool, normed=normed)
 
     def random(self, seed: int) -> "Backbone":
         """The same architecture, untrained."""

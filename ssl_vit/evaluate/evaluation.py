@@ -59,10 +59,10 @@ class Evaluation(Generic[ConfigT]):
         layers = range(1, 1 + backbone.depth) if layer == "best" else [layer]
         return [backbone.feature(pool, layer, self.config.blocks or 1) for layer in layers]
 
-    def bank(self, backbone: Backbone, features: list[Feature], split: Split) -> FeatureBank:
+    def bank(self, backbone: Backbone, features: list[Feature], split: Split, normed: bool = True) -> FeatureBank:
         """Frozen features of a split's images; ValueError where they are not finite."""
         holds = cover(features)
-        return FeatureBank(*self.extract(backbone.extractor(holds), split), holds)
+        return FeatureBank(*self.extract(backbone.extractor(holds, normed), split), holds)
 
     def banks(self, backbone: Backbone, features: list[Feature]) -> Iterator[FeatureBank]:
         """Frozen features of the training images, then of the test images."""
@@ -143,7 +143,7 @@ def shuffled_rows(rows: Int64[Tensor, " n"], seed: int, epochs: int, batch_size:
 def train_head(
     optimizer: torch.optim.Optimizer,
     batches: Iterable[Any],
-    loss_of: Callable[[Any], Tensor],
+    loss_of: Callable[[Any], Float[Tensor, ""]],
     rate: Callable[[int], float],
 ) -> None:
     """A step for each batch whose loss has a gradient, at the optimizer's learning rate times rate(batches before)."""

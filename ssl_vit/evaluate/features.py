@@ -121,7 +121,7 @@ def cover(features: list[Feature]) -> Feature:
     """The one that holds all of them."""
     pools = {feature.pool for feature in features}
     blocks = sorted({block for feature in features for block in feature.blocks})
-    return Feature(tuple(blocks), pools.pop() if len(pools) == 1 else "both", features[0].normed)
+    return Feature(tuple(blocks), pools.pop() if len(pools) == 1 else "both")
 
 
 def held_out_folds(labels: Int64[Tensor, " n"], seed: int = 0) -> Iterator[Bool[Tensor, " n"]]:

@@ -8,7 +8,7 @@ Letters: B images of a batch, n training images, S tokens, D feature channels, K
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -81,7 +81,7 @@ def evaluate_beit(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone)
     One never sees a held-out fifth of the training images and chooses the block; the one that sees all is reported.
     """
     pool = "both" if "both" in backbone.pools else backbone.pools[-1]
-    features = [replace(backbone.feature(pool, 1 + block, 1), normed=False) for block in range(backbone.depth)]
+    features = [backbone.feature(pool, 1 + block, 1) for block in range(backbone.depth)]
     config, labels = evaluation.config, evaluation.train_labels.numpy()
     fifth = torch.from_numpy(stratified(labels, max(1, len(labels) // 5), config.seed))
     index = torch.from_numpy(evaluation.data.eval_index("train", config.train_limit, config.seed))
@@ -90,13 +90,13 @@ def evaluate_beit(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone)
     reported = [linear_head(evaluation, backbone, feature) for feature in features]
     choosers = [linear_head(evaluation, backbone, f, unseen) for f in features] if len(features) > 1 else []
     adamw = partial(torch.optim.AdamW, weight_decay=1e-4)
-    how = train_live(evaluation, backbone, [*reported, *choosers], adamw, by_epoch)
+    how = train_live(evaluation, backbone, [*reported, *choosers], adamw, by_epoch, normed=False)
     chosen = 0
     if choosers:
-        bank = evaluation.bank(backbone, features, "train")
+        bank = evaluation.bank(backbone, features, "train", normed=False)
         guesses = torch.stack([logits_of(head, bank, fifth).argmax(1) for head in choosers])
         chosen = int((guesses == bank.labels[fifth]).sum(1).argmax())
-    return result(evaluation, backbone, reported[chosen], f"linear on each block, AdamW, {how}")
+    return result(evaluation, backbone, reported[chosen], f"linear on each block, AdamW, {how}", normed=False)
 
 
 def by_step(epoch: float, epochs: int) -> float:
@@ -125,6 +125,7 @@ def train_live(
     heads: Sequence[Head],
     optimizer_of: Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer],
     rate: Callable[[float, int], float],
+    normed: bool = True,
 ) -> str:
     """Train heads on random crops by one optimizer on the sum of their losses; returns how, for a protocol's name.
 
@@ -136,7 +137,7 @@ def train_live(
     crop, own_batch = RandomCrop(data.image_size, CROP), max(1, batch_size // resources.ranks[1])
     loader = data.augmented_dataloader(crop, own_batch, config.train_limit, config.seed, resources.ranks)
     holds, steps = cover([head.feature for head in heads]), len(loader)
-    extractor = backbone.extractor(holds)
+    extractor = backbone.extractor(holds, normed)
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """(features, labels, image numbers) of the batches from all ranks, the first two on the device."""
@@ -171,9 +172,11 @@ def logits_of(head: Head, bank: FeatureBank, rows: Tensor) -> Tensor:
     return torch.cat([module(bank.select(head.feature, some).to(device)).cpu() for some in rows.split(ROWS)])
 
 
-def result(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone, head: Head, how: str) -> Result:
+def result(
+    evaluation: Evaluation[LinearProbeConfig], backbone: Backbone, head: Head, how: str, normed: bool = True
+) -> Result:
     """What a trained head predicts of the test images."""
-    bank = evaluation.bank(backbone, [head.feature], "test")
+    bank = evaluation.bank(backbone, [head.feature], "test", normed)
     probabilities = logits_of(head, bank, torch.arange(len(bank.labels))).softmax(1)
     return Result(probabilities, how, head.feature.metadata | {"lr": schedule_of(evaluation)[2]})
 
