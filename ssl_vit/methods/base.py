@@ -24,7 +24,7 @@ from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.methods.guard import DivergenceError, Guard
 from ssl_vit.models.blocks import Block
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import TRAINED, initialize, require_fit, save_encoder
+from ssl_vit.models.weights import TRAINED, load_encoder, require_fit, save_encoder, transfer
 from ssl_vit.optim.param_groups import decay_groups, grad_norm, scaled_lr
 from ssl_vit.optim.progress import fraction_done, fraction_of_epochs, is_logged
 from ssl_vit.optim.schedules import warmup_cosine
@@ -271,7 +271,7 @@ class Method(Objective):
 
     def start_from(self, source: str) -> None:
         """Begin with the weights of another encoder, from anything that load_encoder reads."""
-        initialize(self.encoder, source)
+        transfer(load_encoder(source), self.encoder, f"init_from={source}")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

@@ -20,8 +20,7 @@ from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Method
 from ssl_vit.methods.masking import index_to_mask, num_keep, random_masking
 from ssl_vit.models.blocks import Block, init_linear, run_blocks
-from ssl_vit.models.pos_embed import resample, sincos_2d
-from ssl_vit.models.stem import patchify, unpatchify
+from ssl_vit.models.stem import patchify, resample, sincos_2d, unpatchify
 
 
 def target_pixels(

@@ -1,13 +1,11 @@
 """Transformer blocks on packed sequences: attention, MLP, their residual branches (arXiv:2010.11929, section 3.1).
 
-Parameter names are timm's.
-
-Letters: B sequences of S tokens in a batch, T tokens of all sequences together, D width, d channels of a head; R tokens
-of width A that are attended to, where they are not the sequence's own.
+Parameter names are timm's. Letters: B sequences of S tokens in a batch, T tokens of all sequences together, D width,
+d channels of a head; R tokens that are attended to, where they are not the sequence's own.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,11 +17,6 @@ Layout = list[tuple[int, int]]
 """How sequences are packed into T tokens, one behind another: batches of B sequences of S tokens, (B, S) for each."""
 Biases = Sequence[Tensor | None]
 """What is added to the attention scores of each batch, [heads, S, S] of its S, if anything."""
-
-
-def lengths(layout: Layout) -> list[int]:
-    """Tokens of each batch."""
-    return [B * S for B, S in layout]
 
 
 def attend(
@@ -47,10 +40,7 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one matrix for queries, keys and values.
-
-    relations: rows of a table of relative positions of its own, zero at first; 0: it has none.
-    """
+    """Multi-head self-attention; relations: rows of its own table of relative positions, zero at first; 0: none."""
 
     def __init__(self, width: int, heads: int, relations: int = 0) -> None:
         super().__init__()
@@ -67,8 +57,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "T D"], layout: Layout, biases: Biases) -> Float[Tensor, "T D"]:
         mixed = []
-        for packed, (_, S), bias in zip(self.qkv(x).split(lengths(layout)), layout, biases, strict=True):
-            q, k, v = self.split_heads(packed.unflatten(0, (-1, S)))
+        for packed, shape, bias in zip(self.qkv(x).split([B * S for B, S in layout]), layout, biases, strict=True):
+            q, k, v = self.split_heads(packed.unflatten(0, shape))
             mixed.append(attend(q, k, v, bias).transpose(1, 2).flatten(2).flatten(0, 1))
         return self.proj(mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
@@ -143,21 +133,16 @@ def run_blocks(
     biases: Sequence[Biases] | None = None,
     checkpointed: bool = False,
 ) -> list[Float[Tensor, "_ _ D"]]:
-    """Batches of sequences, each [B, S, D] with its own B and S, through blocks.
+    """Batches of sequences, each [B, S, D] with its own B and S, through blocks; biases of the scores block by block.
 
     Every linear map runs once over all tokens; only attention is split by batch. Nothing is padded.
-
-    Args:
-        biases: of the attention scores, in block after block.
-        checkpointed: recompute each block in the backward pass.
     """
     layout = [(len(tokens), tokens.shape[1]) for tokens in sequences]
-    flat = [tokens.flatten(0, 1) for tokens in sequences]
+    flat, blocks = [tokens.flatten(0, 1) for tokens in sequences], list(blocks)
     x = flat[0] if len(flat) == 1 else torch.cat(flat)
-    blocks = list(blocks)
     for block, own in zip(blocks, biases or [[None] * len(layout)] * len(blocks), strict=True):
         x = checkpoint(block, x, layout, own, use_reentrant=False) if checkpointed else block(x, layout, own)
-    return [packed.unflatten(0, shape) for packed, shape in zip(x.split(lengths(layout)), layout, strict=True)]
+    return [packed.unflatten(0, shape) for packed, shape in zip(x.split([*map(len, flat)]), layout, strict=True)]
 
 
 def compile_blocks(network: nn.Module) -> None:
@@ -167,21 +152,11 @@ def compile_blocks(network: nn.Module) -> None:
             module.compile()
 
 
-def trunc_normal(weight: Tensor) -> Tensor:
-    """Normal of std .02, cut at +-2, which is never met (DINO, timm)."""
-    return nn.init.trunc_normal_(weight, std=0.02)
-
-
-def narrow_normal(weight: Tensor) -> Tensor:
-    """Normal of std .02, cut at one std, which leaves a std of .0108 (BEiT, arXiv:2106.08254, the authors')."""
-    return nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
-
-
-SCHEMES: dict[str, Callable[[Tensor], Any]] = {
-    "xavier": nn.init.xavier_uniform_,
-    "trunc_normal": trunc_normal,
-    "beit": narrow_normal,
-}
+trunc_normal = partial(nn.init.trunc_normal_, std=0.02)
+"""Normal of std .02, cut at +-2, which is never met (DINO, timm)."""
+narrow_normal = partial(nn.init.trunc_normal_, std=0.02, a=-0.02, b=0.02)
+"""Normal of std .02, cut at one std, which leaves a std of .0108 (BEiT, arXiv:2106.08254, the authors')."""
+SCHEMES = {"xavier": nn.init.xavier_uniform_, "trunc_normal": trunc_normal, "beit": narrow_normal}
 
 
 def init_linear(module: nn.Module, scheme: str) -> None:
@@ -196,19 +171,8 @@ def init_linear(module: nn.Module, scheme: str) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def init_blocks(blocks: nn.ModuleList, scheme: str) -> None:
-    """init_linear; by `beit` the residual branches also shrink with depth."""
-    init_linear(blocks, scheme)
-    if scheme == "beit":
-        shrink_residuals(blocks)
-
-
 def shrink_residuals(blocks: nn.ModuleList, first: int = 1) -> None:
-    """Divide the last weights of each residual branch by sqrt(2 * number of the block) (BEiT, the authors').
-
-    Args:
-        first: number of the first of these blocks, from 1.
-    """
+    """Divide the last weights of each residual branch by sqrt(2 * the block's number), from `first` (BEiT's authors)."""
     for number, block in enumerate(blocks, start=first):
         block.attn.proj.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore
         block.mlp.fc2.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore

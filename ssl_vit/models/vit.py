@@ -1,13 +1,11 @@
 """The one Vision Transformer that every method trains (Dosovitskiy et al., 2021, arXiv:2010.11929).
 
-Parameter names are timm's, so weights move between the two without a key map.
-
-Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N = h * w patches, n <= N patches that
-reach the blocks, R registers, D width, S = 1 + n tokens (class token first).
+Parameter names are timm's, so weights move between the two without a key map. Letters: B images, C channels, H W
+pixels, h x w patch grid, N = h * w patches, n <= N patches that reach the blocks, R registers, D width, S = 1 + n
+tokens (class token first).
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -17,27 +15,25 @@ from torch import Tensor, nn
 
 from ssl_vit.config.checks import one_of
 from ssl_vit.config.schema import POOLS, EncoderConfig
-from ssl_vit.models.blocks import SCHEMES, Biases, Block, init_blocks, run_blocks, trunc_normal
-from ssl_vit.models.pos_embed import RelativeIndex, RelativePositionBias, relations, resample, sincos_2d
-from ssl_vit.models.stem import PatchEmbed, patchify
+from ssl_vit.models.blocks import SCHEMES, Biases, Block, init_linear, run_blocks, shrink_residuals
+from ssl_vit.models.stem import Grid, PatchEmbed, RelativePositionBias, patchify, relations, resample, sincos_2d
+
+Images = Float[Tensor, "B C H W"]
 
 
 class VisionTransformer(nn.Module):
     """Images to tokens in three steps that a method may call apart: patchify, add_pos_embed, encode.
 
     MAE takes the first two for the visible patches only; BEiT swaps patches for its mask token between them; DINO and
-    every evaluation call all three through forward. The encoder knows no method and no mask.
+    every evaluation call all three. The encoder knows no method and no mask.
 
     Args:
         config: the whole architecture; or give its fields as keywords, `VisionTransformer(size="small")`.
     """
 
     pos_embed: Tensor
-    """Positions [1, 1 + N, D], class token first; with registers [1, N, D]. A parameter if learned, else a buffer.
-
-    Absent with relative positions, which are a bias of the attention scores: one table shared by all blocks
-    (rel_pos_bias), or one in each (attn.relative_position_bias_table).
-    """
+    """[1, 1 + N, D], class token first, with registers [1, N, D]; a parameter if learned, a buffer if fixed; absent for
+    relative positions, whose tables are in rel_pos_bias or in each block's attn."""
 
     def __init__(self, config: EncoderConfig | None = None, **options: Any) -> None:
         super().__init__()
@@ -62,33 +58,30 @@ class VisionTransformer(nn.Module):
             self._init_weights()
 
     def _make_positions(self) -> None:
-        # As in timm's models: without registers row 0 is the class token's, with them the table is the patches' alone.
-        h, w = self.grid
+        # As in timm's models: with registers the table is the patches' alone.
         self.class_rows = 0 if self.config.num_registers or self.config.relative else 1
-        if self.config.pos_embed == "relative":
-            self.rel_pos_bias = RelativePositionBias(self.grid, self.num_heads)
-        elif self.config.pos_embed == "relative_per_block":
-            self.rel_pos_index = RelativeIndex(self.grid)
-        elif self.config.pos_embed == "learned":
+        kind, (h, w) = self.config.pos_embed, self.grid
+        if self.config.relative:
+            self.rel_pos_bias = RelativePositionBias(self.grid, self.num_heads if kind == "relative" else 0)
+        elif kind == "learned":
             self.pos_embed = nn.Parameter(torch.zeros(1, self.class_rows + h * w, self.embed_dim))
         else:  # a buffer: a frozen parameter would stop plain DDP
-            table = F.pad(sincos_2d(h, w, self.embed_dim), (0, 0, self.class_rows, 0))
-            self.register_buffer("pos_embed", table)
+            self.register_buffer("pos_embed", F.pad(sincos_2d(h, w, self.embed_dim), (0, 0, self.class_rows, 0)))
 
     def _init_weights(self) -> None:
         scheme = self.config.init
-        init_blocks(self.blocks, scheme)
+        init_linear(self.blocks, scheme)
+        if scheme == "beit":
+            shrink_residuals(self.blocks)
+            nn.init.zeros_(self.patch_embed.proj.bias)  # pyright: ignore[reportArgumentType]
         if scheme in ("xavier", "beit"):
             SCHEMES[scheme](self.patch_embed.proj.weight.data.flatten(1))  # as a linear map of a flat patch
-        if scheme == "beit":
-            nn.init.zeros_(self.patch_embed.proj.bias)  # pyright: ignore[reportArgumentType]
-        for token in (self.cls_token, getattr(self, "reg_token", None)):
-            if token is not None:
-                SCHEMES["beit"](token) if scheme == "beit" else nn.init.normal_(token, std=0.02)
+        for token in [self.cls_token, *([self.reg_token] if self.config.num_registers else [])]:
+            SCHEMES["beit"](token) if scheme == "beit" else nn.init.normal_(token, std=0.02)
         if self.config.pos_embed == "learned":
-            SCHEMES["beit"](self.pos_embed) if scheme == "beit" else trunc_normal(self.pos_embed)
+            SCHEMES["beit" if scheme == "beit" else "trunc_normal"](self.pos_embed)
 
-    def grid_of(self, images: Float[Tensor, "B C H W"]) -> tuple[int, int]:
+    def grid_of(self, images: Images) -> Grid:
         """Patch grid (h, w) of images; ValueError unless channels and sides fit."""
         C, H, W = images.shape[-3:]
         if self.config.channels != C:
@@ -99,9 +92,7 @@ class VisionTransformer(nn.Module):
             )
         return H // self.patch_size, W // self.patch_size
 
-    def patchify(
-        self, images: Float[Tensor, "B C H W"], index: Int[Tensor, "B n"] | None = None
-    ) -> Float[Tensor, "B _ D"]:
+    def patchify(self, images: Images, index: Int[Tensor, "B n"] | None = None) -> Float[Tensor, "B _ D"]:
         """Project pixels to patch tokens, row-major; with an index only those patches, in that order."""
         self.grid_of(images)
         return self.patch_embed(patchify(images, self.patch_size, index))
@@ -109,64 +100,60 @@ class VisionTransformer(nn.Module):
     def add_pos_embed(
         self, patches: Float[Tensor, "B n D"], h: int, w: int, index: Int[Tensor, "B n"] | None = None
     ) -> Float[Tensor, "B n D"]:
-        """Add the positions of an h x w grid; `index` says which patches of it these are (None: all).
-
-        Relative positions add nothing here: encode takes the grid.
-        """
+        """Add the positions of an h x w grid, of its patches at `index` (None: all); relative ones are encode's."""
         if self.config.relative:
             return patches
         table = resample(self.pos_embed[:, self.class_rows :], self.grid, (h, w))
         return patches + (table if index is None else table[0][index])
 
-    def encode(self, patches: Float[Tensor, "B n D"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B S D"]:
+    def encode(self, patches: Float[Tensor, "B n D"], grid: Grid | None = None) -> Float[Tensor, "B S D"]:
         """Patches with positions, any subset in any order, to normed tokens: class token first, then the patches.
 
-        Relative positions need all patches of a grid in their order; grid: which, by default that of the training
-        image. ValueError where the patches are not as many.
+        Relative positions need all patches of a grid in their order, by default that of the training image; ValueError
+        where they are not as many.
         """
         return self.encode_many([patches], None if grid is None else [grid])[0]
 
     def encode_many(
-        self, groups: Sequence[Float[Tensor, "_ _ D"]], grids: Sequence[tuple[int, int]] | None = None
+        self, groups: Sequence[Float[Tensor, "_ _ D"]], grids: Sequence[Grid] | None = None
     ) -> list[Float[Tensor, "_ _ D"]]:
         """As encode, for batches that differ in length and number; linear maps run once over all of them."""
-        biases = self._biases(groups, grids or [self.grid] * len(groups))
-        sequences = self._run([self.with_class_token(patches) for patches in groups], biases, 0, self.depth)
+        (sequences,) = self._run(groups, grids, [self.depth])
         return [self.norm(self.without_registers(x)) for x in sequences]
 
     def hidden_states(
-        self, patches: Float[Tensor, "B n D"], layers: Sequence[int], grid: tuple[int, int] | None = None
+        self, patches: Float[Tensor, "B n D"], layers: Sequence[int], grid: Grid | None = None
     ) -> list[Float[Tensor, "B S D"]]:
         """As encode, but the tokens after each of the chosen blocks, before the final norm; negative: from the last."""
-        wanted = [range(self.depth)[layer] for layer in layers]
-        biases = self._biases([patches], [grid or self.grid])
-        x, outputs, done = self.with_class_token(patches), dict[int, Tensor](), 0
-        for layer in sorted(set(wanted)):
-            (x,) = self._run([x], biases, done, layer + 1)
-            outputs[layer], done = self.without_registers(x), layer + 1
-        return [outputs[layer] for layer in wanted]
+        ends = [range(self.depth)[layer] + 1 for layer in layers]
+        return [self.without_registers(x) for (x,) in self._run([patches], grid and [grid], ends)]
 
-    def biases(self, grids: Sequence[tuple[int, int]]) -> Sequence[Biases] | None:
-        """Relative positions of batches of whole grids, for each block; None with other positions.
-
-        Where the blocks share a table they are computed once.
-        """
-        if not self.config.relative:
-            return None
-        if self.config.pos_embed == "relative":
-            shared = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
-            return [[shared[grid] for grid in grids]] * self.depth
-        tables = [block.attn.relative_position_bias_table for block in self.blocks]  # pyright: ignore
-        return [[self.rel_pos_index.look_up(table, grid) for grid in grids] for table in tables]  # pyright: ignore
-
-    def _biases(self, groups: Sequence[Tensor], grids: Sequence[tuple[int, int]]) -> Sequence[Biases] | None:
+    def _run(self, groups: Sequence[Tensor], grids: Sequence[Grid] | None, ends: Sequence[int]) -> list[list[Tensor]]:
+        """For each of `ends` the tokens of all groups, registers too, after that many blocks."""
+        grids = grids or [self.grid] * len(groups)
         for patches, (h, w) in zip(groups, grids, strict=True):
             if self.config.relative and patches.shape[1] != h * w:
                 raise ValueError(
                     f"encoder.pos_embed={self.config.pos_embed} needs all {h} x {w} patches of a grid, not "
                     f"{patches.shape[1]}: give encode(patches, grid=(h, w)), or choose learned or sincos positions"
                 )
-        return self.biases(grids)
+        checkpointed = self.config.grad_checkpointing and self.training and torch.is_grad_enabled()
+        biases, outputs, done = self.biases(grids), dict[int, list[Tensor]](), 0
+        sequences = [self.with_class_token(patches) for patches in groups]
+        for end in sorted(set(ends)):
+            sequences = run_blocks(self.blocks[done:end], sequences, biases and biases[done:end], checkpointed)
+            outputs[end], done = sequences, end
+        return [outputs[end] for end in ends]
+
+    def biases(self, grids: Sequence[Grid]) -> Sequence[Biases] | None:
+        """Relative positions of batches of whole grids, for each block; None with other positions."""
+        if not self.config.relative:
+            return None
+        if self.config.pos_embed == "relative":  # computed once for all blocks
+            shared = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
+            return [[shared[grid] for grid in grids]] * self.depth
+        tables = [block.attn.relative_position_bias_table for block in self.blocks]  # pyright: ignore
+        return [[self.rel_pos_bias(grid, table) for grid in grids] for table in tables]
 
     def with_class_token(self, patches: Float[Tensor, "B n D"]) -> Float[Tensor, "B _ D"]:
         """Class token, registers, patches: what the first block sees."""
@@ -176,7 +163,7 @@ class VisionTransformer(nn.Module):
             tokens.append(self.reg_token.expand(len(patches), -1, -1))
         return torch.cat([*tokens, patches], dim=1)
 
-    def embed(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N D"]:
+    def embed(self, images: Images) -> Float[Tensor, "B N D"]:
         """All patches of whole images with their positions: what encode takes."""
         return self.add_pos_embed(self.patchify(images), *self.grid_of(images))
 
@@ -184,30 +171,16 @@ class VisionTransformer(nn.Module):
         R = self.config.num_registers
         return torch.cat([x[:, :1], x[:, 1 + R :]], dim=1) if R else x
 
-    def _run(self, sequences: list[Tensor], biases: Sequence[Biases] | None, first: int, end: int) -> list[Tensor]:
-        """Sequences through the blocks from `first` up to `end`."""
-        checkpointed = self.config.grad_checkpointing and self.training and torch.is_grad_enabled()
-        return run_blocks(self.blocks[first:end], sequences, biases and biases[first:end], checkpointed)
-
-    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
+    def forward(self, images: Images) -> Float[Tensor, "B S D"]:
         """Tokens after the final norm [B, 1 + N, D], class token first, without registers."""
         return self.encode(self.embed(images), self.grid_of(images))
 
-    def layer_tokens(
-        self, images: Float[Tensor, "B C H W"], layers: Sequence[int] = (-1,)
-    ) -> list[Float[Tensor, "B S D"]]:
+    def layer_tokens(self, images: Images, layers: Sequence[int] = (-1,)) -> list[Float[Tensor, "B S D"]]:
         """Tokens after the chosen blocks, each through the final norm; negative layers count from the last."""
         return [self.norm(x) for x in self.hidden_states(self.embed(images), layers, self.grid_of(images))]
 
-    def features(
-        self, images: Float[Tensor, "B C H W"], layers: Sequence[int] = (-1,), pool: str = "cls"
-    ) -> Float[Tensor, "B _"]:
-        """One vector per image: [B, D] for each layer and pooling, side by side.
-
-        Args:
-            layers: blocks to read, such as [-1] or [-4, -3, -2, -1].
-            pool: "cls" (class token), "mean" (of the patches), "both" (class token, then mean).
-        """
+    def features(self, images: Images, layers: Sequence[int] = (-1,), pool: str = "cls") -> Float[Tensor, "B _"]:
+        """One vector per image, layer by layer: class token ("cls"), mean of the patches ("mean"), or "both" in turn."""
         one_of("pool", pool, POOLS)
         pooled = []
         for tokens in self.layer_tokens(images, layers):
@@ -215,28 +188,19 @@ class VisionTransformer(nn.Module):
             pooled += [tokens[:, 1:].mean(1)] if pool != "cls" else []
         return torch.cat(pooled, dim=1)
 
-    def feature_maps(
-        self, images: Float[Tensor, "B C H W"], layers: Sequence[int] = (-1,)
-    ) -> list[Float[Tensor, "B D h w"]]:
+    def feature_maps(self, images: Images, layers: Sequence[int] = (-1,)) -> list[Float[Tensor, "B D h w"]]:
         """Patch features as maps for dense tasks, one for each layer."""
         grid = self.grid_of(images)
         return [tokens[:, 1:].transpose(1, 2).unflatten(2, grid) for tokens in self.layer_tokens(images, layers)]
 
-    def attention_maps(self, images: Float[Tensor, "B C H W"], layer: int = -1) -> Float[Tensor, "B heads N"]:
+    def attention_maps(self, images: Images, layer: int = -1) -> Float[Tensor, "B heads N"]:
         """How much the class token attends to each patch in one block; the rest went to itself and the registers."""
-        wanted = range(self.depth)[layer]
-        patches = self.embed(images)
-        biases = self._biases([patches], [self.grid_of(images)])
-        (x,) = self._run([self.with_class_token(patches)], biases, 0, wanted)
-        block = self.blocks[wanted]
+        grid, wanted = self.grid_of(images), range(self.depth)[layer]
+        ((x,),) = self._run([self.embed(images)], [grid], [wanted])
+        block, biases = self.blocks[wanted], self.biases([grid])
         assert isinstance(block, Block)
         q, k, _ = block.attn.split_heads(block.attn.qkv(block.norm1(x)))
         scores = q[:, :, :1] @ k.transpose(-2, -1) * q.shape[-1] ** -0.5  # [B, heads, 1, S + R]
-        bias = biases[wanted][0] if biases else None
-        if bias is not None:
-            scores = scores + bias[:, :1]
+        if biases:
+            scores = scores + biases[wanted][0][:, :1]  # pyright: ignore[reportOptionalSubscript]
         return scores.softmax(-1)[:, :, 0, 1 + self.config.num_registers :]
-
-    def extra_repr(self) -> str:
-        changed = {k: v for k, v in asdict(self.config).items() if v != getattr(EncoderConfig(), k)}
-        return ", ".join(f"{key}={value}" for key, value in changed.items())

@@ -1,8 +1,7 @@
-"""What a tokenizer is, and tokenizers in files.
+"""What a tokenizer is, tokenizers in files, and the objective of those that are learned by gradient.
 
 A method that predicts tokens calls `tokenizer(images) -> tokens`, reads `tokenizer.vocab_size`, and where a tokenizer
 has them patch_size, channels and grid; decode, where `decodes` is true, makes images to look at.
-
 Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w tokens.
 """
 
@@ -11,13 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ssl_vit.config.recipes import load_class
 from ssl_vit.config.schema import PatchGrid
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerConfig
-from ssl_vit.models.weights import read_weights, require_fit, write_weights
+from ssl_vit.data.transforms.crops import RandomCrop
+from ssl_vit.methods.base import Objective
+from ssl_vit.models.weights import load_strictly, read_weights, write_weights
 from ssl_vit.run.files import write_json
 from ssl_vit.tokenizers.dalle import load_dalle
 
@@ -25,11 +27,7 @@ WEIGHTS, ABOUT = "tokenizer.safetensors", "tokenizer.json"
 
 
 class Tokenizer(nn.Module, ABC):
-    """One token of a vocabulary for each patch of an image.
-
-    Args:
-        config: its options, which are saved with it.
-    """
+    """One token of a vocabulary for each patch of an image; its config is saved with it."""
 
     kind: str
     decodes = False
@@ -50,12 +48,32 @@ class Tokenizer(nn.Module, ABC):
         raise NotImplementedError(f"a {self.kind} tokenizer has no way back to images")
 
 
-def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None:
-    """ValueError in one line unless the tokenizer makes one token for each patch of such images.
+class TokenizerTraining(Objective):
+    """An objective whose result is a tokenizer. Images are in [0, 1]."""
 
-    Args:
-        patches: the encoder's. where: names the tokenizer in the message.
-    """
+    tokenizer: Any
+    """A Tokenizer, of the kind that its training is for."""
+
+    def transform(self) -> RandomCrop:
+        return crop_of(self.config)
+
+    def export(self, folder: Path, **metadata: Any) -> Path:
+        return save_tokenizer(self.tokenizer, folder, **metadata)
+
+
+def crop_of(config: TokenizerConfig) -> RandomCrop:
+    """The augmentation that every tokenizer is trained on."""
+    return RandomCrop(config.height_width, config.crop_scale, flip=config.flip)
+
+
+def vocabulary_use(tokens: Int64[Tensor, "*shape"], vocab_size: int) -> dict[str, Tensor]:
+    """Of a batch's tokens perplexity and the fraction of the vocabulary that occurs."""
+    fraction = torch.bincount(tokens.flatten(), minlength=vocab_size) / tokens.numel()
+    return {"perplexity": torch.special.entr(fraction).sum().exp(), "codes_met": (fraction > 0).float().mean()}
+
+
+def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None:
+    """ValueError in one line unless the tokenizer, named `where`, makes one token for each of the encoder's patches."""
     channels = getattr(tokenizer, "channels", patches.channels)
     if channels != patches.channels:
         raise ValueError(
@@ -89,15 +107,14 @@ def load_tokenizer(source: str | Path) -> nn.Module:
     if not path.exists():
         advice = "make one with `python tools/train_tokenizer.py`, or leave tokenizer= empty and one is trained first"
         raise FileNotFoundError(f"tokenizer={source}: there is no {path}; {advice}")
-    state, metadata = read_weights(path) if path.suffix == ".safetensors" else ({}, {})
+    state, metadata = read_weights(path)
     if not metadata:
-        return load_dalle(path)
+        return load_dalle(state, path)
     kind = metadata.get("kind")
     if kind not in TOKENIZERS:
         raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(metadata)}")
     options = metadata["config"] | {"crop_scale": tuple(metadata["config"]["crop_scale"])}  # JSON has no tuples
     config = type(TOKENIZERS[kind].config().own_config)(**options)
     tokenizer = load_class(TOKENIZERS[kind].home)(config)
-    require_fit(tokenizer.state_dict(), state, path)
-    tokenizer.load_state_dict(state)
+    load_strictly(tokenizer, state, path)
     return tokenizer.requires_grad_(False).eval()

@@ -3,8 +3,7 @@ section 2.1 and appendix A; van den Oord et al., 2017, arXiv:1711.00937 for the 
 
 Convolutions down to one position for each patch, a token there by Gumbel-softmax (Jang et al., 2017, arXiv:1611.01144),
 convolutions up again. Differs from DALL-E's in size, in its squared error, and in a stride that is the patch's.
-
-Letters: B images, C channels, H W pixels, P patch side, h x w patch grid, N = h * w patches, K tokens, D code width.
+Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w patches, K tokens, D code width.
 """
 
 import math
@@ -20,8 +19,7 @@ from ssl_vit.config.tokenizer_schema import DVAEConfig, DVAERun
 from ssl_vit.optim.progress import fraction_done, is_logged
 from ssl_vit.optim.schedules import cosine, linear
 from ssl_vit.parallel.distributed import mean_over_ranks
-from ssl_vit.tokenizers.base import Tokenizer
-from ssl_vit.tokenizers.training import TokenizerTraining
+from ssl_vit.tokenizers.base import Tokenizer, TokenizerTraining, vocabulary_use
 
 
 def strides_of(patch_size: int) -> list[int]:
@@ -85,7 +83,6 @@ class DVAE(Tokenizer):
 
     @torch.no_grad()
     def decode(self, tokens: Int64[Tensor, "B N"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:
-        """The decoder's images."""
         codes = self.codebook[tokens].transpose(1, 2).unflatten(2, grid or self.grid)
         with torch.autocast(tokens.device.type, enabled=False):
             return self.reconstruct(codes).clamp(0, 1)
@@ -100,8 +97,7 @@ def divergence_from_uniform(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, "
 def unevenness(scores: Float[Tensor, "B K h w"]) -> Float[Tensor, ""]:
     """KL(mean of the tokens' probabilities over all patches | uniform) in nats: ln K where only one token is used.
 
-    The divergence of single patches does not keep tokens from dying out; this does. Over the patches of all ranks, in
-    float32.
+    Unlike the divergence of single patches it keeps tokens from dying out. Over the patches of all ranks, in float32.
     """
     fraction = mean_over_ranks(scores.float().softmax(1).mean((0, 2, 3)))
     return math.log(len(fraction)) - torch.special.entr(fraction).sum()
@@ -123,7 +119,7 @@ class DVAETraining(TokenizerTraining):
     ) -> dict[str, Float[Tensor, ""]]:
         """{"reconstruction": mean squared error of pixels in [0, 1], "divergence", "unevenness": weighted, in nats}.
 
-        `noise`, uniform in [0, 1), relaxes the choice of tokens; by default it is random.
+        noise: uniform in [0, 1), relaxes the choice of tokens; by default it is random.
         """
         cfg, fraction, tokenizer = self.config, fraction_done(self._trainer), self.tokenizer
         scores = tokenizer.scores(images)
@@ -136,21 +132,12 @@ class DVAETraining(TokenizerTraining):
         error = F.mse_loss(tokenizer.reconstruct(codes).float(), images)
         weight = linear(fraction, cfg.kl_warmup, 0.0, cfg.kl)
         if is_logged(self._trainer):
-            self.measure(scores.detach(), error.detach(), temperature)
+            psnr = {"psnr": -10 * error.detach().log10()}  # in dB
+            self.extra_metrics = psnr | vocabulary_use(scores.argmax(1), cfg.vocab_size) | {"temperature": temperature}
         return {
             "reconstruction": error,
             "divergence": weight * divergence_from_uniform(scores),
             "unevenness": cfg.usage * unevenness(scores),
-        }
-
-    def measure(self, scores: Float[Tensor, "B K h w"], error: Float[Tensor, ""], temperature: float) -> None:
-        """Set extra_metrics: PSNR in dB, and of the batch's tokens perplexity and fraction of the vocabulary used."""
-        counts = torch.bincount(scores.argmax(1).flatten(), minlength=scores.shape[1]).float()
-        self.extra_metrics = {
-            "psnr": -10 * error.log10(),
-            "perplexity": torch.special.entr(counts / counts.sum()).sum().exp(),
-            "codes_met": (counts > 0).float().mean(),
-            "temperature": temperature,
         }
 
     def decays(self, name: str, parameter: Tensor) -> bool:

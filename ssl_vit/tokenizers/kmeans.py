@@ -1,7 +1,6 @@
 """k-means over patches: the cheapest visual tokens (Lloyd, 1982; in mini-batches, Sculley, 2010).
 
-Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w patches, F = C * P * P pixel values of a patch,
-K centers.
+Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w patches.
 """
 
 from collections.abc import Iterator
@@ -40,24 +39,16 @@ class KMeans(Tokenizer):
         return torch.cat(nearest).unflatten(0, patches.shape[:2])
 
     def decode(self, tokens: Int64[Tensor, "B N"], grid: tuple[int, int] | None = None) -> Float[Tensor, "B C H W"]:
-        """Each patch as the mean of those it stands for."""
         return unpatchify(self.centers[tokens], self.patch_size, *(grid or self.grid)).clamp(0, 1)
 
 
 def fit_kmeans(config: KMeansConfig, batches: Iterator[Float[Tensor, "B C H W"]], seed: int) -> KMeans:
-    """Centers of the first config.patches patches that come, by scikit-learn.
-
-    Args:
-        batches: images in [0, 1], at least as many as that takes.
-    """
+    """Centers of the first config.patches patches of batches of images in [0, 1], by scikit-learn."""
     from sklearn.cluster import MiniBatchKMeans
 
-    collected, count = [], 0
-    while count < config.patches:
-        patches = patchify(next(batches), config.patch_size).flatten(0, 1)
-        collected.append(patches)
-        count += len(patches)
-    sample = torch.cat(collected)[: config.patches].numpy()
+    collected: list[Tensor] = []
+    while sum(map(len, collected)) < config.patches:
+        collected.append(patchify(next(batches), config.patch_size).flatten(0, 1))
     solver = MiniBatchKMeans(
         config.vocab_size,
         batch_size=max(4096, 4 * config.vocab_size),
@@ -65,6 +56,7 @@ def fit_kmeans(config: KMeansConfig, batches: Iterator[Float[Tensor, "B C H W"]]
         n_init=1,  # pyright: ignore[reportArgumentType]
         random_state=seed,
     )
+    sample = torch.cat(collected)[: config.patches].numpy()
     tokenizer = KMeans(config)
     tokenizer.centers.copy_(torch.from_numpy(solver.fit(sample).cluster_centers_))
     return tokenizer.eval()

@@ -1,14 +1,12 @@
 """Vector-quantized knowledge distillation: tokens from which a teacher's patch features are predicted (BEiT v2: Peng et
-al., 2022, arXiv:2208.06366, section 2.1). So they hold what the teacher sees and not how the pixels look.
-
-A Vision Transformer makes a short unit vector of each patch, its code; the nearest of a codebook of unit vectors is its
-token, and a small decoder predicts the teacher's features from the codebook vectors of all patches. The codebook is a
-moving average of the codes it stands for (van den Oord et al., 2017, arXiv:1711.00937, appendix A.1).
+al., 2022, arXiv:2208.06366, section 2.1): a Vision Transformer makes a unit vector of each patch, its code; the nearest
+of a codebook of unit vectors is its token. The codebook is a moving average (arXiv:1711.00937, appendix A.1).
 
 Letters: B images, C channels, H W pixels, h x w patch grid, N = h * w patches, n = B * N patches of a batch, K vectors,
 d code width, E width of the teacher.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -16,17 +14,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ssl_vit.config.schema import EncoderConfig
+from ssl_vit.config.schema import PatchGrid
 from ssl_vit.config.tokenizer_schema import VQKDConfig, VQKDRun
 from ssl_vit.models.blocks import init_linear
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import all_gather, from_first_rank, sum_over_ranks
-from ssl_vit.tokenizers.base import Tokenizer
-from ssl_vit.tokenizers.training import TokenizerTraining
-
-KMEANS_ROUNDS = 10
+from ssl_vit.tokenizers.base import Tokenizer, TokenizerTraining, vocabulary_use
 
 
 def projection(width: int, outputs: int) -> nn.Sequential:
@@ -36,9 +31,8 @@ def projection(width: int, outputs: int) -> nn.Sequential:
 
 def transformer(config: VQKDConfig, depth: int) -> VisionTransformer:
     """A Vision Transformer on the tokenizer's images with learned positions."""
-    shape = {"embed_dim": config.width, "depth": depth, "num_heads": config.heads}
-    image = {"patch_size": config.patch_size, "image_size": config.image_size, "channels": config.channels}
-    return VisionTransformer(EncoderConfig(**shape, **image))
+    image = {field.name: getattr(config, field.name) for field in fields(PatchGrid)}
+    return VisionTransformer(embed_dim=config.width, depth=depth, num_heads=config.heads, **image)
 
 
 class VQKD(Tokenizer):
@@ -70,13 +64,10 @@ class VQKD(Tokenizer):
             return self.nearest(self.codes(images.float()))
 
 
-def spherical_kmeans(
-    codes: Float[Tensor, "n d"], start: Float[Tensor, "K d"], rounds: int = KMEANS_ROUNDS
-) -> Float[Tensor, "K d"]:
-    """Unit vectors that stand for unit vectors, by cosine; one that stands for none stays where it is."""
-    centers = start
-    for _ in range(rounds):
-        centers, _ = moved(centers, *totals((codes @ centers.T).argmax(1), codes, len(centers)), momentum=0.0)
+def spherical_kmeans(codes: Float[Tensor, "n d"], centers: Float[Tensor, "K d"]) -> Float[Tensor, "K d"]:
+    """Unit vectors that stand for unit vectors, by cosine, in ten rounds; one that stands for none stays as it was."""
+    for _ in range(10):
+        centers = moved(centers, *totals((codes @ centers.T).argmax(1), codes, len(centers)), momentum=0.0)
     return centers
 
 
@@ -90,11 +81,10 @@ def totals(
 
 def moved(
     codebook: Float[Tensor, "K d"], counts: Float[Tensor, " K"], sums: Float[Tensor, "K d"], momentum: float
-) -> tuple[Float[Tensor, "K d"], Float[Tensor, " K"]]:
-    """The codebook a step nearer to the directions of its codes, and each token's fraction of the patches."""
-    met = counts[:, None] > 0
-    target = torch.where(met, F.normalize(sums, dim=1), codebook)
-    return F.normalize(torch.lerp(target, codebook, momentum), dim=1), counts / counts.sum()
+) -> Float[Tensor, "K d"]:
+    """The codebook a step nearer to the directions of its codes."""
+    target = torch.where(counts[:, None] > 0, F.normalize(sums, dim=1), codebook)
+    return F.normalize(torch.lerp(target, codebook, momentum), dim=1)
 
 
 class VQKDTraining(TokenizerTraining):
@@ -102,12 +92,9 @@ class VQKDTraining(TokenizerTraining):
 
     Config = VQKDRun
     config: VQKDConfig
-    teacher_mean: Tensor
-    teacher_std: Tensor
+    normalization: Tensor
     started: Tensor
-    """Whether the codebook has been fitted to the first batch."""
     fraction: Tensor
-    """Of the patches, recently, that had each token."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -131,11 +118,11 @@ class VQKDTraining(TokenizerTraining):
         for layer in (self.from_code, self.to_features):
             init_linear(layer, "trunc_normal")
         self._started = False
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))  # whether the codebook fits the first batch
+        # Of the patches, recently, that had each token.
         self.register_buffer("fraction", torch.full((cfg.vocab_size,), 1 / cfg.vocab_size))
-        for name in ("mean", "std"):
-            values = torch.tensor(self.teacher.metadata[name]).view(-1, 1, 1)
-            self.register_buffer(f"teacher_{name}", values, persistent=False)
+        normalization = torch.tensor([self.teacher.metadata["mean"], self.teacher.metadata["std"]])[..., None, None]
+        self.register_buffer("normalization", normalization, persistent=False)
         self._codes: list[tuple[Tensor, Tensor]] = []  # of the batches since the last step, with their tokens
 
     def train(self, mode: bool = True) -> "VQKDTraining":
@@ -150,7 +137,8 @@ class VQKDTraining(TokenizerTraining):
 
         It sees the images at the size that it was trained on; another grid's features are resized to ours.
         """
-        seen = (images - self.teacher_mean) / self.teacher_std
+        mean, std = self.normalization
+        seen = (images - mean) / std
         size, grid = self.teacher.config.height_width, self.config.grid
         if seen.shape[-2:] != size:
             seen = F.interpolate(seen, size, mode="bicubic", antialias=True)
@@ -166,31 +154,21 @@ class VQKDTraining(TokenizerTraining):
             self.start_codebook(codes.detach())
         tokens = self.tokenizer.nearest(codes.detach())
         vectors = self.tokenizer.codebook[tokens]
-        predicted = self.decode_vectors(codes + (vectors - codes).detach())  # straight through
+        embedded = self.from_code(codes + (vectors - codes).detach())  # straight through
+        decoded = self.decoder.encode(self.decoder.add_pos_embed(embedded, *cfg.grid))
+        predicted = self.to_features(decoded[:, 1:])
         distillation = 1 - F.cosine_similarity(predicted.float(), self.teacher_features(images), dim=-1).mean()
         commitment = cfg.commitment * F.mse_loss(codes, vectors)
         if self.training:
             self._codes.append((codes.detach().flatten(0, 1), tokens.flatten()))
         if is_logged(self._trainer):
-            fraction = torch.bincount(tokens.flatten(), minlength=cfg.vocab_size) / tokens.numel()
-            self.extra_metrics = {
-                "perplexity": torch.special.entr(fraction).sum().exp(),
-                "codes_met": (fraction > 0).float().mean(),
-            }
+            self.extra_metrics = vocabulary_use(tokens, cfg.vocab_size)
         return {"distillation": distillation, "commitment": commitment}
-
-    def decode_vectors(self, vectors: Float[Tensor, "B N d"]) -> Float[Tensor, "B N E"]:
-        """The teacher's features from the codebook vectors of an image."""
-        h, w = self.config.grid
-        tokens = self.decoder.encode(self.decoder.add_pos_embed(self.from_code(vectors), h, w))
-        return self.to_features(tokens[:, 1:])
 
     @torch.no_grad()
     def start_codebook(self, batch: Float[Tensor, "B N d"]) -> None:
         """Once, start the codebook by k-means on the first batch, that of all ranks."""
-        if self._started:  # so that a step does not wait for the device's flag
-            return
-        if not bool(self.started):
+        if not (self._started or bool(self.started)):  # the first so that steps do not wait for the device's flag
             codes = all_gather(batch).flatten(0, 1)
             start = codes[self.random_index(len(codes))]
             self.tokenizer.codebook.copy_(from_first_rank(spherical_kmeans(codes, start)))
@@ -210,8 +188,8 @@ class VQKDTraining(TokenizerTraining):
         codes, tokens = (torch.cat(batches) for batches in zip(*self._codes, strict=True))
         self._codes = []
         counts, sums = (sum_over_ranks(total) for total in totals(tokens, codes, cfg.vocab_size))
-        codebook, fraction = moved(tokenizer.codebook, counts, sums, cfg.codebook_momentum)
-        self.fraction.lerp_(fraction, 1 - cfg.codebook_momentum)
+        codebook = moved(tokenizer.codebook, counts, sums, cfg.codebook_momentum)
+        self.fraction.lerp_(counts / counts.sum(), 1 - cfg.codebook_momentum)
         unused = self.fraction < cfg.revive_below / cfg.vocab_size
         fresh = from_first_rank(codes[self.random_index(len(codes))])
         tokenizer.codebook.copy_(torch.where(unused[:, None], fresh, codebook))

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ssl_vit.callbacks.image_logger import ImageLogger, image_grid
 from ssl_vit.config.pretrain_schema import TokenizedRun
+from ssl_vit.config.recipes import load_class
 from ssl_vit.config.resolve import resolve
-from ssl_vit.config.tokenizer_schema import KMeansRun, TokenizerRun
+from ssl_vit.config.tokenizer_schema import TOKENIZERS, KMeansRun, TokenizerRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.dataset import Batch
 from ssl_vit.data.sources import count
@@ -26,9 +27,8 @@ from ssl_vit.run.directory import hold
 from ssl_vit.run.files import IMAGES, QUARANTINE, RUNS
 from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped
-from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, load_tokenizer, save_tokenizer
+from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, crop_of, load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.kmeans import fit_kmeans
-from ssl_vit.tokenizers.training import crop_of, training_named
 from ssl_vit.train.session import Session, data_of
 
 MAX_IMAGES = 5000
@@ -50,7 +50,7 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
         data.read_errors.list_in(session.run_dir / QUARANTINE)
         tokenizer = fit_kmeans(cfg, endless(data), config.seed)
     else:
-        training = training_named(kind).from_run(config)
+        training = load_class(TOKENIZERS[kind].training).from_run(config)
         session.open()
         data = data_of(config, training.transform())
         trained = session.fit(training, data, ImageLogger(config.monitor, session.run_dir))

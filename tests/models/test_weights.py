@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from ssl_vit.methods.mae import MAE
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import initialize, load_encoder, save_encoder
+from ssl_vit.models.weights import load_encoder, save_encoder, transfer
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 16}
 
@@ -155,17 +155,16 @@ def test_missing_unknown_and_misshapen_weights_are_named(tmp_path):
         load_encoder(tmp_path / "nowhere")
 
 
-def test_initialize_copies_weights_and_resamples_positions(tmp_path):
+def test_transfer_copies_weights_and_resamples_positions():
     start = VisionTransformer(**SMALL)
-    save_encoder(start, tmp_path)
     encoder = VisionTransformer(**{**SMALL, "image_size": 24})
-    initialize(encoder, tmp_path)
+    transfer(start, encoder, "start")
     torch.testing.assert_close(encoder.blocks.state_dict(), start.blocks.state_dict())
     assert torch.equal(encoder.pos_embed[:, 0], start.pos_embed[:, 0])
     images = torch.randn(1, 3, 24, 24)
     torch.testing.assert_close(encoder(images), start(images))  # the start resamples on the fly
     with pytest.raises(ValueError, match="give the encoder"):
-        initialize(VisionTransformer(**{**SMALL, "embed_dim": 64}), tmp_path)
+        transfer(start, VisionTransformer(**{**SMALL, "embed_dim": 64}), "start")
 
 
 def test_a_full_disk_leaves_the_old_encoder(tmp_path, monkeypatch):

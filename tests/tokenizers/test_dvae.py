@@ -33,7 +33,7 @@ def test_one_token_a_patch_and_back(patch_size, channels, tmp_path):
     assert torch.equal(load_tokenizer(save_tokenizer(tokenizer, tmp_path))(images), tokens)
 
 
-def test_tokens_are_the_likeliest_words_and_do_not_change_in_low_precision():
+def test_tokens_are_the_likeliest_and_do_not_change_in_low_precision():
     tokenizer, images = DVAE(DVAEConfig(**SETTINGS)).eval(), torch.rand(2, 3, 16, 16)
     expected = tokenizer.scores(images).argmax(1).flatten(1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -50,14 +50,14 @@ def test_a_token_reads_its_patch_and_not_the_far_corner():
     assert images.grad[0, :, -1, -1].abs().sum() == 0
 
 
-def test_divergence_is_zero_for_equally_likely_words_and_ln_k_for_a_certain_one():
+def test_divergence_is_zero_for_equally_likely_tokens_and_ln_k_for_a_certain_one():
     assert float(divergence_from_uniform(torch.zeros(2, 12, 4, 4))) == pytest.approx(0, abs=1e-6)
     certain = torch.zeros(2, 12, 4, 4)
     certain[:, 3] = 100.0
     assert float(divergence_from_uniform(certain)) == pytest.approx(math.log(12), rel=1e-5)
 
 
-def test_unevenness_is_zero_where_certain_words_share_the_patches_and_ln_k_where_one_has_all():
+def test_unevenness_is_zero_where_certain_tokens_divide_the_patches_and_ln_k_where_one_has_all():
     even = 100 * torch.nn.functional.one_hot(torch.arange(12)).float()[None, :, :, None]  # [1, K, 12 patches, 1]
     assert float(unevenness(even)) == pytest.approx(0, abs=1e-5)
     one = torch.zeros(2, 12, 4, 4)
