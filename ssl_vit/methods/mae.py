@@ -1,8 +1,7 @@
 """Masked autoencoder: reconstruct hidden patches from a few visible ones (He et al., 2022, arXiv:2111.06377).
 
 The encoder sees visible patches only; a light decoder sees all, with a mask token at the hidden ones. Attention ignores
-order, so the decoder keeps the visible patches first and the hidden last, each with its own position:
-nothing is shuffled back.
+order: the decoder has visible patches first and hidden ones last, each with its position, and nothing is shuffled back.
 
 Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N = h * w patches, n visible, M hidden,
 D encoder width, E decoder width, S = 1 + n tokens, F = P * P * C pixel values of a patch.
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ssl_vit.config.pretrain_schema import MAEConfig, MAERun
 from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Method
-from ssl_vit.methods.masking import index_to_mask, num_keep, random_masking
+from ssl_vit.methods.masking import num_keep, random_masking
 from ssl_vit.models.blocks import Block, init_linear, run_blocks
 from ssl_vit.models.pos_embed import resample, sincos_2d
 from ssl_vit.models.stem import patchify, unpatchify
@@ -90,10 +89,8 @@ class MAE(Method):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        config = self.encoder_config
-        pixels = config.patch_size**2 * config.channels
-        width, grid = self.encoder.embed_dim, self.encoder.grid
-        self.decoder = Decoder(width, grid, pixels, self.config)
+        pixels = self.encoder.patch_size**2 * self.encoder_config.channels
+        self.decoder = Decoder(self.encoder.embed_dim, self.encoder.grid, pixels, self.config)
 
     def transform(self) -> RandomCrop:
         return RandomCrop(self.encoder_config.height_width, scale=self.config.crop_scale, flip=self.config.flip)
@@ -121,23 +118,17 @@ class MAE(Method):
     def visualize(
         self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]
     ) -> dict[str, Float[Tensor, "B C H W"]]:
-        """The visible patches, the same with the hidden ones reconstructed, the original.
-
-        Normalized targets lose each patch's brightness and contrast; they are put back from the true patch.
-        """
+        """The visible patches; with the hidden ones reconstructed, brightness and contrast from the true patch; all."""
         P, (h, w) = self.encoder.patch_size, self.encoder.grid_of(images)
         prediction, hidden_index = self.reconstruct(images)
         prediction = prediction.float()
         if self.config.norm_pix:
             mean, std = patch_statistics(target_pixels(images, P, hidden_index))
             prediction = prediction * std + mean
-        every = torch.arange(h * w, device=images.device).expand(len(images), -1)
-        true = target_pixels(images, P, every)
-        painted = true.scatter(1, hidden_index[..., None].expand_as(prediction), prediction)
-        masked = true.masked_fill(index_to_mask(hidden_index, h * w)[..., None], 0.0)
-        columns = {"masked": masked, "reconstruction": painted}
-        shown = {name: unpatchify(in_channels(column, P), P, h, w) for name, column in columns.items()}
-        return shown | {"original": images}
+        patches, index = patchify(images, P).float(), hidden_index[..., None].expand_as(prediction)
+        painted = {"masked": torch.zeros_like(prediction), "reconstruction": in_channels(prediction, P)}
+        columns = {name: unpatchify(patches.scatter(1, index, new), P, h, w) for name, new in painted.items()}
+        return columns | {"original": images}
 
 
 def in_channels(pixels: Float[Tensor, "B N F"], patch_size: int) -> Float[Tensor, "B N F"]:
