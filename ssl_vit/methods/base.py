@@ -31,7 +31,7 @@ from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.parallel.fsdp import gather, mesh_of, plain_copy, shard
 
 log = logging.getLogger("ssl_vit")
-Overrides = dict[str, Any] | None
+Fields = dict[str, Any] | None
 
 
 class Objective(pl.LightningModule, ABC):
@@ -47,7 +47,7 @@ class Objective(pl.LightningModule, ABC):
     max_skipped_steps = 10
     """Steps in a row that may be skipped because loss or gradient is not finite."""
 
-    def __init__(self, optim: OptimConfig | Overrides = None, seed: int = 0, **options: Any) -> None:
+    def __init__(self, optim: OptimConfig | Fields = None, seed: int = 0, **options: Any) -> None:
         super().__init__()
         paper = self.Config()
         self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
@@ -87,27 +87,19 @@ class Objective(pl.LightningModule, ABC):
         """Called in place of after_step where a step is skipped: drops what losses() has kept for it."""
 
     def visualize(self, images: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-        """Columns for ImageLogger, by default none: [B, C, H, W], floats normalized as `images` are, or uint8.
-
-        images: [B, C, H, W] normalized; pixels: the same in [0, 1].
-        """
+        """Columns [B, C, H, W] for ImageLogger, floats normalized as `images` are, or uint8; pixels: in [0, 1]."""
         return {}
 
     def configure_model(self) -> None:
         """Shard the weights over the ranks where the trainer's strategy is ModelParallelStrategy."""
         mesh = mesh_of(self._trainer)
-        if mesh is None or self._sharded:
-            return
-        if self.trainer.is_global_zero:
-            self._plain = [plain_copy(self)]
-        shard(self, mesh, Block)
-        self._sharded = True
+        if mesh is not None and not self._sharded:
+            self._plain = [plain_copy(self)] if self.trainer.is_global_zero else []
+            shard(self, mesh, Block)
+            self._sharded = True
 
     def whole(self) -> Any:
-        """What can be evaluated and exported: itself, of a sharded objective a copy with all weights.
-
-        All ranks of a trainer call it; None on all but the first.
-        """
+        """Itself, of a sharded objective a copy with all weights; None on ranks but the first. All of them call it."""
         if not self._sharded:
             return self if self._trainer is None or self._trainer.is_global_zero else None
         copied = gather(self, self._plain[0] if self._plain else None)
@@ -144,8 +136,7 @@ class Objective(pl.LightningModule, ABC):
             self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
         own = self.generator(torch.device("cpu"))
-        assert own is not None  # a step is taken by a trainer
-        torch.manual_seed(own.initial_seed() + 1)  # drop path uses PyTorch's own generators
+        torch.manual_seed(own.initial_seed() + 1)  # pyright: ignore  # drop path uses PyTorch's own generators
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()
         if is_logged(self.trainer):
@@ -162,23 +153,23 @@ class Objective(pl.LightningModule, ABC):
         return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
 
     def on_train_start(self) -> None:
-        if fraction_of_epochs(self.trainer, self.optim_config.warmup_epochs) >= 1:
-            log.warning(
-                f"optim.warmup_epochs={self.optim_config.warmup_epochs} is no shorter than the run: the learning rate "
-                "never reaches its peak; lower it, or train longer"
-            )
+        epochs = self.optim_config.warmup_epochs
+        if fraction_of_epochs(self.trainer, epochs) >= 1:
+            effect = "the learning rate never reaches its peak; lower it, or train longer"
+            log.warning(f"optim.warmup_epochs={epochs} is no shorter than the run: {effect}")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        optim, scaled = self.optim_config, getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         # Under a loss scale (16-mixed) an infinite norm is common, and its scaler's to handle.
         self._grad_norm = None if scaled else grad_norm(self.parameters())
         if not self.guard.check(self._grad_norm, self.global_step, self.current_epoch) and not scaled:
             optimizer.zero_grad()  # AdamW skips what has no gradient: weights and moments stay
-        peak, warmup = (
-            scaled_lr(optim.base_lr, self.global_batch),
+        optim, done = self.optim_config, fraction_done(self.trainer)
+        warmup, peak = (
             fraction_of_epochs(self.trainer, optim.warmup_epochs),
+            scaled_lr(optim.base_lr, self.global_batch),
         )
-        lr = warmup_cosine(fraction_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
+        lr = warmup_cosine(done, 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1.0)
         if is_logged(self.trainer):
@@ -207,9 +198,8 @@ class Objective(pl.LightningModule, ABC):
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """For this step's random numbers, by (seed, epoch, batch, rank); outside a trainer None, PyTorch's own."""
-        if self._trainer is None:
-            return None
-        return seeded_generator(device, self.seed, *self._position, self.global_rank)
+        key = self.seed, *self._position
+        return None if self._trainer is None else seeded_generator(device, *key, self.global_rank)
 
 
 class Method(Objective):
@@ -224,11 +214,7 @@ class Method(Objective):
     """Prefix of the exported encoder's weights in the state dict; a checkpoint carries it."""
 
     def __init__(
-        self,
-        encoder: EncoderConfig | Overrides = None,
-        optim: OptimConfig | Overrides = None,
-        seed: int = 0,
-        **options: Any,
+        self, encoder: EncoderConfig | Fields = None, optim: OptimConfig | Fields = None, seed: int = 0, **options: Any
     ) -> None:
         super().__init__(optim, seed, **options)
         self.encoder_config: EncoderConfig = override(self.Config().encoder, encoder, "encoder")  # pyright: ignore
@@ -244,8 +230,8 @@ class Method(Objective):
         """ValueError where a batch is not `count` tensors, as transform() makes them; `legal`: which they are."""
         if isinstance(images, Tensor) or len(images) != count:
             given, name = "one tensor" if isinstance(images, Tensor) else f"{len(images)} tensors", type(self).__name__
-            use = f"use {name}.transform() with ssl_vit.ImageDataModule"
-            raise ValueError(f"images arrive as {given}; {name} takes {legal}: {use}")
+            legal += f": use {name}.transform() with ssl_vit.ImageDataModule"
+            raise ValueError(f"images arrive as {given}; {name} takes {legal}")
 
     def export_encoder(self) -> VisionTransformer:
         """The encoder that is saved and evaluated."""

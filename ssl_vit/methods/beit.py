@@ -25,6 +25,9 @@ from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.tokenizers.base import load_tokenizer, require_tokens
 
+Images = Float[Tensor, "B C H W"]
+Mask = Bool[Tensor, "B N"]
+HiddenIndex = Int64[Tensor, " M"]
 Inputs = Sequence[Float[Tensor, "B C _ _"]]
 """Normalized images for the encoder, and the same in [0, 1] for the tokenizer, at the size that it needs."""
 
@@ -99,7 +102,7 @@ class BEiT(Method):
         crop = RandomCrop(self.encoder_config.height_width, cfg.crop_scale, flip=cfg.flip)
         return TokenCrop(crop, self.token_size, color)
 
-    def losses(self, batch: Inputs | Tensor, mask: Bool[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, batch: Inputs | Tensor, mask: Mask | None = None) -> dict[str, Float[Tensor, ""]]:
         """{"token": cross-entropy at the hidden patches}, with the class-token branch {"class_token": ...} too.
 
         Ranks hide unequally many patches: each divides by their mean number, so that the mean over ranks is that over
@@ -121,7 +124,7 @@ class BEiT(Method):
         summed = {name: F.cross_entropy(scores.float(), tokens, reduction="sum") for name, scores in logits.items()}
         return {name: loss / count for name, loss in summed.items()}
 
-    def random_masks(self, count: int) -> Bool[Tensor, "B N"]:
+    def random_masks(self, count: int) -> Mask:
         """Blocks to hide, on the CPU; a function of (seed, epoch, batch, rank)."""
         cfg, (h, w), generator = self.config, self.encoder.grid, self.generator(torch.device("cpu"))
         blocks = {"smallest": cfg.smallest_block or scaled_block((h, w)), "aspect": cfg.block_aspect}
@@ -134,9 +137,7 @@ class BEiT(Method):
         with torch.autocast(pixels.device.type, enabled=False):
             return self.tokenizer(pixels.float())
 
-    def predict(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B N"], hidden_index: Int64[Tensor, " M"]
-    ) -> dict[str, Float[Tensor, "M K"]]:
+    def predict(self, images: Images, mask: Mask, hidden_index: HiddenIndex) -> dict[str, Float[Tensor, "M K"]]:
         """Scores of the tokens at the hidden patches, by term of the loss."""
         encoder, grid = self.encoder, self.encoder.grid_of(images)
         patches = encoder.patchify(images)
@@ -166,7 +167,7 @@ class BEiT(Method):
         return super().decays(name, parameter) and not name.endswith(("cls_token", "pos_embed"))
 
     @torch.no_grad()
-    def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+    def visualize(self, images: Images, pixels: Images) -> dict[str, Tensor]:
         """The image with its hidden blocks, and where the tokenizer decodes, true and predicted tokens as images."""
         grid, mask = self.encoder.grid_of(images), self.random_masks(len(images)).to(images.device)
         hidden, size = mask.unflatten(1, grid).float()[:, None], images.shape[-2:]

@@ -30,15 +30,18 @@ from ssl_vit.optim.progress import fraction_done, fraction_of_epochs, is_logged
 from ssl_vit.optim.schedules import cosine, linear
 from ssl_vit.parallel.distributed import mean_over_ranks, sum_over_ranks
 
+Crops = Sequence[Float[Tensor, "B C _ _"]]
+Images = Float[Tensor, "B C H W"]
+Logits = Float[Tensor, "V B K"]
+Targets = Float[Tensor, "G B K"]
 
-def centered_targets(
-    logits: Float[Tensor, "G B K"], center: Float[Tensor, " K"], temperature: float
-) -> Float[Tensor, "G B K"]:
+
+def centered_targets(logits: Targets, center: Float[Tensor, " K"], temperature: float) -> Targets:
     """The teacher's output: softmax((logits - center) / temperature), in float32 (equation 1, section 3.1)."""
     return ((logits.float() - center) / temperature).softmax(-1)
 
 
-def sinkhorn_targets(logits: Float[Tensor, "G B K"], temperature: float, iterations: int = 3) -> Float[Tensor, "G B K"]:
+def sinkhorn_targets(logits: Targets, temperature: float, iterations: int = 3) -> Targets:
     """The teacher's output, spread evenly over the prototypes by Sinkhorn-Knopp (SwAV, arXiv:2006.09882, section 3.1).
 
     All crops of all ranks share the prototypes: every prototype gets the same mass, then every crop mass 1. In float64,
@@ -59,9 +62,7 @@ class CrossEntropyOfPairs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, student: Float[Tensor, "V B K"], targets: Float[Tensor, "G B K"], temperature: float
-    ) -> Float[Tensor, ""]:
+    def forward(ctx: Any, student: Logits, targets: Targets, temperature: float) -> Float[Tensor, ""]:
         V, G, B = len(student), len(targets), student.shape[1]
         scores = student.float() / temperature
         probabilities = scores.softmax(-1)
@@ -83,9 +84,7 @@ class CrossEntropyOfPairs(torch.autograd.Function):
         return grad.mul_(ctx.scale * grads[0]), None, None
 
 
-def cross_entropy_of_pairs(
-    student: Float[Tensor, "V B K"], targets: Float[Tensor, "G B K"], temperature: float
-) -> Float[Tensor, ""]:
+def cross_entropy_of_pairs(student: Logits, targets: Targets, temperature: float) -> Float[Tensor, ""]:
     """DINO's loss for logits of the student and targets of the teacher, in float32; see CrossEntropyOfPairs."""
     return CrossEntropyOfPairs.apply(student, targets, temperature)  # pyright: ignore
 
@@ -131,7 +130,7 @@ class DINO(Method):
         crops = [(large, first)] + [(large, others)] * (cfg.global_crops - 1)
         return MultiCrop(crops + [(small, local)] * cfg.local_crops)
 
-    def losses(self, crops: Sequence[Float[Tensor, "B C _ _"]] | Tensor) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, crops: Crops | Tensor) -> dict[str, Float[Tensor, ""]]:
         """{"cross_entropy": loss}."""
         cfg, G = self.config, self.config.global_crops
         legal = f"a list of method.global_crops={G} + method.local_crops={cfg.local_crops} crops"
@@ -152,9 +151,7 @@ class DINO(Method):
             self.measure(loss.detach(), features, student.detach(), targets)
         return {"cross_entropy": loss}
 
-    def extract_features(
-        self, encoder: VisionTransformer, crops: Sequence[Float[Tensor, "B C _ _"]]
-    ) -> Float[Tensor, "n D"]:
+    def extract_features(self, encoder: VisionTransformer, crops: Crops) -> Float[Tensor, "n D"]:
         """One vector for each crop of each image, crop by crop; crops of one size go through together."""
         groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: crop.shape)]
         tokens = encoder.encode_many([encoder.embed(images) for images in groups], [*map(encoder.grid_of, groups)])
@@ -215,7 +212,7 @@ class DINO(Method):
         return self.teacher_encoder
 
     @torch.no_grad()
-    def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+    def visualize(self, images: Images, pixels: Images) -> dict[str, Tensor]:
         """Each image, and the attention of each head in the teacher's last block."""
         encoder = self.teacher_encoder
         heads = attention_images(encoder.attention_maps(images), encoder.grid_of(images), encoder.patch_size)

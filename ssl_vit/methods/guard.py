@@ -50,21 +50,10 @@ class Guard:
         """Whether the step may be taken. grad_norm: of all gradients together; None under a loss scale."""
         sound = torch.stack(self._losses).all()
         finite = sound if grad_norm is None else sound & grad_norm.isfinite()
-        self.skipped = _known(any_of_ranks(~finite))
+        self.skipped = bool(any_of_ranks(~finite))  # waits for the device; the one flag that travels from it in a step
         self.in_a_row = self.in_a_row + 1 if self.skipped else 0
         if self.skipped:
             why = "another process" if finite else "gradient" if sound else "loss"
             self.found.append(SkippedStep(step, epoch, why, [int(i) for batch in self._index for i in batch]))
         self._losses, self._index = [], []
         return not self.skipped
-
-
-def _known(flag: Bool[Tensor, ""]) -> bool:
-    """A device's flag on the CPU, by a copy that waits for what comes before it on the device and for nothing else."""
-    if not flag.is_cuda:
-        return bool(flag)
-    copied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    event.synchronize()
-    return bool(copied)

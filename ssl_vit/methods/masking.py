@@ -61,11 +61,11 @@ def block_masks(
 ) -> Bool[Tensor, "B N"]:
     """BEiT's block-wise masking (Bao et al. 2022, arXiv:2106.08254, algorithm 1), as in the authors' code; on the CPU.
 
-    An image is hidden block by block. A block is proposed up to PROPOSALS times: area uniform between `smallest` and what
-    is left of the budget (whichever is larger), height / width log-uniform in [aspect, 1 / aspect], rounded to patches,
-    position uniform. The first proposal that is smaller than the grid on both sides and newly hides at least one patch,
-    within the budget, is taken. An image is finished when its budget is spent or all tries of a round fail: so the
-    number hidden varies. Where no block was ever taken, one random patch is hidden.
+    An image is hidden block by block. Up to ten are proposed: area uniform between `smallest` and what is left of the
+    budget (whichever is larger), height / width log-uniform in [aspect, 1 / aspect], rounded to patches, position
+    uniform. The first that is smaller than the grid on both sides and newly hides at least one patch, within the
+    budget, is taken. An image is finished when its budget is spent or no proposal can be taken: so the number hidden
+    varies. Where no block was ever taken, one random patch is hidden.
 
     Args:
         batch: images, all masked at once.
