@@ -7,6 +7,7 @@ them `inputs`, `after_step`, `on_skipped_step`, `visualize`, `decays` and `clip`
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -173,7 +174,7 @@ class Objective(pl.LightningModule, ABC):
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1.0)
         if is_logged(self.trainer):
-            self.log_dict({"train/lr": lr} | ({} if scaled else {"train/grad_norm": self._grad_norm}))
+            self.log_dict({"train/lr": lr} | ({} if self._grad_norm is None else {"train/grad_norm": self._grad_norm}))
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if not self.optim_config.clip_grad:
@@ -203,12 +204,7 @@ class Objective(pl.LightningModule, ABC):
 
 
 class Method(Objective):
-    """A self-supervised objective on one encoder.
-
-    Args:
-        encoder: an EncoderConfig, or a dict of the fields that differ from the paper's.
-        optim, seed, options: as an Objective takes them.
-    """
+    """A self-supervised objective on one encoder, given as a config or a dict of what differs from the paper's."""
 
     exported = TRAINED
     """Prefix of the exported encoder's weights in the state dict; a checkpoint carries it."""
@@ -226,16 +222,17 @@ class Method(Objective):
     def from_run(cls, run: RunConfig, **parts: Any) -> Any:
         return super().from_run(run, encoder=run.encoder, **parts)
 
-    def require_crops(self, images: Any, count: int, legal: str) -> None:
-        """ValueError where a batch is not `count` tensors, as transform() makes them; `legal`: which they are."""
+    def require_crops(self, images: Any, count: int, legal: str) -> Sequence[Tensor]:
+        """The images; ValueError where they are not `count` tensors, as transform() makes them: `legal` ones."""
         if isinstance(images, Tensor) or len(images) != count:
             given, name = "one tensor" if isinstance(images, Tensor) else f"{len(images)} tensors", type(self).__name__
             legal += f": use {name}.transform() with ssl_vit.ImageDataModule"
             raise ValueError(f"images arrive as {given}; {name} takes {legal}")
+        return images
 
     def export_encoder(self) -> VisionTransformer:
         """The encoder that is saved and evaluated."""
-        return self.encoder
+        return self.get_submodule(self.exported.removesuffix("."))  # pyright: ignore[reportReturnType]
 
     def export(self, folder: Path, **metadata: Any) -> Path:
         """Write the encoder."""

@@ -20,7 +20,7 @@ from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop, TokenCrop
 from ssl_vit.methods.base import Method
 from ssl_vit.methods.masking import block_masks, scaled_block
-from ssl_vit.models.blocks import Block, narrow_normal, run_blocks, shrink_residuals
+from ssl_vit.models.blocks import Block, init_linear, narrow_normal, run_blocks, shrink_residuals
 from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.tokenizers.base import load_tokenizer, require_tokens
@@ -33,11 +33,9 @@ Inputs = Sequence[Float[Tensor, "B C _ _"]]
 
 
 class BEiT(Method):
-    """Masked prediction of visual tokens; see Method for the other arguments and BEiTConfig for the options.
+    """Masked prediction of visual tokens; options: BEiTConfig.
 
-    Args:
-        tokenizer: images [B, C, H, W] in [0, 1] -> tokens [B, N], with vocab_size; see ssl_vit.tokenizers. It is
-            frozen, and kept in the checkpoints.
+    tokenizer: images [B, C, H, W] in [0, 1] -> tokens [B, N], with vocab_size; frozen, and kept in the checkpoints.
     """
 
     Config = BEiTRun
@@ -51,8 +49,7 @@ class BEiT(Method):
         width = self.encoder.embed_dim
         self.mask_token = nn.Parameter(narrow_normal(torch.zeros(1, 1, width)))
         self.head = nn.Linear(width, self.tokenizer.vocab_size)
-        narrow_normal(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        init_linear(self.head, "beit")
         if self.config.class_branch:
             self.branch = self._make_branch()
 
@@ -106,15 +103,11 @@ class BEiT(Method):
         """{"token": cross-entropy at the hidden patches}, with the class-token branch {"class_token": ...} too.
 
         Ranks hide unequally many patches: each divides by their mean number, so that the mean over ranks is that over
-        all hidden patches.
-
-        Args:
-            mask: True = hidden, on the CPU; by default random.
+        all hidden patches. mask: on the CPU, by default random.
         """
-        self.require_crops(batch, 2, "two, normalized for the encoder and in [0, 1] for the tokenizer")
-        images, pixels = batch
-        if mask is None:
-            mask = self.random_masks(len(images))
+        legal = "two, normalized for the encoder and in [0, 1] for the tokenizer"
+        images, pixels = self.require_crops(batch, 2, legal)
+        mask = self.random_masks(len(images)) if mask is None else mask
         hidden_index = mask.flatten().nonzero()[:, 0].to(images.device, non_blocking=True)  # [M]
         tokens = self.tokens_of(pixels).flatten()[hidden_index]
         logits = self.predict(images, mask.to(images.device, non_blocking=True), hidden_index)
@@ -178,7 +171,7 @@ class BEiT(Method):
             tokens, hidden_index = self.tokens_of(pixels), mask.flatten().nonzero()[:, 0]
             logits = self.predict(images, mask, hidden_index)["token"]
             predicted = tokens.flatten().index_copy(0, hidden_index, logits.argmax(1)).view_as(tokens)
-            for name, shown in (("tokens", tokens), ("predicted", predicted)):
+            for name, shown in {"tokens": tokens, "predicted": predicted}.items():
                 decoded = F.interpolate(self.tokenizer.decode(shown, grid), size)
                 columns[name] = (decoded * 255).round().to(torch.uint8)
         return columns | {"original": images}

@@ -95,10 +95,7 @@ def entropy(probabilities: Float[Tensor, "*n K"]) -> Float[Tensor, ""]:
 
 
 class DINO(Method):
-    """Self-distillation; see Method for the arguments and DINOConfig for the options.
-
-    Images are a list of V crops [B, C, h, w], the G global ones first.
-    """
+    """Self-distillation on V crops of each image, the G global ones first; options: DINOConfig."""
 
     Config = DINORun
     config: DINOConfig
@@ -130,11 +127,11 @@ class DINO(Method):
         crops = [(large, first)] + [(large, others)] * (cfg.global_crops - 1)
         return MultiCrop(crops + [(small, local)] * cfg.local_crops)
 
-    def losses(self, crops: Crops | Tensor) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, images: Crops | Tensor) -> dict[str, Float[Tensor, ""]]:
         """{"cross_entropy": loss}."""
         cfg, G = self.config, self.config.global_crops
         legal = f"a list of method.global_crops={G} + method.local_crops={cfg.local_crops} crops"
-        self.require_crops(crops, G + cfg.local_crops, legal)
+        crops = self.require_crops(images, G + cfg.local_crops, legal)
         self._fraction = fraction_done(self._trainer)
         with torch.no_grad():
             features = self.extract_features(self.teacher_encoder, crops[:G])
@@ -159,15 +156,11 @@ class DINO(Method):
 
     def teacher_temperature(self) -> float:
         """Linear from warmup_teacher_temp to teacher_temp, then constant."""
-        cfg = self.config
-        warmup = fraction_of_epochs(self._trainer, cfg.warmup_teacher_temp_epochs)
-        return linear(self._fraction, warmup, cfg.warmup_teacher_temp, cfg.teacher_temp)
+        warmup = fraction_of_epochs(self._trainer, self.config.warmup_teacher_temp_epochs)
+        return linear(self._fraction, warmup, self.config.warmup_teacher_temp, self.config.teacher_temp)
 
     def measure(self, loss: Tensor, features: Tensor, student: Tensor, targets: Tensor) -> None:
-        """Set extra_metrics, which tell a healthy run from a collapsed one.
-
-        features: the teacher's [G * B, D]. student: logits [V, B, K]. targets: [G, B, K].
-        """
+        """Set extra_metrics, which tell a healthy run from a collapsed one, from losses()' own tensors."""
         spread, spread_of_mean = entropy(targets), entropy(targets.flatten(0, 1).mean(0))
         own = (student[: len(targets)].float() / self.config.student_temp).softmax(-1)
         self.extra_metrics = {
@@ -207,9 +200,6 @@ class DINO(Method):
 
     def on_skipped_step(self) -> None:
         self._teacher_means = []
-
-    def export_encoder(self) -> VisionTransformer:
-        return self.teacher_encoder
 
     @torch.no_grad()
     def visualize(self, images: Images, pixels: Images) -> dict[str, Tensor]:

@@ -33,6 +33,11 @@ def target_pixels(images: Images, patch_size: int, index: Index) -> Patches:
     return pixels.unflatten(2, (images.shape[1], -1)).transpose(2, 3).flatten(2)
 
 
+def in_channels(pixels: Patches, patch_size: int) -> Patches:
+    """The inverse order: inside a patch channel, row, column, as the encoder has them."""
+    return pixels.unflatten(2, (patch_size**2, -1)).transpose(2, 3).flatten(2)
+
+
 def patch_statistics(pixels: Patches) -> tuple[Float[Tensor, "B M 1"], Float[Tensor, "B M 1"]]:
     """Mean and sqrt(variance + 1e-6) of each patch, all channels jointly, unbiased (section 3)."""
     return pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
@@ -78,7 +83,7 @@ class Decoder(nn.Module):
 
 
 class MAE(Method):
-    """Masked autoencoder; see Method for the arguments and MAEConfig for the options."""
+    """Masked autoencoder; options: MAEConfig."""
 
     Config = MAERun
     config: MAEConfig
@@ -119,8 +124,3 @@ class MAE(Method):
         painted = {"masked": torch.zeros_like(prediction), "reconstruction": in_channels(prediction, P)}
         columns = {name: unpatchify(patches.scatter(1, index, new), P, h, w) for name, new in painted.items()}
         return columns | {"original": images}
-
-
-def in_channels(pixels: Float[Tensor, "B N F"], patch_size: int) -> Float[Tensor, "B N F"]:
-    """Patches in the targets' order (row, column, channel) as the encoder has them: channel, row, column."""
-    return pixels.unflatten(2, (patch_size**2, -1)).transpose(2, 3).flatten(2)
