@@ -1,14 +1,11 @@
 """Pretraining methods, found by name: a key of METHODS, or package.module:Class for one that lives elsewhere."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ssl_vit.config.pretrain_schema import METHODS
 from ssl_vit.config.recipes import load_class
 
-if TYPE_CHECKING:
-    from ssl_vit.methods.base import Method
 
-
-def method_named(name: str) -> "type[Method]":
-    """The class of `method=name`; the configuration has checked that it exists."""
+def method_named(name: str) -> Any:
+    """The Method class of `method=name`; the configuration has checked that it exists."""
     return load_class(METHODS[name].home if name in METHODS else name)

@@ -1,13 +1,13 @@
 """What all training shares: AdamW with the papers' schedules, named losses in the log, guarded steps, sharding.
 
-An Objective is a LightningModule that any `pl.Trainer` fits. It has `transform` (the augmentation of an image),
-`losses` (named terms, whose sum is minimized) and `export` (what is kept); where it needs them `inputs`, `after_step`,
-`on_skipped_step`, `visualize`, `decays` and `clip`. A Method is an Objective on an encoder: `ssl_vit.methods`. Those of
-`ssl_vit.tokenizers` train tokenizers, that of `ssl_vit.supervised` a classifier.
+An Objective is a LightningModule that any `pl.Trainer` fits. It has `transform`, `losses` and `export`; where it needs
+them `inputs`, `after_step`, `on_skipped_step`, `visualize`, `decays` and `clip`. A Method is one on an encoder:
+`ssl_vit.methods`. Those of `ssl_vit.tokenizers` train tokenizers, that of `ssl_vit.supervised` a classifier.
 """
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +32,7 @@ from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.parallel.fsdp import gather, mesh_of, plain_copy, shard
 
 log = logging.getLogger("ssl_vit")
+Fields = dict[str, Any] | None
 
 
 class Objective(pl.LightningModule, ABC):
@@ -47,7 +48,7 @@ class Objective(pl.LightningModule, ABC):
     max_skipped_steps = 10
     """Steps in a row that may be skipped because loss or gradient is not finite."""
 
-    def __init__(self, optim: OptimConfig | dict[str, Any] | None = None, seed: int = 0, **options: Any) -> None:
+    def __init__(self, optim: OptimConfig | Fields = None, seed: int = 0, **options: Any) -> None:
         super().__init__()
         paper = self.Config()
         self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
@@ -57,14 +58,12 @@ class Objective(pl.LightningModule, ABC):
         self.guard = Guard()
         self._grad_norm: Tensor | None = None
         self._sharded = False
-        self._plain: list[
-            Any
-        ] = []  # copy of a sharded objective on the first rank; in a list, so that it is no submodule
+        self._plain: list[Any] = []  # the first rank's copy of a sharded objective, in a list: it is no submodule
 
     @classmethod
-    def from_run(cls, run: Any) -> Any:
-        """With a run's options."""
-        return cls(optim=run.optim, seed=run.seed, **vars(run.own_config))
+    def from_run(cls, run: Any, **parts: Any) -> Any:
+        """With a run's options, and what else __init__ takes."""
+        return cls(optim=run.optim, seed=run.seed, **vars(run.own_config), **parts)
 
     @abstractmethod
     def transform(self) -> Transform:
@@ -80,43 +79,28 @@ class Objective(pl.LightningModule, ABC):
 
     @abstractmethod
     def export(self, folder: Path, **metadata: Any) -> Path:
-        """Write the result of the training with its metadata; returns its file.
-
-        After training on several ranks it is whole() that is exported.
-        """
+        """Write the result of the training with its metadata; returns its file. After several ranks it is whole()'s."""
 
     def after_step(self) -> None:
         """Called once after each optimizer step."""
 
     def on_skipped_step(self) -> None:
-        """Called in place of after_step where a step is skipped: drop what losses() has kept for it."""
+        """Called in place of after_step where a step is skipped: drops what losses() has kept for it."""
 
     def visualize(self, images: Tensor, pixels: Tensor) -> dict[str, Tensor]:
-        """Columns of images for ImageLogger, by default none.
-
-        Args:
-            images: [B, C, H, W] normalized; pixels: the same in [0, 1].
-
-        Returns:
-            Floats [B, C, H, W] normalized as `images` are, or uint8.
-        """
+        """Columns [B, C, H, W] for ImageLogger, floats normalized as `images` are, or uint8; pixels: in [0, 1]."""
         return {}
 
     def configure_model(self) -> None:
         """Shard the weights over the ranks where the trainer's strategy is ModelParallelStrategy."""
         mesh = mesh_of(self._trainer)
-        if mesh is None or self._sharded:
-            return
-        if self.trainer.is_global_zero:
-            self._plain = [plain_copy(self)]
-        shard(self, mesh, Block)
-        self._sharded = True
+        if mesh is not None and not self._sharded:
+            self._plain = [plain_copy(self)] if self.trainer.is_global_zero else []
+            shard(self, mesh, Block)
+            self._sharded = True
 
     def whole(self) -> Any:
-        """What can be evaluated and exported: itself, of a sharded objective a copy with all weights.
-
-        Called on every rank of a trainer; None on all but the first.
-        """
+        """Itself, of a sharded objective a copy with all weights; None on ranks but the first. All of them call it."""
         if not self._sharded:
             return self if self._trainer is None or self._trainer.is_global_zero else None
         copied = gather(self, self._plain[0] if self._plain else None)
@@ -144,25 +128,25 @@ class Objective(pl.LightningModule, ABC):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if self.guard.in_a_row >= self.max_skipped_steps:
-            raise DivergenceError(self.global_step, self.guard.in_a_row)
+            raise DivergenceError(
+                f"loss or gradient was not finite in {self.guard.in_a_row} steps in a row before step "
+                f"{self.global_step}; the weights have not moved since. Lower optim.base_lr, set optim.clip_grad=1, or "
+                "train with trainer.precision=32-true"
+            )
         if not self.global_batch:
             self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
         own = self.generator(torch.device("cpu"))
-        assert own is not None  # a step is taken by a trainer
-        torch.manual_seed(own.initial_seed() + 1)  # drop path uses PyTorch's own generators
+        torch.manual_seed(own.initial_seed() + 1)  # pyright: ignore  # drop path uses PyTorch's own generators
         losses = self.losses(self.inputs(batch))
         total = torch.stack(list(losses.values())).sum()
         if is_logged(self.trainer):
-            self.log_means({"loss": total} | losses | self.extra_metrics)
+            scalars = {"loss": total} | losses | self.extra_metrics
+            values = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in scalars.values()]
+            means = mean_over_ranks(torch.stack(values).detach())
+            self.log_dict({f"train/{name}": mean for name, mean in zip(scalars, means, strict=True)})
         self.guard.watch(total, batch)
         return total
-
-    def log_means(self, scalars: dict[str, Any]) -> None:
-        """Log scalars as train/<name>, each the mean over all ranks."""
-        values = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in scalars.values()]
-        means = mean_over_ranks(torch.stack(values).detach())
-        self.log_dict({f"train/{name}": mean for name, mean in zip(scalars, means, strict=True)})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optim = self.optim_config
@@ -170,100 +154,85 @@ class Objective(pl.LightningModule, ABC):
         return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
 
     def on_train_start(self) -> None:
-        if fraction_of_epochs(self.trainer, self.optim_config.warmup_epochs) >= 1:
-            log.warning(
-                f"optim.warmup_epochs={self.optim_config.warmup_epochs} is no shorter than the run: the learning rate "
-                "never reaches its peak; lower it, or train longer"
-            )
+        epochs = self.optim_config.warmup_epochs
+        if fraction_of_epochs(self.trainer, epochs) >= 1:
+            effect = "the learning rate never reaches its peak; lower it, or train longer"
+            log.warning(f"optim.warmup_epochs={epochs} is no shorter than the run: {effect}")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        self._grad_norm = None  # with a loss scale an infinite one is common, and its scaler's to handle
-        if not self.scales_loss():
-            self._grad_norm = grad_norm(self.parameters())
-        if not self.guard.check(self._grad_norm, self.global_step, self.current_epoch) and not self.scales_loss():
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        # Under a loss scale (16-mixed) an infinite norm is common, and its scaler's to handle.
+        self._grad_norm = None if scaled else grad_norm(self.parameters())
+        if not self.guard.check(self._grad_norm, self.global_step, self.current_epoch) and not scaled:
             optimizer.zero_grad()  # AdamW skips what has no gradient: weights and moments stay
-        rate = self.learning_rate()
+        optim, done = self.optim_config, fraction_done(self.trainer)
+        warmup, peak = (
+            fraction_of_epochs(self.trainer, optim.warmup_epochs),
+            scaled_lr(optim.base_lr, self.global_batch),
+        )
+        lr = warmup_cosine(done, 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group.get("scale", 1.0)
+            group["lr"] = lr * group.get("scale", 1.0)
         if is_logged(self.trainer):
-            norm = {} if self._grad_norm is None else {"train/grad_norm": self._grad_norm}
-            self.log_dict({"train/lr": rate} | norm)
+            self.log_dict({"train/lr": lr} | ({} if self._grad_norm is None else {"train/grad_norm": self._grad_norm}))
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         if not self.optim_config.clip_grad:
             super().configure_gradient_clipping(optimizer, *args, **kwargs)
-            return
-        if self.scales_loss():
+        elif self._grad_norm is None:
             raise ValueError(
                 "trainer.precision=16-mixed scales the loss, and scaled gradients cannot be clipped: choose bf16-mixed "
                 "or 32-true, or set optim.clip_grad=0"
             )
-        if not self.guard.skipped:
-            self.clip(self.optim_config.clip_grad)
+        elif not self.guard.skipped:
+            self.clip(self.optim_config.clip_grad, self._grad_norm)
 
-    def clip(self, largest: float) -> None:
-        """Scale the gradients down to the norm `largest` of all together, if theirs is above."""
+    def clip(self, largest: float, norm: Tensor) -> None:
+        """Scale the gradients, whose norm of all together is `norm`, down to the norm `largest` if it is above."""
         # Lightning's own refuses fused optimizers, whose step would undo a loss scale after the clipping.
-        assert self._grad_norm is not None  # where the loss is scaled, nothing is clipped
-        torch.nn.utils.clip_grads_with_norm_(self.parameters(), largest, self._grad_norm)
-
-    def scales_loss(self) -> bool:
-        """Whether the trainer multiplies the loss, so that gradients in 16 bit do not vanish."""
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        torch.nn.utils.clip_grads_with_norm_(self.parameters(), largest, norm)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        if self.guard.skipped:
-            self.on_skipped_step()
-        else:
-            self.after_step()  # here and not in on_train_batch_end, which also fires between accumulated batches
-
-    def learning_rate(self) -> float:
-        """Rate of the next step: linear warm-up, then half a cosine to min_lr at the end of the run."""
-        optim, peak = self.optim_config, scaled_lr(self.optim_config.base_lr, self.global_batch)
-        warmup = fraction_of_epochs(self.trainer, optim.warmup_epochs)
-        return warmup_cosine(fraction_done(self.trainer), 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
+        # Here and not in on_train_batch_end, which also fires between accumulated batches.
+        self.on_skipped_step() if self.guard.skipped else self.after_step()
 
     def generator(self, device: torch.device) -> torch.Generator | None:
         """For this step's random numbers, by (seed, epoch, batch, rank); outside a trainer None, PyTorch's own."""
-        if self._trainer is None:
-            return None
-        return seeded_generator(device, self.seed, *self._position, self.global_rank)
+        key = self.seed, *self._position
+        return None if self._trainer is None else seeded_generator(device, *key, self.global_rank)
 
 
 class Method(Objective):
-    """A self-supervised objective on one encoder.
-
-    Args:
-        encoder, optim: an EncoderConfig, an OptimConfig, or dicts of the fields that differ from the paper's.
-        seed: all random numbers of a step are a function of (seed, epoch, batch, rank).
-        options: fields of the method's own config, such as mask_ratio.
-    """
+    """A self-supervised objective on one encoder, given as a config or a dict of what differs from the paper's."""
 
     exported = TRAINED
     """Prefix of the exported encoder's weights in the state dict; a checkpoint carries it."""
 
     def __init__(
-        self,
-        encoder: EncoderConfig | dict[str, Any] | None = None,
-        optim: OptimConfig | dict[str, Any] | None = None,
-        seed: int = 0,
-        **options: Any,
+        self, encoder: EncoderConfig | Fields = None, optim: OptimConfig | Fields = None, seed: int = 0, **options: Any
     ) -> None:
         super().__init__(optim, seed, **options)
         self.encoder_config: EncoderConfig = override(self.Config().encoder, encoder, "encoder")  # pyright: ignore
         self.encoder = VisionTransformer(self.encoder_config)
-        options = {"encoder": asdict(self.encoder_config), "optim": asdict(self.optim_config), "seed": seed}
-        self.save_hyperparameters(options | asdict(self.config))
+        configs = {"encoder": asdict(self.encoder_config), "optim": asdict(self.optim_config), "seed": seed}
+        self.save_hyperparameters(configs | asdict(self.config))
 
     @classmethod
-    def from_run(cls, run: RunConfig) -> Any:
-        """With a run's options."""
-        return cls(run.encoder, run.optim, run.seed, **vars(run.method))
+    def from_run(cls, run: RunConfig, **parts: Any) -> Any:
+        return super().from_run(run, encoder=run.encoder, **parts)
+
+    def require_crops(self, images: Any, count: int, legal: str) -> Sequence[Tensor]:
+        """The images; ValueError where they are not `count` tensors, as transform() makes them: `legal` ones."""
+        if isinstance(images, Tensor) or len(images) != count:
+            given, name = "one tensor" if isinstance(images, Tensor) else f"{len(images)} tensors", type(self).__name__
+            legal += f": use {name}.transform() with ssl_vit.ImageDataModule"
+            raise ValueError(f"images arrive as {given}; {name} takes {legal}")
+        return images
 
     def export_encoder(self) -> VisionTransformer:
         """The encoder that is saved and evaluated."""
-        return self.encoder
+        return self.get_submodule(self.exported.removesuffix("."))  # pyright: ignore[reportReturnType]
 
     def export(self, folder: Path, **metadata: Any) -> Path:
         """Write the encoder."""

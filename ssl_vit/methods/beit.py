@@ -1,11 +1,10 @@
 """BEiT: predict the visual token of each hidden patch (Bao et al., 2022, arXiv:2106.08254).
 
-A tokenizer turns the image into one token of a vocabulary for each patch; the encoder sees the image with blocks of
-patches replaced by a mask token and predicts the tokens of the hidden ones. Options are of BEiT v2 (Peng et al., 2022,
-arXiv:2208.06366).
+The encoder sees the image with blocks of patches replaced by a mask token; a tokenizer has turned each patch into one
+token of a vocabulary. Options are of BEiT v2 (Peng et al., 2022, arXiv:2208.06366).
 
 Letters: B images, C channels, H x W pixels, h x w patch grid, N = h * w patches, M hidden patches of the whole batch
-(their number differs by image), D width, S = 1 + N tokens, K tokens of the vocabulary.
+(their number differs by image), K tokens of the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -21,21 +20,22 @@ from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop, TokenCrop
 from ssl_vit.methods.base import Method
 from ssl_vit.methods.masking import block_masks, scaled_block
-from ssl_vit.models.blocks import Block, narrow_normal, run_blocks, shrink_residuals
+from ssl_vit.models.blocks import Block, init_linear, narrow_normal, run_blocks, shrink_residuals
 from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.tokenizers.base import load_tokenizer, require_tokens
 
+Images = Float[Tensor, "B C H W"]
+Mask = Bool[Tensor, "B N"]
+HiddenIndex = Int64[Tensor, " M"]
 Inputs = Sequence[Float[Tensor, "B C _ _"]]
 """Normalized images for the encoder, and the same in [0, 1] for the tokenizer, at the size that it needs."""
 
 
 class BEiT(Method):
-    """Masked prediction of visual tokens; see Method for the other arguments and BEiTConfig for the options.
+    """Masked prediction of visual tokens; options: BEiTConfig.
 
-    Args:
-        tokenizer: images [B, C, H, W] in [0, 1] -> tokens [B, N], with vocab_size; see ssl_vit.tokenizers. It is
-            frozen, and kept in the checkpoints.
+    tokenizer: images [B, C, H, W] in [0, 1] -> tokens [B, N], with vocab_size; frozen, and kept in the checkpoints.
     """
 
     Config = BEiTRun
@@ -49,32 +49,29 @@ class BEiT(Method):
         width = self.encoder.embed_dim
         self.mask_token = nn.Parameter(narrow_normal(torch.zeros(1, 1, width)))
         self.head = nn.Linear(width, self.tokenizer.vocab_size)
-        narrow_normal(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        init_linear(self.head, "beit")
         if self.config.class_branch:
             self.branch = self._make_branch()
 
     @classmethod
-    def from_run(cls, run: Any) -> Any:
+    def from_run(cls, run: Any, **parts: Any) -> Any:
         tokenizer = load_tokenizer(run.tokenizer)
         require_tokens(tokenizer, run.encoder, run.tokenizer)
-        return cls(run.encoder, run.optim, run.seed, tokenizer=tokenizer, **vars(run.method))
+        return super().from_run(run, tokenizer=tokenizer, **parts)
 
     def _make_branch(self) -> nn.ModuleList:
-        """Blocks that see the last class token and early patches (BEiT v2, section 2.3).
+        """Blocks that see the last class token and early patches (BEiT v2, section 2.3), with the authors' drop path.
 
-        Drop path and initial weights are the authors': PyTorch's own, which they only rescale, and no bias of queries,
-        keys and values.
+        Initial weights too are theirs: PyTorch's own, only rescaled, and no bias of queries, keys and values.
         """
-        config, depth = self.encoder_config, self.encoder.depth
-        last = max(depth, self.early_block + self.config.branch_depth) - 1
-        branch = nn.ModuleList()
-        for number in range(self.early_block, self.early_block + self.config.branch_depth):
-            rate = config.drop_path * number / max(1, last)
-            block = Block(self.encoder.embed_dim, self.encoder.num_heads, config.mlp_ratio, config.init_values, rate)
-            nn.init.zeros_(block.attn.qkv.bias)
-            branch.append(block)
-        shrink_residuals(branch, first=self.early_block + 1)
+        config, encoder, early = self.encoder_config, self.encoder, self.early_block
+        end = early + self.config.branch_depth
+        rates = [config.drop_path * number / (max(encoder.depth, end) - 1) for number in range(early, end)]
+        sizes = encoder.embed_dim, encoder.num_heads, config.mlp_ratio, config.init_values
+        branch = nn.ModuleList(Block(*sizes, rate) for rate in rates)
+        for block in branch:
+            nn.init.zeros_(block.attn.qkv.bias)  # pyright: ignore
+        shrink_residuals(branch, first=early + 1)
         return branch
 
     @property
@@ -96,38 +93,21 @@ class BEiT(Method):
         return h * P, w * P
 
     def transform(self) -> TokenCrop:
-        cfg, strength = self.config, self.config.jitter
-        color = ColorAugmentation(
-            brightness=strength,
-            contrast=strength,
-            saturation=strength,
-            hue=0.0,
-            jitter_p=float(strength > 0),
-            gray_p=0.0,
-            blur_p=0.0,
-            solarize_p=0.0,
-        )
+        cfg, jitter_p = self.config, float(self.config.jitter > 0)
+        strengths = dict.fromkeys(("brightness", "contrast", "saturation"), cfg.jitter)
+        color = ColorAugmentation(**strengths, hue=0.0, jitter_p=jitter_p, gray_p=0.0, blur_p=0.0, solarize_p=0.0)
         crop = RandomCrop(self.encoder_config.height_width, cfg.crop_scale, flip=cfg.flip)
         return TokenCrop(crop, self.token_size, color)
 
-    def losses(self, batch: Inputs | Tensor, mask: Bool[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, batch: Inputs | Tensor, mask: Mask | None = None) -> dict[str, Float[Tensor, ""]]:
         """{"token": cross-entropy at the hidden patches}, with the class-token branch {"class_token": ...} too.
 
         Ranks hide unequally many patches: each divides by their mean number, so that the mean over ranks is that over
-        all hidden patches.
-
-        Args:
-            mask: True = hidden, on the CPU; by default random.
+        all hidden patches. mask: on the CPU, by default random.
         """
-        if isinstance(batch, Tensor) or len(batch) != 2:
-            given = "one tensor" if isinstance(batch, Tensor) else f"{len(batch)} tensors"
-            raise ValueError(
-                f"images arrive as {given}; BEiT takes two, normalized for the encoder and in [0, 1] for the "
-                "tokenizer: use BEiT.transform() with ssl_vit.ImageDataModule"
-            )
-        images, pixels = batch
-        if mask is None:
-            mask = self.random_masks(len(images))
+        legal = "two, normalized for the encoder and in [0, 1] for the tokenizer"
+        images, pixels = self.require_crops(batch, 2, legal)
+        mask = self.random_masks(len(images)) if mask is None else mask
         hidden_index = mask.flatten().nonzero()[:, 0].to(images.device, non_blocking=True)  # [M]
         tokens = self.tokens_of(pixels).flatten()[hidden_index]
         logits = self.predict(images, mask.to(images.device, non_blocking=True), hidden_index)
@@ -137,18 +117,12 @@ class BEiT(Method):
         summed = {name: F.cross_entropy(scores.float(), tokens, reduction="sum") for name, scores in logits.items()}
         return {name: loss / count for name, loss in summed.items()}
 
-    def random_masks(self, count: int) -> Bool[Tensor, "B N"]:
+    def random_masks(self, count: int) -> Mask:
         """Blocks to hide, on the CPU; a function of (seed, epoch, batch, rank)."""
-        cfg, (h, w) = self.config, self.encoder.grid
-        return block_masks(
-            count,
-            (h, w),
-            int(h * w * cfg.mask_ratio),
-            smallest=cfg.smallest_block or scaled_block((h, w)),
-            aspect=cfg.block_aspect,
-            exact=cfg.exact_mask,
-            generator=self.generator(torch.device("cpu")),
-        )
+        cfg, (h, w), generator = self.config, self.encoder.grid, self.generator(torch.device("cpu"))
+        blocks = {"smallest": cfg.smallest_block or scaled_block((h, w)), "aspect": cfg.block_aspect}
+        budget = int(h * w * cfg.mask_ratio)
+        return block_masks(count, (h, w), budget, **blocks, exact=cfg.exact_mask, generator=generator)
 
     @torch.no_grad()
     def tokens_of(self, pixels: Float[Tensor, "B C _ _"]) -> Int64[Tensor, "B N"]:
@@ -156,26 +130,20 @@ class BEiT(Method):
         with torch.autocast(pixels.device.type, enabled=False):
             return self.tokenizer(pixels.float())
 
-    def predict(
-        self, images: Float[Tensor, "B C H W"], mask: Bool[Tensor, "B N"], hidden_index: Int64[Tensor, " M"]
-    ) -> dict[str, Float[Tensor, "M K"]]:
+    def predict(self, images: Images, mask: Mask, hidden_index: HiddenIndex) -> dict[str, Float[Tensor, "M K"]]:
         """Scores of the tokens at the hidden patches, by term of the loss."""
         encoder, grid = self.encoder, self.encoder.grid_of(images)
         patches = encoder.patchify(images)
         patches = torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
         patches = encoder.add_pos_embed(patches, *grid)
-        if not self.config.class_branch:
-            return {"token": self._token_logits(encoder.encode(patches, grid), hidden_index)}
-        early, last = encoder.hidden_states(patches, [self.early_block - 1, -1], grid)
-        x = torch.cat([last[:, :1], early[:, 1:]], dim=1)
-        biases = encoder.biases([grid])
-        (x,) = run_blocks(self.branch, [x], biases and [biases[-1]] * len(self.branch))
-        return {
-            name: self._token_logits(encoder.norm(y), hidden_index) for name, y in (("token", last), ("class_token", x))
-        }
-
-    def _token_logits(self, tokens: Float[Tensor, "B S D"], hidden_index: Int64[Tensor, " M"]) -> Float[Tensor, "M K"]:
-        return self.head(tokens[:, 1:].flatten(0, 1)[hidden_index])
+        if self.config.class_branch:
+            early, last = encoder.hidden_states(patches, [self.early_block - 1, -1], grid)
+            x, biases = torch.cat([last[:, :1], early[:, 1:]], dim=1), encoder.biases([grid])
+            (x,) = run_blocks(self.branch, [x], biases and [biases[-1]] * len(self.branch))
+            outputs = {"token": encoder.norm(last), "class_token": encoder.norm(x)}
+        else:
+            outputs = {"token": encoder.encode(patches, grid)}
+        return {name: self.head(tokens[:, 1:].flatten(0, 1)[hidden_index]) for name, tokens in outputs.items()}
 
     def measure(self, logits: Float[Tensor, "M K"], tokens: Int64[Tensor, " M"]) -> None:
         """Set extra_metrics: accuracy, entropy of the predictions in nats, and how many tokens the targets are."""
@@ -192,23 +160,18 @@ class BEiT(Method):
         return super().decays(name, parameter) and not name.endswith(("cls_token", "pos_embed"))
 
     @torch.no_grad()
-    def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+    def visualize(self, images: Images, pixels: Images) -> dict[str, Tensor]:
         """The image with its hidden blocks, and where the tokenizer decodes, true and predicted tokens as images."""
         grid, mask = self.encoder.grid_of(images), self.random_masks(len(images)).to(images.device)
-        hidden = mask.unflatten(1, grid).float()[:, None]
-        masked = images * (1 - F.interpolate(hidden, images.shape[-2:]))  # gray: the mean of the training images
-        columns = {"masked": masked}
+        hidden, size = mask.unflatten(1, grid).float()[:, None], images.shape[-2:]
+        columns = {"masked": images * (1 - F.interpolate(hidden, size))}  # gray: the mean of the training images
         if getattr(self.tokenizer, "decodes", False):
-            size = self.token_size
-            pixels = pixels if pixels.shape[-2:] == size else F.interpolate(pixels, size, mode="bicubic").clamp(0, 1)
-            tokens = self.tokens_of(pixels)
-            hidden_index = mask.flatten().nonzero()[:, 0]
+            if pixels.shape[-2:] != self.token_size:
+                pixels = F.interpolate(pixels, self.token_size, mode="bicubic").clamp(0, 1)
+            tokens, hidden_index = self.tokens_of(pixels), mask.flatten().nonzero()[:, 0]
             logits = self.predict(images, mask, hidden_index)["token"]
             predicted = tokens.flatten().index_copy(0, hidden_index, logits.argmax(1)).view_as(tokens)
-            columns |= {"tokens": self._decoded(tokens, images), "predicted": self._decoded(predicted, images)}
+            for name, shown in {"tokens": tokens, "predicted": predicted}.items():
+                decoded = F.interpolate(self.tokenizer.decode(shown, grid), size)
+                columns[name] = (decoded * 255).round().to(torch.uint8)
         return columns | {"original": images}
-
-    def _decoded(self, tokens: Int64[Tensor, "B N"], images: Float[Tensor, "B C H W"]) -> Tensor:
-        """uint8 images of tokens, at the size of the images."""
-        decoded = F.interpolate(self.tokenizer.decode(tokens, self.encoder.grid_of(images)), images.shape[-2:])
-        return (decoded * 255).round().to(torch.uint8)

@@ -8,6 +8,7 @@ Letters: B images, G global crops, V crops in all (globals first), C channels, H
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -29,15 +30,18 @@ from ssl_vit.optim.progress import fraction_done, fraction_of_epochs, is_logged
 from ssl_vit.optim.schedules import cosine, linear
 from ssl_vit.parallel.distributed import mean_over_ranks, sum_over_ranks
 
+Crops = Sequence[Float[Tensor, "B C _ _"]]
+Images = Float[Tensor, "B C H W"]
+Logits = Float[Tensor, "V B K"]
+Targets = Float[Tensor, "G B K"]
 
-def centered_targets(
-    logits: Float[Tensor, "G B K"], center: Float[Tensor, " K"], temperature: float
-) -> Float[Tensor, "G B K"]:
+
+def centered_targets(logits: Targets, center: Float[Tensor, " K"], temperature: float) -> Targets:
     """The teacher's output: softmax((logits - center) / temperature), in float32 (equation 1, section 3.1)."""
     return ((logits.float() - center) / temperature).softmax(-1)
 
 
-def sinkhorn_targets(logits: Float[Tensor, "G B K"], temperature: float, iterations: int = 3) -> Float[Tensor, "G B K"]:
+def sinkhorn_targets(logits: Targets, temperature: float, iterations: int = 3) -> Targets:
     """The teacher's output, spread evenly over the prototypes by Sinkhorn-Knopp (SwAV, arXiv:2006.09882, section 3.1).
 
     All crops of all ranks share the prototypes: every prototype gets the same mass, then every crop mass 1. In float64,
@@ -58,9 +62,7 @@ class CrossEntropyOfPairs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, student: Float[Tensor, "V B K"], targets: Float[Tensor, "G B K"], temperature: float
-    ) -> Float[Tensor, ""]:
+    def forward(ctx: Any, student: Logits, targets: Targets, temperature: float) -> Float[Tensor, ""]:
         V, G, B = len(student), len(targets), student.shape[1]
         scores = student.float() / temperature
         probabilities = scores.softmax(-1)
@@ -82,9 +84,7 @@ class CrossEntropyOfPairs(torch.autograd.Function):
         return grad.mul_(ctx.scale * grads[0]), None, None
 
 
-def cross_entropy_of_pairs(
-    student: Float[Tensor, "V B K"], targets: Float[Tensor, "G B K"], temperature: float
-) -> Float[Tensor, ""]:
+def cross_entropy_of_pairs(student: Logits, targets: Targets, temperature: float) -> Float[Tensor, ""]:
     """DINO's loss for logits of the student and targets of the teacher, in float32; see CrossEntropyOfPairs."""
     return CrossEntropyOfPairs.apply(student, targets, temperature)  # pyright: ignore
 
@@ -95,10 +95,7 @@ def entropy(probabilities: Float[Tensor, "*n K"]) -> Float[Tensor, ""]:
 
 
 class DINO(Method):
-    """Self-distillation; see Method for the arguments and DINOConfig for the options.
-
-    Images are a list of V crops [B, C, h, w], the G global ones first.
-    """
+    """Self-distillation on V crops of each image, the G global ones first; options: DINOConfig."""
 
     Config = DINORun
     config: DINOConfig
@@ -106,19 +103,11 @@ class DINO(Method):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        cfg = self.config
-        self.head = ProjectionHead(
-            self.encoder.embed_dim,
-            cfg.prototypes,
-            hidden=cfg.head_hidden,
-            bottleneck=cfg.head_bottleneck,
-            norm=cfg.head_norm,
-            learned_length=not cfg.norm_last_layer,
-        )
+        self.head = ProjectionHead(self.encoder.embed_dim, self.config)
         self.teacher_encoder = frozen_copy(self.encoder)
         self.teacher_head = frozen_copy(self.head).train()  # its BatchNorm, if any, uses the batch at hand
         self.center: Tensor
-        self.register_buffer("center", torch.zeros(cfg.prototypes))
+        self.register_buffer("center", torch.zeros(self.config.prototypes))
         self._teacher_means: list[Tensor] = []  # of the batches since the last step
         self._fraction = 0.0  # of the run that is done, read once a step: on several ranks that is a broadcast
 
@@ -129,48 +118,37 @@ class DINO(Method):
         return self
 
     def transform(self) -> MultiCrop:
-        cfg, P = self.config, self.encoder_config.height_width
-        globals_ = RandomCrop(P, cfg.global_scale, flip=cfg.flip)
-        locals_ = RandomCrop((cfg.local_size, cfg.local_size), cfg.local_scale, flip=cfg.flip)
-        colors = [self._color(kind) for kind in range(3)]
-        crops = [(globals_, colors[0])] + [(globals_, colors[1])] * (cfg.global_crops - 1)
-        return MultiCrop(crops + [(locals_, colors[2])] * cfg.local_crops)
-
-    def _color(self, kind: int) -> ColorAugmentation:
-        """Colors of the first global crop (kind 0), of the other globals (1), of the locals (2)."""
         cfg = self.config
+        large = RandomCrop(self.encoder_config.height_width, cfg.global_scale, flip=cfg.flip)
+        small = RandomCrop((cfg.local_size, cfg.local_size), cfg.local_scale, flip=cfg.flip)
         alike = ("brightness", "contrast", "saturation", "hue", "jitter_p", "gray_p", "blur_sigma")
-        shared = {name: getattr(cfg, name) for name in alike}
-        return ColorAugmentation(**shared, blur_p=cfg.blur_p[kind], solarize_p=cfg.solarize_p[kind])
+        color = partial(ColorAugmentation, **{name: getattr(cfg, name) for name in alike})
+        first, others, local = (color(blur_p=b, solarize_p=s) for b, s in zip(cfg.blur_p, cfg.solarize_p, strict=True))
+        crops = [(large, first)] + [(large, others)] * (cfg.global_crops - 1)
+        return MultiCrop(crops + [(small, local)] * cfg.local_crops)
 
-    def losses(self, crops: Sequence[Float[Tensor, "B C _ _"]] | Tensor) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, images: Crops | Tensor) -> dict[str, Float[Tensor, ""]]:
         """{"cross_entropy": loss}."""
         cfg, G = self.config, self.config.global_crops
-        if isinstance(crops, Tensor) or len(crops) != G + cfg.local_crops:
-            given = "one tensor" if isinstance(crops, Tensor) else f"{len(crops)} crops"
-            raise ValueError(
-                f"images arrive as {given}; DINO takes a list of method.global_crops={G} + "
-                f"method.local_crops={cfg.local_crops} crops: use DINO.transform() with ssl_vit.ImageDataModule"
-            )
+        legal = f"a list of method.global_crops={G} + method.local_crops={cfg.local_crops} crops"
+        crops = self.require_crops(images, G + cfg.local_crops, legal)
         self._fraction = fraction_done(self._trainer)
         with torch.no_grad():
             features = self.extract_features(self.teacher_encoder, crops[:G])
             teacher = self.teacher_head(features).unflatten(0, (G, -1))  # [G, B, K]
         student = self.head(self.extract_features(self.encoder, crops)).unflatten(0, (len(crops), -1))  # [V, B, K]
-        temperature = self.teacher_temperature()
         if cfg.centering == "mean":
-            targets = centered_targets(teacher, self.center, temperature)
+            targets = centered_targets(teacher, self.center, self.teacher_temperature())
         else:
-            targets = sinkhorn_targets(teacher, temperature)
+            targets = sinkhorn_targets(teacher, self.teacher_temperature())
         if self.training:
             self._teacher_means.append(teacher.float().mean((0, 1)))
         loss = cross_entropy_of_pairs(student, targets, cfg.student_temp)
-        self.measure(loss.detach(), features, student.detach(), targets)
+        if is_logged(self._trainer):
+            self.measure(loss.detach(), features, student.detach(), targets)
         return {"cross_entropy": loss}
 
-    def extract_features(
-        self, encoder: VisionTransformer, crops: Sequence[Float[Tensor, "B C _ _"]]
-    ) -> Float[Tensor, "n D"]:
+    def extract_features(self, encoder: VisionTransformer, crops: Crops) -> Float[Tensor, "n D"]:
         """One vector for each crop of each image, crop by crop; crops of one size go through together."""
         groups = [torch.cat(list(group)) for _, group in groupby(crops, key=lambda crop: crop.shape)]
         tokens = encoder.encode_many([encoder.embed(images) for images in groups], [*map(encoder.grid_of, groups)])
@@ -178,20 +156,11 @@ class DINO(Method):
 
     def teacher_temperature(self) -> float:
         """Linear from warmup_teacher_temp to teacher_temp, then constant."""
-        cfg = self.config
-        warmup = fraction_of_epochs(self._trainer, cfg.warmup_teacher_temp_epochs)
-        return linear(self._fraction, warmup, cfg.warmup_teacher_temp, cfg.teacher_temp)
+        warmup = fraction_of_epochs(self._trainer, self.config.warmup_teacher_temp_epochs)
+        return linear(self._fraction, warmup, self.config.warmup_teacher_temp, self.config.teacher_temp)
 
-    def measure(
-        self,
-        loss: Float[Tensor, ""],
-        features: Float[Tensor, "n D"],
-        student: Float[Tensor, "V B K"],
-        targets: Float[Tensor, "G B K"],
-    ) -> None:
-        """Set extra_metrics, which tell a healthy run from a collapsed one; only where a step is logged."""
-        if not is_logged(self._trainer):
-            return
+    def measure(self, loss: Tensor, features: Tensor, student: Tensor, targets: Tensor) -> None:
+        """Set extra_metrics, which tell a healthy run from a collapsed one, from losses()' own tensors."""
         spread, spread_of_mean = entropy(targets), entropy(targets.flatten(0, 1).mean(0))
         own = (student[: len(targets)].float() / self.config.student_temp).softmax(-1)
         self.extra_metrics = {
@@ -216,29 +185,24 @@ class DINO(Method):
         start, end = self.optim_config.weight_decay, self.config.weight_decay_end
         optimizer.param_groups[0]["weight_decay"] = cosine(self._fraction, start, end)
         if self._fraction < fraction_of_epochs(self._trainer, self.config.freeze_last_layer):
-            for parameter in self.head.last_layer.parameters():
-                parameter.grad = None
+            self.head.last_layer.zero_grad()
 
-    def clip(self, largest: float) -> None:
+    def clip(self, largest: float, norm: Tensor) -> None:
         """Each parameter's gradient by itself, as the authors do."""
         clip_each(self.parameters(), largest)
 
     def after_step(self) -> None:
-        cfg = self.config
         mean = mean_over_ranks(torch.stack(self._teacher_means).mean(0))
         self._teacher_means = []
-        self.center.lerp_(mean, 1 - cfg.center_momentum)
+        self.center.lerp_(mean, 1 - self.config.center_momentum)
         ema_update(self.teacher_encoder, self.encoder, self.momentum())
         ema_update(self.teacher_head, self.head, self.momentum())
 
     def on_skipped_step(self) -> None:
         self._teacher_means = []
 
-    def export_encoder(self) -> VisionTransformer:
-        return self.teacher_encoder
-
     @torch.no_grad()
-    def visualize(self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]) -> dict[str, Tensor]:
+    def visualize(self, images: Images, pixels: Images) -> dict[str, Tensor]:
         """Each image, and the attention of each head in the teacher's last block."""
         encoder = self.teacher_encoder
         heads = attention_images(encoder.attention_maps(images), encoder.grid_of(images), encoder.patch_size)

@@ -11,13 +11,7 @@ from ssl_vit.parallel.distributed import any_of_ranks
 
 
 class DivergenceError(FloatingPointError):
-    """Steps in a row whose loss or gradient was not finite."""
-
-    def __init__(self, step: int, in_a_row: int) -> None:
-        super().__init__(
-            f"loss or gradient was not finite in {in_a_row} steps in a row before step {step}; the weights have not "
-            "moved since. Lower optim.base_lr, set optim.clip_grad=1, or train with trainer.precision=32-true"
-        )
+    """Too many steps in a row whose loss or gradient was not finite."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +28,7 @@ class SkippedStep:
 
 
 class Guard:
-    """Checks each optimizer step before it is taken; a step is skipped on all ranks or on none.
-
-    On a GPU a single flag travels to the CPU once the backward pass is done.
-    """
+    """Checks each optimizer step before it is taken; a step is skipped on all ranks or on none."""
 
     def __init__(self) -> None:
         self.skipped = False
@@ -56,29 +47,13 @@ class Guard:
             self._index.append(batch["index"])
 
     def check(self, grad_norm: Float[Tensor, ""] | None, step: int, epoch: int) -> bool:
-        """Whether the step may be taken.
-
-        Args:
-            grad_norm: of all gradients together; None where a loss scale makes an infinite one common.
-        """
-        losses, index = self._losses, self._index
-        self._losses, self._index = [], []
-        sound = torch.stack(losses).all()
+        """Whether the step may be taken. grad_norm: of all gradients together; None under a loss scale."""
+        sound = torch.stack(self._losses).all()
         finite = sound if grad_norm is None else sound & grad_norm.isfinite()
-        self.skipped = _known(any_of_ranks(~finite))
+        self.skipped = bool(any_of_ranks(~finite))  # waits for the device; the one flag that travels from it in a step
         self.in_a_row = self.in_a_row + 1 if self.skipped else 0
         if self.skipped:
             why = "another process" if finite else "gradient" if sound else "loss"
-            self.found.append(SkippedStep(step, epoch, why, [int(i) for batch in index for i in batch]))
+            self.found.append(SkippedStep(step, epoch, why, [int(i) for batch in self._index for i in batch]))
+        self._losses, self._index = [], []
         return not self.skipped
-
-
-def _known(flag: Bool[Tensor, ""]) -> bool:
-    """A device's flag on the CPU, by a copy that waits for what comes before it on the device and for nothing else."""
-    if not flag.is_cuda:
-        return bool(flag)
-    copied = torch.empty((), dtype=torch.bool, pin_memory=True).copy_(flag, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    event.synchronize()
-    return bool(copied)

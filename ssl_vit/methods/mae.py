@@ -1,8 +1,7 @@
 """Masked autoencoder: reconstruct hidden patches from a few visible ones (He et al., 2022, arXiv:2111.06377).
 
 The encoder sees visible patches only; a light decoder sees all, with a mask token at the hidden ones. Attention ignores
-order, so the decoder keeps the visible patches first and the hidden last, each with its own position:
-nothing is shuffled back.
+order: the decoder has visible patches first and hidden ones last, each with its position, and nothing is shuffled back.
 
 Letters: B images, C channels, H x W pixels, P patch side, h x w patch grid, N = h * w patches, n visible, M hidden,
 D encoder width, E decoder width, S = 1 + n tokens, F = P * P * C pixel values of a patch.
@@ -18,27 +17,32 @@ from torch import Tensor, nn
 from ssl_vit.config.pretrain_schema import MAEConfig, MAERun
 from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Method
-from ssl_vit.methods.masking import index_to_mask, num_keep, random_masking
+from ssl_vit.methods.masking import num_keep, random_masking
 from ssl_vit.models.blocks import Block, init_linear, run_blocks
 from ssl_vit.models.stem import patchify, resample, sincos_2d, unpatchify
 
+Images = Float[Tensor, "B C H W"]
+Index = Int[Tensor, "B M"]
+Patches = Float[Tensor, "B M F"]
 
-def target_pixels(
-    images: Float[Tensor, "B C H W"], patch_size: int, index: Int[Tensor, "B M"]
-) -> Float[Tensor, "B M F"]:
+
+def target_pixels(images: Images, patch_size: int, index: Index) -> Patches:
     """Pixels of the chosen patches in float32, inside a patch row, column, channel (the authors' order)."""
     pixels = patchify(images, patch_size, index).float()
     return pixels.unflatten(2, (images.shape[1], -1)).transpose(2, 3).flatten(2)
 
 
-def patch_statistics(pixels: Float[Tensor, "B M F"]) -> tuple[Float[Tensor, "B M 1"], Float[Tensor, "B M 1"]]:
+def in_channels(pixels: Patches, patch_size: int) -> Patches:
+    """The inverse order: inside a patch channel, row, column, as the encoder has them."""
+    return pixels.unflatten(2, (patch_size**2, -1)).transpose(2, 3).flatten(2)
+
+
+def patch_statistics(pixels: Patches) -> tuple[Float[Tensor, "B M 1"], Float[Tensor, "B M 1"]]:
     """Mean and sqrt(variance + 1e-6) of each patch, all channels jointly, unbiased (section 3)."""
     return pixels.mean(-1, keepdim=True), (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
 
 
-def reconstruction_loss(
-    prediction: Float[Tensor, "B M F"], pixels: Float[Tensor, "B M F"], norm_pix: bool
-) -> Float[Tensor, ""]:
+def reconstruction_loss(prediction: Patches, pixels: Patches, norm_pix: bool) -> Float[Tensor, ""]:
     """Mean squared error over the hidden patches, against their pixels or their normalized pixels; in float32."""
     if norm_pix:
         mean, std = patch_statistics(pixels)
@@ -65,49 +69,39 @@ class Decoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(
-        self,
-        tokens: Float[Tensor, "B S D"],
-        visible_index: Int[Tensor, "B n"],
-        hidden_index: Int[Tensor, "B M"],
-        grid: tuple[int, int],
-    ) -> Float[Tensor, "B M F"]:
-        """Pixel predictions for the hidden patches, in the order of hidden_index."""
+        self, tokens: Float[Tensor, "B S D"], visible: Int[Tensor, "B n"], hidden: Index, grid: tuple[int, int]
+    ) -> Patches:
+        """Pixels of the hidden patches, in the order of their index, from tokens of the visible ones."""
         positions = resample(self.pos_embed[:, 1:], self.grid, grid)[0]  # [N, E]
         x = self.embed(tokens)
         class_token = x[:, :1] + self.pos_embed[:, :1]
-        hidden = self.mask_token + positions[hidden_index]
-        x = torch.cat([class_token, x[:, 1:] + positions[visible_index], hidden.to(x.dtype)], dim=1)  # [B, 1 + N, E]
+        masked = (self.mask_token + positions[hidden]).to(x.dtype)
+        x = torch.cat([class_token, x[:, 1:] + positions[visible], masked], dim=1)  # [B, 1 + N, E]
         (x,) = run_blocks(self.blocks, [x])
-        return self.pred(self.norm(x[:, -hidden_index.shape[1] :]))
+        return self.pred(self.norm(x[:, -hidden.shape[1] :]))
 
 
 class MAE(Method):
-    """Masked autoencoder; see Method for the arguments and MAEConfig for the options."""
+    """Masked autoencoder; options: MAEConfig."""
 
     Config = MAERun
     config: MAEConfig
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        config = self.encoder_config
-        pixels = config.patch_size**2 * config.channels
-        width, grid = self.encoder.embed_dim, self.encoder.grid
-        self.decoder = Decoder(width, grid, pixels, self.config)
+        pixels = self.encoder.patch_size**2 * self.encoder_config.channels
+        self.decoder = Decoder(self.encoder.embed_dim, self.encoder.grid, pixels, self.config)
 
     def transform(self) -> RandomCrop:
         return RandomCrop(self.encoder_config.height_width, scale=self.config.crop_scale, flip=self.config.flip)
 
-    def losses(
-        self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None
-    ) -> dict[str, Float[Tensor, ""]]:
+    def losses(self, images: Images, noise: Float[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
         """{"reconstruction": loss}. `noise` orders the patches (lowest stay visible); by default it is random."""
         prediction, hidden_index = self.reconstruct(images, noise)
         pixels = target_pixels(images, self.encoder.patch_size, hidden_index)
         return {"reconstruction": reconstruction_loss(prediction, pixels, self.config.norm_pix)}
 
-    def reconstruct(
-        self, images: Float[Tensor, "B C H W"], noise: Float[Tensor, "B N"] | None = None
-    ) -> tuple[Float[Tensor, "B M F"], Int[Tensor, "B M"]]:
+    def reconstruct(self, images: Images, noise: Float[Tensor, "B N"] | None = None) -> tuple[Patches, Index]:
         """Predictions for the hidden patches, and which they are."""
         encoder, (h, w) = self.encoder, self.encoder.grid_of(images)
         if noise is None:
@@ -117,28 +111,15 @@ class MAE(Method):
         return self.decoder(encoder.encode(patches), visible_index, hidden_index, (h, w)), hidden_index
 
     @torch.no_grad()
-    def visualize(
-        self, images: Float[Tensor, "B C H W"], pixels: Float[Tensor, "B C H W"]
-    ) -> dict[str, Float[Tensor, "B C H W"]]:
-        """The visible patches, the same with the hidden ones reconstructed, the original.
-
-        Normalized targets lose each patch's brightness and contrast; they are put back from the true patch.
-        """
+    def visualize(self, images: Images, pixels: Images) -> dict[str, Images]:
+        """The visible patches; with the hidden ones reconstructed, brightness and contrast from the true patch; all."""
         P, (h, w) = self.encoder.patch_size, self.encoder.grid_of(images)
         prediction, hidden_index = self.reconstruct(images)
         prediction = prediction.float()
         if self.config.norm_pix:
             mean, std = patch_statistics(target_pixels(images, P, hidden_index))
             prediction = prediction * std + mean
-        every = torch.arange(h * w, device=images.device).expand(len(images), -1)
-        true = target_pixels(images, P, every)
-        painted = true.scatter(1, hidden_index[..., None].expand_as(prediction), prediction)
-        masked = true.masked_fill(index_to_mask(hidden_index, h * w)[..., None], 0.0)
-        columns = {"masked": masked, "reconstruction": painted}
-        shown = {name: unpatchify(in_channels(column, P), P, h, w) for name, column in columns.items()}
-        return shown | {"original": images}
-
-
-def in_channels(pixels: Float[Tensor, "B N F"], patch_size: int) -> Float[Tensor, "B N F"]:
-    """Patches in the targets' order (row, column, channel) as the encoder has them: channel, row, column."""
-    return pixels.unflatten(2, (patch_size**2, -1)).transpose(2, 3).flatten(2)
+        patches, index = patchify(images, P).float(), hidden_index[..., None].expand_as(prediction)
+        painted = {"masked": torch.zeros_like(prediction), "reconstruction": in_channels(prediction, P)}
+        columns = {name: unpatchify(patches.scatter(1, index, new), P, h, w) for name, new in painted.items()}
+        return columns | {"original": images}

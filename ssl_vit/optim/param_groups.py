@@ -9,41 +9,34 @@ from torch import Tensor, nn
 
 from ssl_vit.parallel.distributed import is_sharded, local_shards, norms
 
+Named = Iterable[tuple[str, nn.Parameter]]
+Decays = Callable[[str, Tensor], bool]
+
 
 def scaled_lr(base_lr: float, global_batch: int) -> float:
     """Learning rate for a global batch, linear in it: base_lr is per 256 images (arXiv:1706.02677)."""
     return base_lr * global_batch / 256
 
 
-def decay_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float, decays: Callable[[str, Tensor], bool]
-) -> list[dict[str, Any]]:
+def decay_groups(named: Named, weight_decay: float, decays: Decays) -> list[dict[str, Any]]:
     """Two groups for AdamW: what `decays(name, parameter)` decays, then the rest; frozen parameters in neither."""
-    named = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    return [
-        {"params": [p for name, p in named if decays(name, p)], "weight_decay": weight_decay},
-        {"params": [p for name, p in named if not decays(name, p)], "weight_decay": 0.0},
-    ]
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in named:
+        if parameter.requires_grad:
+            groups[decays(name, parameter)].append(parameter)
+    return [{"params": groups[decayed], "weight_decay": weight_decay * decayed} for decayed in groups]
 
 
 def layer_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    weight_decay: float,
-    decays: Callable[[str, Tensor], bool],
-    layer_of: Callable[[str], int],
-    layers: int,
-    decay: float,
+    named: Named, weight_decay: float, decays: Decays, layer_of: Callable[[str], int], layers: int, decay: float
 ) -> list[dict[str, Any]]:
-    """Groups for AdamW by layer and by what decays, lowest layer first; frozen parameters in none.
+    """Groups for AdamW by layer, in 0 .. layers, and by what decays, lowest layer first; frozen parameters in none.
 
     `scale` of a group is what its learning rate is multiplied by: decay ** (layers - layer), so 1 for the top layer
     (ELECTRA, arXiv:2003.10555; as MAE's and BEiT's authors have it).
-
-    Args:
-        layer_of: name of a parameter -> its layer, in 0 .. layers.
     """
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in named_parameters:
+    for name, parameter in named:
         if parameter.requires_grad:
             groups.setdefault((layer_of(name), decays(name, parameter)), []).append(parameter)
     return [

@@ -10,11 +10,10 @@ SLACK = 0.01
 def fraction_done(trainer: pl.Trainer | None, broadcast: bool = True) -> float:
     """Fraction of the run done, in [0, 1]: of its steps, or of its time where `max_time` ends it sooner.
 
-    So a run that is cut short by steps or by minutes has its schedules cut in proportion, and ends annealed. A time
-    limit that the steps keep clear of changes nothing, to the bit: hence the slack. Outside a trainer 0.
+    So a run that is cut short has its schedules cut in proportion, and ends annealed. A time limit that the steps keep
+    clear of changes nothing, to the bit: hence the slack. Outside a trainer 0.
 
-    Args:
-        broadcast: read the first rank's clock, which all ranks must call for; else this one's, for display.
+    broadcast: read the first rank's clock, which all ranks must call for; else this one's, for display.
     """
     if trainer is None:
         return 0.0
@@ -31,13 +30,10 @@ def fraction_done(trainer: pl.Trainer | None, broadcast: bool = True) -> float:
 
 
 def fraction_of_epochs(trainer: pl.Trainer | None, epochs: float) -> float:
-    """Which fraction of the run `epochs` are: of max_epochs, or of the expected steps where epochs are unlimited.
-
-    Outside a trainer 0.
-    """
+    """Which fraction of the run `epochs` are: of max_epochs, or of the expected steps where epochs are unlimited."""
     if trainer is None:
         return 0.0
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
+    if trainer.max_epochs and trainer.max_epochs > 0:
         return epochs / trainer.max_epochs
     steps = epochs * trainer.num_training_batches / trainer.accumulate_grad_batches
     done = fraction_done(trainer) if trainer.global_step else 0.0

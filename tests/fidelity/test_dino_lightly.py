@@ -9,6 +9,7 @@ from lightly.loss.swav_loss import sinkhorn
 from lightly.models.modules import DINOProjectionHead
 from lightly.models.utils import update_momentum
 
+from ssl_vit.config.pretrain_schema import DINOConfig
 from ssl_vit.methods.dino import centered_targets, cross_entropy_of_pairs, sinkhorn_targets
 from ssl_vit.methods.heads import ProjectionHead, ScaledProduct
 from ssl_vit.optim.ema import ema_update, frozen_copy
@@ -61,7 +62,8 @@ def test_sinkhorn_is_lightlys():
 @pytest.mark.parametrize("head_norm", [False, True])
 @pytest.mark.parametrize("norm_last_layer", [False, True])
 def test_head_is_lightlys(head_norm, norm_last_layer):
-    head = ProjectionHead(12, 30, hidden=16, bottleneck=8, norm=head_norm, learned_length=not norm_last_layer)
+    options = {"head_norm": head_norm, "norm_last_layer": norm_last_layer}
+    head = ProjectionHead(12, DINOConfig(prototypes=30, head_hidden=16, head_bottleneck=8, **options))
     reference = DINOProjectionHead(12, 16, 8, 30, batch_norm=head_norm, norm_last_layer=norm_last_layer)
     # lightly leaves out the bias before a BatchNorm, which subtracts it again.
     names = {name.replace("layers.", "mlp."): tensor for name, tensor in reference.state_dict().items()}

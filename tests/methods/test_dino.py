@@ -218,7 +218,7 @@ def test_views_are_the_papers_crops_and_train_from_a_data_module(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("images", "given"), [(torch.zeros(2, 3, 16, 16), "one tensor"), ([torch.zeros(2, 3, 16, 16)] * 3, "3 crops")]
+    ("images", "given"), [(torch.zeros(2, 3, 16, 16), "one tensor"), ([torch.zeros(2, 3, 16, 16)] * 3, "3 tensors")]
 )
 def test_other_images_than_the_crops_are_refused(images, given):
     message = rf"images arrive as {given}; DINO takes a list of method.global_crops=2 \+ method.local_crops=2 crops"
