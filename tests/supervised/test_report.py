@@ -84,7 +84,7 @@ def digits_run(folder: Path) -> Path:
 
 def test_the_command_prints_the_line_last(tmp_path, capsys):
     run_command(
-        ["linear_probe", f"encoder={digits_run(tmp_path)}", "protocol=logreg", "train_limit=50", "controls=false"]
+        "linear_probe", f"encoder={digits_run(tmp_path)}", "protocol=logreg", "train_limit=50", "controls=false"
     )
     printed = capsys.readouterr().out.splitlines()[-1]
     assert json.loads(printed) == json.loads((tmp_path / "linear_probe.json").read_text())
@@ -221,7 +221,7 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
         (["protocol=gird"], r"protocol=gird must be one of grid, .*did you mean grid\?"),
         (["protocol=logreg", "epochs=3"], "epochs=3 must be null with protocol=logreg, which has none"),
         (["base_lr=0.1"], "base_lr=0.1 must be null with protocol=grid, which has none"),
-        (["protocol=mae", "batch_size=0"], "batch_size=0 must be positive, or null"),
+        (["protocol=mae", "batch_size=0"], "batch_size=0 must be a positive integer or null"),
         (["protocol=beit", "pool=cls"], "pool=cls must be null with protocol=beit, which says itself what it reads"),
         (["protocol=attentive", "blocks=2"], "blocks=2 must be null with protocol=attentive"),
         (["layer=best"], "layer=best must be last or a number with protocol=grid; protocol=logreg and k-NN can choose"),
@@ -244,7 +244,7 @@ def test_a_wrong_setting_is_one_line(run_dir, args, message):
     ("arg", "message"),
     [
         ("neighbors=0", r"neighbors=\[0\] must be positive integers"),
-        ("neighbors=", r"neighbors=\[\] must be positive integers"),
+        ("neighbors=", r"neighbors=\[\] must be one or more"),
         ("temperature=0", "temperature=0.0 must be positive"),
     ],
 )
