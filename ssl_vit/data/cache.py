@@ -1,6 +1,5 @@
-"""Decode once: images that fit in memory together are kept there, in one array that every forked worker sees.
+"""Decode once: images that fit in memory lie in one array that every forked worker sees, without a Python object each.
 
-Our own, for no library keeps images of unequal sizes without a Python object, or a copy in every worker, for each.
 Letters: H W pixels, C channels.
 """
 
@@ -61,10 +60,9 @@ def memory_gb(source: Source | None) -> float:
 
 
 def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
-    """The source with every image decoded, or the source itself where they need more than budget_gb.
+    """The source with every image decoded, or itself where they need more than budget_gb, by the files' headers.
 
-    Sizes come from the files' headers, and reading them stops at the first image that does not fit. stops: raise
-    UnreadableImageError for an image that cannot be read.
+    stops: raise UnreadableImageError for an image that cannot be read.
     """
     shapes: list[tuple[int, int]] = []
     unreadable: dict[int, UnreadableImageError] = {}

@@ -1,7 +1,6 @@
 """From a source to images as a method sees them, a whole batch at a time, on the workers.
 
 The sampler hands out (epoch, index): all that the random numbers of an image depend on, so a worker holds no state.
-Letters: B images of a batch, C channels, H W pixels.
 """
 
 from dataclasses import dataclass
@@ -27,10 +26,9 @@ data.on_error=skip skipped images, skipped: how many.
 
 @dataclass(eq=False)
 class AugmentedDataset(Dataset):
-    """One transform of each image, a whole batch at a time.
+    """One transform of each image, a whole batch at a time; UnreadableImageError without replacements.
 
-    replacements: for images that cannot be read, which raise UnreadableImageError without them. numbers: of the images,
-    where the source holds a part of a larger one; random numbers depend on them, and a batch has them as index.
+    numbers: of the images in a larger source, for the random numbers and the batch's index.
     """
 
     source: Source
@@ -51,8 +49,7 @@ class AugmentedDataset(Dataset):
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         """The batch of (epoch, index) keys, all of one epoch; with `read_errors` where images could not be read.
 
-        An image that replaces another comes under that one's index, label and random numbers. Where none can, the batch
-        is empty but for read_errors.
+        A replacement has the replaced image's index, label and random numbers; without any, there is only read_errors.
         """
         found: list[ReadError] = []
         skips = self.replacements is not None and self.replacements.skips

@@ -67,7 +67,6 @@ class Parquet(FileSource):
 
 
 def _rows(file: Path) -> int:
-    """Number of rows, from the file's footer."""
     return _opened(file).metadata.num_rows
 
 

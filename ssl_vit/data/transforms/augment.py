@@ -1,8 +1,6 @@
-"""Augmentation for fine-tuning: RandAugment on the workers; random erasing, mixup and CutMix on the device. All timm's.
+"""Augmentation for fine-tuning, timm's: RandAugment on the workers; random erasing, mixup and CutMix on the device.
 
-MAE's, BEiT's and DeiT's authors fine-tune with timm's. It draws from Python's, numpy's and PyTorch's global
-generators: they are seeded around each call, and afterwards as they were. Letters: B images, C channels, H W pixels,
-K classes.
+timm draws from global generators, seeded around each call. Letters: B images, C channels, H W pixels, K classes.
 """
 
 import math
@@ -29,13 +27,9 @@ LARGEST = math.nextafter(10, 0)
 
 
 def randaugment(magnitude: float, std: float, num_ops: int, fill: Sequence[int]) -> RandAugment:
-    """timm's rand_augment_transform("rand-m{magnitude}-mstd{std}-n{num_ops}-inc1") for images of PIL.
+    """timm's RandAugment (Cubuk et al., 2020, arXiv:1909.13719) "rand-m{magnitude}-mstd{std}-n{num_ops}-inc1".
 
-    RandAugment is of Cubuk et al., 2020 (arXiv:1909.13719).
-
-    Args:
-        magnitude: in (0, 10], also between whole numbers, which timm's text form has not; std: of an operation's own.
-        fill: value of each channel where a moved image leaves a gap, in 0 .. 255.
+    magnitude: in (0, 10], also between whole numbers. fill: of gaps, for each channel, in 0 .. 255.
     """
     hparams = {"img_mean": tuple(fill), "magnitude_std": std, "magnitude_max": LARGEST}
     hparams |= {"interpolation": Image.Resampling.BICUBIC}  # as in MAE's and BEiT's command lines
@@ -44,10 +38,7 @@ def randaugment(magnitude: float, std: float, num_ops: int, fill: Sequence[int])
 
 
 class RandAugmentCrop:
-    """A random crop and flip, then RandAugment: what an image becomes each time it is trained on.
-
-    crop: the geometry. ops: RandAugment, or None without it; its seed is the last uniform number.
-    """
+    """A random crop and flip, then RandAugment, or none, with the last uniform number as its seed."""
 
     def __init__(self, crop: RandomCrop, ops: RandAugment | None) -> None:
         self.crop, self.ops = crop, ops
