@@ -1,7 +1,4 @@
-"""Decode once: images that fit in memory lie in one array that every forked worker sees, without a Python object each.
-
-Letters: H W pixels, C channels.
-"""
+"""Images decoded once, into one array that every forked worker sees. Letters: H W pixels, C channels."""
 
 import logging
 import math
@@ -60,10 +57,7 @@ def memory_gb(source: Source | None) -> float:
 
 
 def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
-    """The source with every image decoded, or itself where they need more than budget_gb, by the files' headers.
-
-    stops: raise UnreadableImageError for an image that cannot be read.
-    """
+    """The source decoded, or itself where that needs more than budget_gb; stops: raise UnreadableImageError."""
     shapes: list[tuple[int, int]] = []
     unreadable: dict[int, UnreadableImageError] = {}
 

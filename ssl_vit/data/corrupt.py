@@ -34,10 +34,8 @@ class ReadErrors:
 
     def __init__(self, max_unreadable: float) -> None:
         self.max_unreadable = max_unreadable
-        self.images = 0
-        """Number of all images, of training and test together."""
-        self.found: dict[str, str] = {}
-        """Name -> what is wrong with it."""
+        self.images = 0  # of training and test together
+        self.found: dict[str, str] = {}  # name -> what is wrong with it
         self.path: Path | None = None
         self._end = 0  # of what has been read or written of the file, in bytes
         self._named, self._failed = 0, False
@@ -122,8 +120,7 @@ class Replacements:
     members: Int64[np.ndarray, " m"]
     read_errors: ReadErrors
     skips: bool = False
-    unreadable: set[int] = field(default_factory=set, init=False)
-    """Not tried again in the place of others, as long as this process lives."""
+    unreadable: set[int] = field(default_factory=set, init=False)  # not tried again in the place of others
 
     def read(self, index: int, found: list[ReadError]) -> UInt8[np.ndarray, "H W C"] | None:
         """An image; None where it cannot be read, which is appended to found."""

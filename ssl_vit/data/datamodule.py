@@ -1,7 +1,4 @@
-"""ImageDataModule: a source and a transform as batches for a Lightning Trainer; labeled images for evaluation.
-
-Letters: B images, C channels, H W pixels, n images of a source, m of those of a split.
-"""
+"""ImageDataModule: a source as batches for a Trainer. Letters: B C H W of a batch, n images of a source, m of a split."""
 
 import logging
 from dataclasses import dataclass

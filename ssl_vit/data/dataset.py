@@ -1,7 +1,4 @@
-"""From a source to images as a method sees them, a whole batch at a time, on the workers.
-
-The sampler hands out (epoch, index): all that the random numbers of an image depend on, so a worker holds no state.
-"""
+"""From a source to batches as a method sees them, by (epoch, index) alone, so a worker holds no state."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -26,10 +23,7 @@ data.on_error=skip skipped images, skipped: how many.
 
 @dataclass(eq=False)
 class AugmentedDataset(Dataset):
-    """One transform of each image, a whole batch at a time; UnreadableImageError without replacements.
-
-    numbers: of the images in a larger source, for the random numbers and the batch's index.
-    """
+    """One transform of each image, a batch at a time; numbers: of the images in a larger source, for random numbers."""
 
     source: Source
     transform: Transform
@@ -47,10 +41,7 @@ class AugmentedDataset(Dataset):
         return len(self.source)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        """The batch of (epoch, index) keys, all of one epoch; with `read_errors` where images could not be read.
-
-        A replacement has the replaced image's index, label and random numbers; without any, there is only read_errors.
-        """
+        """The batch of (epoch, index) keys of one epoch; with, or only, `read_errors` where images are unreadable."""
         found: list[ReadError] = []
         skips = self.replacements is not None and self.replacements.skips
         batch = self._batch(keys, found, skips) or (self._batch(keys, found, False) if skips else {})

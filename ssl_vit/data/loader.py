@@ -41,10 +41,7 @@ class EpochSampler(DistributedSampler):
 
 
 class Loader(DataLoader):
-    """A DataLoader that notes in the main process what could not be read.
-
-    ValueError where that is more than data.max_unreadable; UnreadableImageError where none can replace an image.
-    """
+    """A DataLoader that notes what cannot be read: ValueError above max_unreadable, or UnreadableImageError."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         read_errors: ReadErrors | None = self.dataset.read_errors  # pyright: ignore
@@ -65,8 +62,7 @@ class Loader(DataLoader):
 class TrainLoader(Loader):
     """A Loader that can resume in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
 
-    trained: Callable[[], int] | None = None
-    """How many batches of this epoch have been trained on; without it, as many as were handed out."""
+    trained: Callable[[], int] | None = None  # batches trained on in this epoch; None: all
     _delivered = 0
     _resumed: dict[str, int] | None = None
 

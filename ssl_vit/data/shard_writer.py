@@ -1,7 +1,4 @@
-"""Images of any source packed into tar shards, with their labels, in a random order that is the same every time.
-
-WebDataset writes the shards, each whole or not at all, the index last.
-"""
+"""Images of any source packed into tar shards by WebDataset, in a random order that is the same every time."""
 
 import logging
 import os

@@ -40,10 +40,7 @@ class Samples(Source):
 
 
 class Buffer:
-    """0 .. count - 1 in the order in which a shuffle buffer of `size` gives them out, without anything in it.
-
-    A function of (seed, epoch, place in the epoch); the segment begins at place `first`.
-    """
+    """0 .. count - 1 as a shuffle buffer of `size` gives them out, by (seed, epoch, place from `first` on)."""
 
     def __init__(self, count: int, size: int, seed: int, epoch: int, first: int) -> None:
         self.held, self.count = list(range(min(size, count))), count

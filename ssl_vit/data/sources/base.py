@@ -1,7 +1,4 @@
-"""What a data source is: images by number, of some kinds also as a stream of shards. PIL and numpy only.
-
-Letters: n images, H W pixels, C channels.
-"""
+"""What a data source is, with PIL and numpy only. Letters: n images, H W pixels, C channels."""
 
 import importlib
 from collections.abc import Callable, Iterator

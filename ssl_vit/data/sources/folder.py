@@ -1,7 +1,4 @@
-"""Images in nested folders, with or without a folder for each class; n images.
-
-The scanner is our own: unlike torchvision's ImageFolder it keeps no Python object for each of millions of files.
-"""
+"""Images in nested folders; unlike torchvision's ImageFolder, no Python object stays per file. Letters: n images."""
 
 import os
 from array import array

@@ -26,8 +26,7 @@ from ssl_vit.data.splits import FileSource
 
 INDEX, MEMBERS = "index.json", "members.npy"
 IMAGES = (*ENDINGS, "gif")  # Endings of a sample's image; of several the first counts.
-TRUSTED = "SSL_VIT_ALLOW_PIPE"
-"""Environment variable that lets a URL be a shell command: a person sets it, a recipe or an encoder.json cannot."""
+TRUSTED = "SSL_VIT_ALLOW_PIPE"  # environment variable that lets a URL be a shell command
 _USED = {*IMAGES, "cls", "json"}
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own files
 
@@ -120,10 +119,7 @@ class TarImages(FileSource):
 
 
 def remote_shards(data: DataConfig) -> TarShards:
-    """The shards of a URL, its braces expanded, counted by data.epoch_size or the index beside them.
-
-    ValueError: a shell command that nobody has allowed, or no index and no data.epoch_size.
-    """
+    """The shards of a URL. ValueError: a shell command nobody allowed, or neither index nor data.epoch_size."""
     if data.path.startswith(PIPE) and os.environ.get(TRUSTED) != "1":
         raise ValueError(f"data.path={data.path} is a shell command: set {TRUSTED}=1 in the environment to run it")
     urls = _expanded(data.path)

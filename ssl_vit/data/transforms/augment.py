@@ -1,7 +1,4 @@
-"""Augmentation for fine-tuning, timm's: RandAugment on the workers; random erasing, mixup and CutMix on the device.
-
-timm draws from global generators, seeded around each call. Letters: B images, C channels, H W pixels, K classes.
-"""
+"""Fine-tuning's augmentation: timm's, seeded. Letters: B images, C channels, H W pixels, K classes."""
 
 import math
 from collections.abc import Sequence
@@ -22,8 +19,7 @@ from ssl_vit.data.rng import seeded_globals
 from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop
 
-LARGEST = math.nextafter(10, 0)
-"""Largest magnitude of an operation. At timm's own limit of 10 it asks PIL to keep no bit, which PIL refuses."""
+LARGEST = math.nextafter(10, 0)  # magnitude; at 10, timm asks PIL to keep no bit, which PIL refuses
 
 
 def randaugment(magnitude: float, std: float, num_ops: int, fill: Sequence[int]) -> RandAugment:

@@ -19,10 +19,8 @@ from torch.nn.functional import pad, threshold
 
 Images = Float32[Tensor, "B C H W"]
 Factor = Float32[Tensor, " B"]
-ORDERS = np.array(list(itertools.permutations(range(4))))
-"""Every order of the jitter's operations; 0 brightness, 1 contrast, 2 saturation, 3 hue."""
-SMALL_BYTES = 2**16
-"""A larger image (74 x 74 pixels in color) is changed alone on a CPU, where it stays in a core's cache."""
+ORDERS = np.array(list(itertools.permutations(range(4))))  # 0 brightness, 1 contrast, 2 saturation, 3 hue
+SMALL_BYTES = 2**16  # larger images are changed one by one on a CPU, to stay in a core's cache
 BLOCK = 16  # rows or columns that the blur makes at a time; measured fastest of 8 to 224 on a CPU
 LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601 in torchvision's digits
 _LUMA = torch.tensor(LUMA)
@@ -62,16 +60,14 @@ class ColorAugmentation:
     Strengths are those of torchvision's ColorJitter, order included; defaults are DINO's (BYOL, appendix B).
     """
 
-    brightness: float = 0.4
-    """The factor is uniform in max(0, 1 - brightness) .. 1 + brightness; contrast's and saturation's likewise."""
+    brightness: float = 0.4  # the factor is uniform in max(0, 1 - it) .. 1 + it; the next two likewise
     contrast: float = 0.4
     saturation: float = 0.2
     hue: float = 0.1  # The shift is uniform in -hue .. hue, a fraction of the color circle; at most 0.5.
     jitter_p: float = 0.8  # Probability of the four operations above.
     gray_p: float = 0.2
     blur_p: float
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """The blur's standard deviation is uniform in this range, pixels; the kernel ends at three of the largest."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # std, pixels; the kernel ends at 3 of the largest
     solarize_p: float
 
     @property

@@ -1,7 +1,4 @@
-"""Geometry on one uint8 image, on the CPU workers; torchvision's pixels, but by uniform numbers that come in.
-
-Letters: B images, C channels, H W pixels of the image; h w pixels of the crop.
-"""
+"""Geometry on one uint8 image, by uniform numbers that come in. Letters: H W pixels of the image, h w of the crop."""
 
 import math
 from collections.abc import Sequence
