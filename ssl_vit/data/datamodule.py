@@ -1,4 +1,4 @@
-"""ImageDataModule: a source as batches for a Trainer. Letters: B C H W of a batch, n images of a source, m of a split."""
+"""ImageDataModule: sources as batches for a Trainer. Letters: B C H W of a batch, n of a source, m of a split."""
 
 import logging
 from dataclasses import dataclass
