@@ -1,8 +1,4 @@
-"""Decode once: images that fit in memory together are kept there, in one array that every forked worker sees.
-
-Our own, for no library keeps images of unequal sizes without a Python object, or a copy in every worker, for each.
-Letters: H W pixels, C channels.
-"""
+"""Images decoded once, into one array that every forked worker sees. Letters: H W pixels, C channels."""
 
 import logging
 import math
@@ -61,11 +57,7 @@ def memory_gb(source: Source | None) -> float:
 
 
 def cached(source: Source, budget_gb: float, stops: bool = True) -> Source:
-    """The source with every image decoded, or the source itself where they need more than budget_gb.
-
-    Sizes come from the files' headers, and reading them stops at the first image that does not fit. stops: raise
-    UnreadableImageError for an image that cannot be read.
-    """
+    """The source decoded, or itself where that needs more than budget_gb; stops: raise UnreadableImageError."""
     shapes: list[tuple[int, int]] = []
     unreadable: dict[int, UnreadableImageError] = {}
 

@@ -1,8 +1,7 @@
-"""Images that cannot be read: what replaces them, and the record of them.
+"""Images that cannot be read: what replaces them, and the record of them, counted once in the main process.
 
-What a loader's worker finds travels with its batch to the main process, which counts it once and lists it in a file
-that all processes of a run share. Which image replaces another depends on that one and on which others can be read
-alone: workers, processes and a resume change nothing. Letters: n images of a source, m that may replace others.
+Which image replaces another depends on that one and on which others can be read alone: workers, processes and a resume
+change nothing. Letters: n images of a source, m that may replace others.
 """
 
 import logging
@@ -24,26 +23,19 @@ except ImportError:  # Windows: two processes that find an image at the same mom
     fcntl = None
 
 log = logging.getLogger(__name__)
-ReadError = tuple[str, str]
-"""An image's name, and why it cannot be read."""
-NAMED = 5
-"""Images named in the log; a list of all is the file's."""
+ReadError = tuple[str, str]  # An image's name, and why it cannot be read.
+NAMED = 5  # Images named in the log; a list of all is the file's.
 _WINDOW = 1024  # images whose labels are compared at a time
 _ONE_LINE = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 class ReadErrors:
-    """The record of images that cannot be read, each once; with list_in also of what other processes found.
-
-    max_unreadable: largest legal fraction of all images.
-    """
+    """The record of images that cannot be read, each once. max_unreadable: largest legal fraction of all images."""
 
     def __init__(self, max_unreadable: float) -> None:
         self.max_unreadable = max_unreadable
-        self.images = 0
-        """Number of all images, of training and test together."""
-        self.found: dict[str, str] = {}
-        """Name -> what is wrong with it."""
+        self.images = 0  # of training and test together
+        self.found: dict[str, str] = {}  # name -> what is wrong with it
         self.path: Path | None = None
         self._end = 0  # of what has been read or written of the file, in bytes
         self._named, self._failed = 0, False
@@ -99,7 +91,6 @@ class ReadErrors:
         return others
 
     def _append(self, read_errors: dict[str, str]) -> dict[str, str]:
-        """Write those that no process has listed since the file was last read, and return them."""
         assert self.path is not None
         try:
             with self.path.open("ab+", buffering=0) as file:  # each write is one line at the end of the file
@@ -118,11 +109,10 @@ class ReadErrors:
 
 @dataclass(eq=False)
 class Replacements:
-    """What data.on_error does where an image of a source cannot be read.
+    """What data.on_error does where an image of a source cannot be read; skips: skip it where its batch has others.
 
-    labels: of the source's images; those of one label may replace one another. members: numbers of the images that may,
-    sorted: an image held out for evaluation is never trained on in another's place. skips: skip an image where its
-    batch has others.
+    labels: of all images; those of one label may replace one another. members: sorted numbers of the images that may:
+    an image held out for evaluation is never trained on in another's place.
     """
 
     source: Source
@@ -130,8 +120,7 @@ class Replacements:
     members: Int64[np.ndarray, " m"]
     read_errors: ReadErrors
     skips: bool = False
-    unreadable: set[int] = field(default_factory=set, init=False)
-    """Not tried again in the place of others, as long as this process lives."""
+    unreadable: set[int] = field(default_factory=set, init=False)  # not tried again in the place of others
 
     def read(self, index: int, found: list[ReadError]) -> UInt8[np.ndarray, "H W C"] | None:
         """An image; None where it cannot be read, which is appended to found."""
@@ -143,10 +132,7 @@ class Replacements:
             return None
 
     def replace(self, index: int, found: list[ReadError]) -> UInt8[np.ndarray, "H W C"] | None:
-        """The next image of the same label that can be read, after the last one the first.
-
-        None where there is none, or where trying them has shown that more are unreadable than the run allows.
-        """
+        """The next readable image of the label, cyclically; None where there is none, or too many are unreadable."""
         for other in self._others(index):
             if self.read_errors.too_many(len(self.unreadable)):
                 return None

@@ -1,7 +1,4 @@
-"""ImageDataModule: a source and a transform as batches for a Lightning Trainer; labeled images for evaluation.
-
-Letters: B images, C channels, H W pixels, n images of a source, m of those of a split.
-"""
+"""ImageDataModule: sources as batches for a Trainer. Letters: B C H W of a batch, n of a source, m of a split."""
 
 import logging
 from dataclasses import dataclass
@@ -27,10 +24,8 @@ from ssl_vit.data.transforms.color import normalize
 from ssl_vit.data.transforms.crops import CenterCrop, Transform
 
 log = logging.getLogger(__name__)
-HELD_OUT = 0.2
-"""Fraction of a labeled source without a test split that is kept for evaluation."""
-SMALL_SIDE = 64
-"""Cached images up to this side, in pixels, are transformed faster than a worker would hand them over."""
+HELD_OUT = 0.2  # Fraction of a labeled source without a test split that is kept for evaluation.
+SMALL_SIDE = 64  # Cached images up to this side, in pixels, are transformed faster than a worker would hand them over.
 
 
 @dataclass(frozen=True)
@@ -53,12 +48,9 @@ class ImageDataModule(pl.LightningDataModule):
         labeled: train on images with a label that are not held out.
 
     After setup() there are has_labels, num_classes, classes (names, in the order of the labels), foreign_classes (those
-    of the test split alone) and split_note (how the test split came about). read_errors is the record of images that
-    cannot be read: read_errors.found (name -> reason); read_errors.list_in(path) has them listed in a file.
-
-    A labeled source without a test split: 20 % of its images, drawn by seed, are held out as one. They are neither in
-    `eval_dataloader("train")` nor in labeled training; pretraining sees every image, without its label. Images of a
-    remote stream have no numbers: those of data.test_path make both splits, and there is no labeled training.
+    of the test split alone) and split_note (how the test split came about). read_errors records unreadable images.
+    Without a test split, 20 % of the labeled images, drawn by seed, are held out as one from all but pretraining. Of a
+    remote stream, those of data.test_path make both splits, and there is no labeled training.
     """
 
     def __init__(
@@ -119,7 +111,6 @@ class ImageDataModule(pl.LightningDataModule):
                 self._eval_split("test")  # raises
 
     def _split(self, train: Source, test: Source | None, key: str = "data.path") -> None:
-        """Choose the images of each evaluation split. key: the setting that names the images of train."""
         self.classes, self.has_labels = list(train.classes), bool((train.labels >= 0).any())
         self.foreign_classes = [name for name in test.classes if name not in self.classes] if test is not None else []
         lowest = 0 if self.has_labels else -1  # label of an image to evaluate on
@@ -142,10 +133,7 @@ class ImageDataModule(pl.LightningDataModule):
         self._eval_splits = {name: EvalSplit(train, train.labels, index) for name, index in parts.items()}
 
     def _renumbered(self, test: Source) -> Int64[np.ndarray, " n"]:
-        """Labels of the test images in the numbering of the training images; classes that only they have come after.
-
-        -1 for every image when they share no class: then they are not the same classes.
-        """
+        """Labels in the numbering of the training images, new classes behind; -1 for all when they share no class."""
         if not set(test.classes) & set(self.classes):
             return np.full(len(test), -1)
         self.classes += self.foreign_classes
@@ -158,7 +146,6 @@ class ImageDataModule(pl.LightningDataModule):
         return len(self.classes) if self.has_labels else 0
 
     def _eval_split(self, split: Split) -> EvalSplit:
-        """An evaluation split. ValueError where the images are a remote stream, and there are no others."""
         self.setup()
         if not self._eval_splits:
             line = f"data.path={self.data.path} is a remote stream, whose images cannot be read by number"
@@ -174,11 +161,7 @@ class ImageDataModule(pl.LightningDataModule):
         return min(max(cores() - 1, 1), 16)
 
     def train_dataloader(self) -> TrainLoader:
-        """Every training image, or every labeled one, once an epoch, split over the ranks: images, label and index.
-
-        images: uint8 [B, C, H, W], or a list of such for transforms that make several crops. A last, smaller batch is
-        dropped.
-        """
+        """Every (labeled) training image once an epoch, split over the ranks; a last, smaller batch is dropped."""
         if self.transform is None:
             raise ValueError("transform=None is for evaluation alone; give ImageDataModule a transform to train with")
         self.setup()
@@ -193,7 +176,6 @@ class ImageDataModule(pl.LightningDataModule):
         return loader
 
     def _source_loader(self, source: Source | None, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
-        """Training images by number."""
         if source is None:
             rule = "images on this machine to train on labels: a remote stream cannot be held out from"
             raise ValueError(f"data.path={self.data.path} must be {rule}")
@@ -204,7 +186,6 @@ class ImageDataModule(pl.LightningDataModule):
         return TrainLoader(dataset, self.data.batch_size, sampler=sampler, drop_last=whole, **options)
 
     def _stream_loader(self, shards: Shards, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
-        """Training images shard by shard."""
         own = max(1, self._stream_length(shards) // ranks[1])
         batch_size = self.data.batch_size if self._fills_a_batch(own) else own
         workers, read_errors = self.workers(None), None if self.data.on_error == "raise" else self.read_errors
@@ -214,14 +195,12 @@ class ImageDataModule(pl.LightningDataModule):
         return TrainLoader(stream, batch_size=batch_size, sampler=sampler, **loader_options(workers))
 
     def _stream_length(self, shards: Shards) -> int:
-        """Images of an epoch."""
         images = self.data.epoch_size or (0 if shards.counts is None else int(shards.counts.sum()))
         if not images:
             raise ValueError(f"data.path={self.data.path} does not say how many images it has: give data.epoch_size")
         return images
 
     def _fills_a_batch(self, own: int) -> bool:
-        """Whether a process's images fill a batch; logs where they do not."""
         given = self.data.batch_size
         if own < given:
             log.warning(f"data.batch_size={given} is more than a process's {own} training images: a step takes {own}")
@@ -232,9 +211,8 @@ class ImageDataModule(pl.LightningDataModule):
     ) -> DataLoader:
         """Central crops of the training or test images in a fixed order; with labels only labeled ones.
 
-        limit: most images, 0 for all; with labels each class keeps its fraction. seed: draws them; the module's by
-        default. Without labels and test split, test images are the first training images. ranks: (rank, world_size),
-        every world_size-th image from rank on; the first ones come again where they do not divide.
+        limit: most images, 0 for all, drawn by seed; with labels each class keeps its fraction. ranks: (rank,
+        world_size), every world_size-th image from rank on; the first come again where they do not divide.
         """
         index = self.eval_index(split, limit, seed)
         sampler = EpochSampler(index, self.seed, *ranks, drop_last=False, shuffle=False)
@@ -243,10 +221,7 @@ class ImageDataModule(pl.LightningDataModule):
     def augmented_dataloader(
         self, transform: Transform, batch_size: int, limit: int, seed: int | None, ranks: tuple[int, int]
     ) -> DataLoader:
-        """The training images of eval_dataloader through a transform, in a random order of each epoch.
-
-        Its sampler's `epoch` is to be set before each pass; the last, smaller batch is kept. batch_size: of one rank.
-        """
+        """eval_dataloader's training images through a transform, shuffled by the `epoch` set in its sampler."""
         sampler = EpochSampler(self.eval_index("train", limit, seed), self.seed, *ranks, drop_last=False)
         return self._loader("train", transform, batch_size, sampler)
 

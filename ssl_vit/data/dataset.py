@@ -1,8 +1,4 @@
-"""From a source to images as a method sees them, a whole batch at a time, on the workers.
-
-The sampler hands out (epoch, index): all that the random numbers of an image depend on, so a worker holds no state.
-Letters: B images of a batch, C channels, H W pixels.
-"""
+"""From a source to batches as a method sees them, by (epoch, index) alone, so a worker holds no state."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,11 +23,7 @@ data.on_error=skip skipped images, skipped: how many.
 
 @dataclass(eq=False)
 class AugmentedDataset(Dataset):
-    """One transform of each image, a whole batch at a time.
-
-    replacements: for images that cannot be read, which raise UnreadableImageError without them. numbers: of the images,
-    where the source holds a part of a larger one; random numbers depend on them, and a batch has them as index.
-    """
+    """One transform of each image, a batch at a time; numbers: of the images in a larger source, for random numbers."""
 
     source: Source
     transform: Transform
@@ -49,11 +41,7 @@ class AugmentedDataset(Dataset):
         return len(self.source)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        """The batch of (epoch, index) keys, all of one epoch; with `read_errors` where images could not be read.
-
-        An image that replaces another comes under that one's index, label and random numbers. Where none can, the batch
-        is empty but for read_errors.
-        """
+        """The batch of (epoch, index) keys of one epoch; with, or only, `read_errors` where images are unreadable."""
         found: list[ReadError] = []
         skips = self.replacements is not None and self.replacements.skips
         batch = self._batch(keys, found, skips) or (self._batch(keys, found, False) if skips else {})

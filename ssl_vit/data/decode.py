@@ -1,7 +1,4 @@
-"""From an image file to upright uint8 pixels, the same by every road: folder, cache, parquet, shards, prediction.
-
-Only PIL and numpy are needed. Letters: H W pixels, C channels.
-"""
+"""From an image file to upright uint8 pixels, the same by every road, with PIL. Letters: H W pixels, C channels."""
 
 from io import BytesIO
 
@@ -48,11 +45,8 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
 def pixels(image: Image.Image, channels: int, white_16bit: int) -> UInt8[np.ndarray, "H W C"]:
     """Decode, turn upright (EXIF) and convert: 3 channels to RGB, 1 to gray, others must be the file's own bands.
 
-    Transparency is dropped, as PIL's convert does. 16-bit values are scaled so that white_16bit becomes 255, and
-    clipped; PIL's own convert clips at 255 without scaling, which turns such an image white.
-
-    Raises:
-        ValueError: floating-point pixels, or bands that do not fit; PIL's own where a file is damaged.
+    Transparency is dropped. 16-bit values are scaled so that white_16bit becomes 255, and clipped. ValueError for
+    floating-point pixels or bands that do not fit; PIL's own where a file is damaged.
     """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode in _SIXTEEN_BIT:

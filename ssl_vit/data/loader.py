@@ -1,7 +1,6 @@
 """Which images come in which order, and the loaders that resume in the middle of an epoch.
 
-A loader's state of our own survives a checkpoint: Lightning's counts batches that were handed out, and a run stopped
-inside a step has not learned from the last one. Letters: B images of a batch, C channels, H W pixels.
+A state of our own is saved: Lightning's counts batches handed out, also one that a stopped run has not learned from.
 """
 
 import multiprocessing
@@ -23,8 +22,8 @@ from ssl_vit.data.sources.base import UnreadableImageError
 class EpochSampler(DistributedSampler):
     """(epoch, index) of this rank's images, in the epoch's own random order; every rank gets equally many.
 
-    Lightning calls set_epoch, and leaves a DistributedSampler alone. Images that do not divide by the ranks are skipped
-    in this epoch, or without drop_last the first ones come again. shuffle=False: in the order of index.
+    Lightning leaves a DistributedSampler alone. Images that do not divide by the ranks are skipped in this epoch, or
+    without drop_last the first ones come again.
     """
 
     def __init__(
@@ -42,11 +41,7 @@ class EpochSampler(DistributedSampler):
 
 
 class Loader(DataLoader):
-    """A DataLoader of an AugmentedDataset or a Stream, which notes in the main process what could not be read.
-
-    Iterating raises ValueError where more images cannot be read than data.max_unreadable allows, and
-    UnreadableImageError where none can replace one.
-    """
+    """A DataLoader that notes what cannot be read: ValueError above max_unreadable, or UnreadableImageError."""
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         read_errors: ReadErrors | None = self.dataset.read_errors  # pyright: ignore
@@ -67,8 +62,7 @@ class Loader(DataLoader):
 class TrainLoader(Loader):
     """A Loader that can resume in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
 
-    trained: Callable[[], int] | None = None
-    """How many batches of this epoch have been trained on; without it, as many as were handed out."""
+    trained: Callable[[], int] | None = None  # batches trained on in this epoch; None: all
     _delivered = 0
     _resumed: dict[str, int] | None = None
 
@@ -96,10 +90,7 @@ class TrainLoader(Loader):
 
 
 def batch_images(batch: Any) -> Any:
-    """The normalized images of a batch: ImageDataModule's dict, (images, labels), or the images themselves.
-
-    Images are [B, C, H, W], or for methods of several crops a list of such.
-    """
+    """The normalized images, [B, C, H, W] or a list, of a batch: a dict, (images, labels), or the images."""
     images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
     for crop in images if isinstance(images, list | tuple) else [images]:
         if isinstance(crop, Tensor) and not crop.is_floating_point():
@@ -133,11 +124,7 @@ def whole_batch(batch: Batch) -> Batch:
 
 
 def loader_options(workers: int) -> dict[str, Any]:
-    """Keywords of every DataLoader.
-
-    Workers are forked where that exists: they see the images in memory without a copy. A DataLoader draws a seed for
-    its workers, which nothing here uses, from a generator of its own, so PyTorch's global one is not moved.
-    """
+    """Keywords of every DataLoader: forked workers where there are any, and PyTorch's global generator unmoved."""
     options = {"collate_fn": whole_batch, "pin_memory": torch.cuda.is_available(), "generator": torch.Generator()}
     if not workers:
         return options

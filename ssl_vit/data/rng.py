@@ -1,8 +1,6 @@
-"""Random numbers as a function of what they are for, not of how many were drawn before.
+"""Random numbers as a hash of (seed, epoch, image's index, column): workers, batch size and a resume change nothing.
 
-A random number is a hash of (seed, epoch, index of the image, column): workers, batch size and a resume change nothing.
-The hash is splitmix64's finalizer (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), with a full mix between
-any two values.
+The hash is splitmix64's finalizer (Steele, Lea and Flood, 2014, doi:10.1145/2660193.2660195), mixed between values.
 """
 
 import hashlib
@@ -22,7 +20,7 @@ _ORDER_STREAM = 0x6F72646572  # any constant: keeps the order of images independ
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64: a bijection of uint64 where each input bit moves every output bit."""
+    """The finalizer of splitmix64, a bijection."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -34,7 +32,6 @@ def _absorb(state: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def _as_uint64(values: object) -> np.ndarray:
-    """Integers as uint64, at least one dimension; a negative one wraps around."""
     return np.atleast_1d(np.asarray(values, dtype=np.int64)).astype(np.uint64)
 
 
@@ -52,10 +49,7 @@ def permutation(seed: int, epoch: int, count: int) -> Int64[np.ndarray, " count"
 
 
 def stratified(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[np.ndarray, " count"]:
-    """Sorted indices of a random subset of count images in which each label keeps its fraction, rounded.
-
-    Each image gets its place in the random order of its own class, in (0, 1); the lowest places are taken.
-    """
+    """Sorted indices of a random subset of count images in which each label keeps its fraction, rounded."""
     order = permutation(seed, 0, len(labels))
     places = np.empty(len(labels))
     for label in np.unique(labels):
@@ -74,10 +68,7 @@ def seeded_generator(device: "torch.device", *key: int) -> "torch.Generator":
 
 @contextmanager
 def seeded_globals(seed: int, device: "torch.device | None" = None) -> Iterator[None]:
-    """Seed the global generators of Python and numpy, with a device PyTorch's too; afterwards they are as they were.
-
-    For libraries that draw from them. No GPU is waited for: a generator's state lies on the host.
-    """
+    """Seed the global generators of Python and numpy, with a device PyTorch's too; afterwards they are as they were."""
     states = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)

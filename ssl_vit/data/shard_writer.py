@@ -1,8 +1,4 @@
-"""Images of any source packed into tar shards, with their labels, in a mixed order: what tools/make_shards.py does.
-
-The order is random and the same every time: images of one class or patient lie apart, so a stream needs but a small
-shuffle buffer. WebDataset writes the shards, each whole or not at all, the index last.
-"""
+"""Images of any source packed into tar shards by WebDataset, in a random order that is the same every time."""
 
 import logging
 import os
@@ -27,8 +23,7 @@ from ssl_vit.run.files import write_atomic, write_json
 
 log = logging.getLogger("ssl_vit")
 SPLITS: tuple[Split, ...] = ("train", "test")
-JPEG_QUALITY = 95
-"""Of images that are scaled down."""
+JPEG_QUALITY = 95  # Of images that are scaled down.
 # By PIL's name of the format; MPO is a JPEG with further images behind it.
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}
 _GROUP = 64  # images in memory at once
@@ -37,13 +32,8 @@ _GROUP = 64  # images in memory at once
 def make_shards(config: ShardsConfig) -> dict[str, Any]:
     """Write train-*.tar, test-*.tar where there are test images, index.json and members.npy into config.out.
 
-    Images that cannot be read are skipped, and named in the log.
-
-    Returns:
-        out, and how many shards, images, bytes and skipped images there are.
-
-    Raises:
-        ValueError: no place to write to, or the source cannot be opened; OSError: the disk is full.
+    Returns out, and how many shards, images, bytes and skipped (unreadable) images there are. ValueError: no place to
+    write to, or the source cannot be opened; OSError: the disk is full.
     """
     out = Path(config.out)
     free = bool(config.out) and (not out.exists() or (out.is_dir() and not any(out.iterdir())))
@@ -85,10 +75,7 @@ def _write(path: Path, samples: Iterator[dict[str, Any]], size: float) -> None:
 
 
 def _samples(source: Source, numbers: np.ndarray, size: int) -> Iterator[dict[str, Any]]:
-    """WebDataset's samples of the images that can be read, in a random order that is always the same.
-
-    numbers: of the source's classes in the index, the last one -1 for images without a label.
-    """
+    """numbers: of the source's classes in the index, the last one -1 for images without a label."""
 
     def sample(index: int) -> dict[str, Any] | UnreadableImageError:
         try:
@@ -111,9 +98,8 @@ def _samples(source: Source, numbers: np.ndarray, size: int) -> Iterator[dict[st
 
 
 def encoded(image: Image.Image, size: int) -> tuple[bytes, str]:
-    """An image as a file's bytes, and the ending that goes with them.
+    """An image as a file's bytes, and the ending: the file's own where its short side is at most size pixels (0: any).
 
-    The bytes of the file that it comes from, where there is one and its short side is at most size pixels (0: any).
     Scaled down it is upright, a JPEG stays one, and anything else becomes a PNG, as does an image without a file.
     """
     ending, file = _ENDINGS.get(image.format or "", "png"), getattr(image, "fp", None)

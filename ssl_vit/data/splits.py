@@ -10,8 +10,7 @@ from ssl_vit.data.sources.folder import TEST_NAMES
 class FileSource(Source):
     """The images of files that hold many each. A kind is made of (data, channels, files), and defines what follows."""
 
-    kind: str
-    """What one of the files is, in a message."""
+    kind: str  # What one of the files is, in a message.
     ending: str
 
     @classmethod
@@ -26,13 +25,10 @@ class FileSource(Source):
 
     @classmethod
     def find(cls, data: DataConfig, split: Split) -> list[Path] | None:
-        """The files of a split; None without any for testing.
+        """The files of a split; None without any for testing. ValueError where training has none.
 
         Training: data.path itself, or its files whose name contains train; without any, all that are not test files.
         Test: files of data.test_path, or those of data.path whose name contains test, val or validation.
-
-        Raises:
-            ValueError: no such path, or no files of this kind for training there.
         """
         if split == "test":
             key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
@@ -55,10 +51,7 @@ class FileSource(Source):
 
     @classmethod
     def _by_split(cls, key: str, path: str) -> dict[str, list[Path]]:
-        """Files of a path by the name in their name (or their own folder's): train, test, val, or nothing.
-
-        A file by itself is what it was given for, whatever its name.
-        """
+        """Files by the name in their name or folder's: train, test, ...; a file by itself is what it was given for."""
         root = Path(path)
         if not path or not root.exists():
             missing = "does not exist" if path else "is empty"

@@ -1,9 +1,8 @@
-"""Training from shards read front to back: which images of them a worker reads in an epoch, and in which order.
+"""Training from shards read front to back, their order a circle drawn from (seed, epoch) and entered at a drawn place.
 
-The shards of an epoch are in a shuffled order drawn from (seed, epoch), a circle entered at a place drawn likewise.
-Each process has a segment of it, and each of its worker streams a segment of that: every image is read once. Worker
-stream s of S makes the batches s, s + S, ... of its process, its segment shuffled with a buffer. So a batch is a
-function of (seed, epoch, its place in the epoch, world_size, workers); WebDataset's own buffer cannot be resumed.
+Each process, and in it each worker stream, has a segment: every image is read once. Worker stream s of S makes the
+batches s, s + S, ... of its process, shuffled with a buffer. So a batch is a function of (seed, epoch, its place in the
+epoch, world_size, workers); WebDataset's own buffer cannot be resumed.
 """
 
 from collections.abc import Iterator
@@ -21,8 +20,7 @@ from ssl_vit.data.rng import permutation, uniforms
 from ssl_vit.data.sources.base import Sample, Shards, Source, UnreadableImageError
 from ssl_vit.data.transforms.crops import Transform
 
-UNCOUNTED = 2**32
-"""Numbers kept free for each shard where nobody has counted its images."""
+UNCOUNTED = 2**32  # Numbers kept free for each shard where nobody has counted its images.
 _SHARD_ORDER, _BUFFER = 0x72696E67, 0x627566666572  # any constants: keep these random numbers independent of the crops'
 _BLOCK = 4096  # random numbers made at once
 
@@ -42,11 +40,7 @@ class Samples(Source):
 
 
 class Buffer:
-    """0 .. count - 1 in the order in which a shuffle buffer gives them out, without anything in it.
-
-    It holds the next `size` numbers, gives out a random one of them, and takes in the one after. Which one is a
-    function of (seed, epoch, place in the epoch); the segment begins at place `first`.
-    """
+    """0 .. count - 1 as a shuffle buffer of `size` gives them out, by (seed, epoch, place from `first` on)."""
 
     def __init__(self, count: int, size: int, seed: int, epoch: int, first: int) -> None:
         self.held, self.count = list(range(min(size, count))), count
@@ -70,12 +64,9 @@ class Buffer:
 class Stream(Dataset):
     """One transform of each image of some shards, a whole batch at a time; what it has open serves the next batch.
 
-    batches: of an epoch, for each process. worker_streams: segments that a process reads at once, one for each worker.
-    ranks: (rank, world_size). read_errors: the record of images that cannot be read, which others of their batch
-    replace, or none with data.on_error=skip; without it they raise UnreadableImageError.
-
-    Raises:
-        ValueError: nobody has counted the images of the shards, and there are more worker streams than shards.
+    batches: of an epoch, for each process. worker_streams: segments that a process reads at once. ranks: (rank,
+    world_size). read_errors: the record of unreadable images, which raise UnreadableImageError without it.
+    ValueError for uncounted shards that are fewer than the worker streams.
     """
 
     shards: Shards
@@ -102,10 +93,7 @@ class Stream(Dataset):
         return self.batches * self.batch_size
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
-        """The batch of (epoch, place in this process's epoch) keys: whole batches only, as the sampler counts them.
-
-        Where one image replaced another, the label is -1. UnreadableImageError for a shard that cannot be read.
-        """
+        """The batch of (epoch, place in this process's epoch) keys; label -1 where one image replaced another."""
         epoch, batch = keys[0][0], keys[0][1] // self.batch_size
         waiting, self._open = self._open, None
         reader = waiting[1] if waiting and waiting[0] == (epoch, batch) else self._worker_stream(epoch, batch)
@@ -169,8 +157,7 @@ class Stream(Dataset):
     ) -> Iterator[tuple[int, int, int | None]]:
         """(shard, first image, end) of a worker stream: `count` images from place `first` of the epoch on.
 
-        reader: (number of the worker stream, how many) of all processes together. Uncounted shards are dealt out whole,
-        and again when all have been read; their end is None.
+        reader: (number of the worker stream, how many) of all. Uncounted shards (end None) come whole, and again.
         """
         order = permutation(self.seed ^ _SHARD_ORDER, epoch, len(self.shards.names))
         if self.shards.counts is None:

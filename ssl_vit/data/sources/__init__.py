@@ -1,7 +1,4 @@
-"""Where images lie: one table of the kinds of data.source, and what they have in common.
-
-Needs numpy and PIL only, so that a dry run can count images without torch.
-"""
+"""Where images lie: one table of the kinds of data.source. Needs no torch, so that a dry run can count images."""
 
 import importlib
 
@@ -33,10 +30,7 @@ def source_class(name: str) -> type[Source]:
 
 
 def open_source(data: DataConfig, channels: int, split: Split) -> Source | None:
-    """The training or test images of data; None without a test split, or where training is a remote stream.
-
-    ValueError: the key as typed, what is wrong with it, and what to do.
-    """
+    """The training or test images; None without any for testing, or where training is remote. Raises ValueError."""
     return None if split == "train" and data.remote else source_class(data.source).open(data, channels, split)
 
 

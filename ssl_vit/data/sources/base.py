@@ -1,7 +1,4 @@
-"""What a data source is: images by number, of some kinds also as a stream of shards. PIL and numpy only.
-
-Letters: n images, H W pixels, C channels.
-"""
+"""What a data source is, with PIL and numpy only. Letters: n images, H W pixels, C channels."""
 
 import importlib
 from collections.abc import Callable, Iterator
@@ -33,12 +30,9 @@ class Source:
     It holds file names or encoded bytes in one array: each worker would copy every Python object that it touches.
     """
 
-    downloads = False
-    """Whether opening it may download, which one process of a machine does before the others."""
-    labels: Int64[np.ndarray, " n"]
-    """Class of each image; -1 where it has none."""
-    classes: list[str]
-    """Names of the classes, in the order of the labels; empty without labels."""
+    downloads = False  # Whether opening it may download, which one process of a machine does before the others.
+    labels: Int64[np.ndarray, " n"]  # Class of each image; -1 where it has none.
+    classes: list[str]  # Names of the classes, in the order of the labels; empty without labels.
 
     def __init__(self, data: DataConfig, channels: int, labels: Int64[np.ndarray, " n"], classes: list[str]) -> None:
         self.channels, self.white_16bit = channels, data.white_16bit
@@ -105,8 +99,7 @@ class Shards:
     """Images in shards that are read from the front."""
 
     names: list[str]
-    counts: Int64[np.ndarray, " shards"] | None
-    """Images of each; None where nobody has counted them."""
+    counts: Int64[np.ndarray, " shards"] | None  # Images of each; None where nobody has counted them.
 
     def read(self, shard: int) -> Iterator[Sample]:
         """The images of one shard. UnreadableImageError where it cannot be read to its end."""

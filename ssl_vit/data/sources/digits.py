@@ -43,10 +43,7 @@ class Digits(Source):
 
 
 def draw_digit(strokes: np.ndarray, number: int) -> UInt8[np.ndarray, "32 32 3"]:
-    """One digit (8 x 8, 0 to 16) on a black canvas: 24 to 32 pixels a side, any place that holds it, any bright color.
-
-    A function of the digit and its number, so the data set is the same everywhere.
-    """
+    """A digit (8 x 8, 0 to 16) on black, 24 to 32 pixels a side, any place and bright color, by its number."""
     side_u, top_u, left_u, *color_u = uniforms(0, 0, np.array([number]), 6)[0]
     side = 24 + int(side_u * 9)
     top, left = int(top_u * (33 - side)), int(left_u * (33 - side))

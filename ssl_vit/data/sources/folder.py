@@ -1,8 +1,4 @@
-"""Images in nested folders, with or without a folder for each class; n images.
-
-The scanner is our own for millions of files: no Python object stays per file, and links, hidden files and the test
-split are treated as the tests say, which torchvision's ImageFolder does not do.
-"""
+"""Images in nested folders; unlike torchvision's ImageFolder, no Python object stays per file. Letters: n images."""
 
 import os
 from array import array
@@ -29,12 +25,10 @@ class Listing:
 
     root: bytes
     names: UInt8[np.ndarray, " bytes"]
-    ends: Int64[np.ndarray, " n"]
-    """Where each name ends in names."""
+    ends: Int64[np.ndarray, " n"]  # Where each name ends in names.
     labels: Int64[np.ndarray, " n"]
     classes: list[str]
-    other: str
-    """What else was seen: number of files, and their commonest endings."""
+    other: str  # What else was seen: number of files, and their commonest endings.
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -54,13 +48,10 @@ class Folder(Source):
 
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "Folder | None":
-        """Training: images under data.path/train, or under data.path without its test split.
+        """Training: images under data.path/train, or data.path without its test split. ValueError where there are none.
 
-        Test: those under data.test_path, or of the test, val or validation folder of data.path; of several the first
-        one with class folders, for ImageNet's `test` has no labels, its `val` has.
-
-        Raises:
-            ValueError: no such folder, or no images in it.
+        Test: under data.test_path, or the test, val or validation folder of data.path: the first one with class
+        folders, for ImageNet's `test` has no labels.
         """
         listing = _training_files(data) if split == "train" else _test_files(data)
         return cls(data, channels, listing) if listing else None
@@ -120,12 +111,7 @@ def scan(root: bytes, least_classes: int, without: Iterable[bytes] = ()) -> List
 
 
 def files_at(key: str, path: str) -> Listing:
-    """An image file by itself, or every image below a folder, without labels.
-
-    Raises:
-        FileNotFoundError: there is nothing at path.
-        ValueError: a folder without images.
-    """
+    """An image file, or every image below a folder, without labels. FileNotFoundError; ValueError without images."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"{key}={path}: there is no such file or folder")
     if os.path.isdir(path):
@@ -135,11 +121,7 @@ def files_at(key: str, path: str) -> Listing:
 
 
 def _files(root: bytes, seen: set[tuple[int, int]]) -> Iterator[tuple[bytes | None, bytes]]:
-    """(first folder below root or None, path relative to root) of every visible file; each folder once.
-
-    `seen`: identities of folders not to enter, so a loop of links ends. Links to folders are followed last: a folder
-    that also lies below root itself counts where it lies.
-    """
+    """(first folder below root or None, path relative to root) of every visible file; each folder once, links last."""
     seen.discard(_identity(root))
     stack, links = list[tuple[bytes | None, bytes]]([(None, b"")]), list[tuple[bytes | None, bytes]]()
     while stack or links:
@@ -158,7 +140,6 @@ def _files(root: bytes, seen: set[tuple[int, int]]) -> Iterator[tuple[bytes | No
 
 
 def _entries(path: bytes) -> list[os.DirEntry[bytes]]:
-    """What is visible in a folder, by name."""
     try:
         with os.scandir(path) as entries:
             return sorted((entry for entry in entries if not entry.name.startswith(b".")), key=lambda entry: entry.name)
@@ -168,7 +149,6 @@ def _entries(path: bytes) -> list[os.DirEntry[bytes]]:
 
 
 def _kind(entry: os.DirEntry[bytes]) -> str:
-    """folder, file or other."""
     try:
         return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
     except OSError:  # a link that leads to itself
@@ -181,7 +161,6 @@ def _identity(path: bytes) -> tuple[int, int]:
 
 
 def _splits(root: bytes) -> dict[str, bytes]:
-    """The folders named train, test, val, validation directly under root, in any case."""
     found = {os.fsdecode(entry.name).lower(): entry.path for entry in _entries(root) if _kind(entry) == "folder"}
     return {name: found[name] for name in ("train", *TEST_NAMES) if name in found}
 

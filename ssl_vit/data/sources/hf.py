@@ -1,8 +1,7 @@
 """Data sets of Hugging Face: by number, or with data.streaming shard after shard. Needs the extra hf.
 
 data.path is a folder that `save_to_disk` wrote, or what `load_dataset` takes: a name on the hub, NAME:CONFIG where it
-has several, or a local folder of parquet files. Images are in the column `image`, or the only one of images, labels
-in `label`. The files' bytes go through our own decoder.
+has several, or a local folder of parquet files.
 """
 
 import os
@@ -46,11 +45,7 @@ class HFDataset(Source):
 
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "HFDataset | None":
-        """Training: the split `train` of data.path, or all of it.
-
-        Test: the split test, val or validation of data.test_path, or all of it; by default those of data.path. Of
-        several the first one with labels.
-        """
+        """Training: the split `train`, or all of it. Test: test, val or validation, the first one with labels."""
         if split == "train":
             return cls(data, channels, data.path, _train_split(data))
         if data.remote and not data.test_path:
@@ -109,7 +104,6 @@ def _train_split(data: DataConfig, streaming: bool = False) -> Any:
 
 
 def _is_saved(path: str) -> bool:
-    """Whether save_to_disk wrote this folder."""
     return any((Path(path) / name).exists() for name in ("dataset_dict.json", "state.json"))
 
 
@@ -143,7 +137,6 @@ def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
 
 
 def _undecoded(rows: Any, column: str) -> Any:
-    """The rows with encoded images."""
     encoded = import_extra("hf", "datasets").Image(decode=False)
     return rows.cast_column(column, encoded) if hasattr((rows.features or {}).get(column), "decode") else rows
 
@@ -160,7 +153,6 @@ def _bytes(value: Any) -> bytes:
 
 
 def _labels(rows: Any) -> Int64[np.ndarray, " n"]:
-    """The column `label`; -1 where it is null, negative, or holds no integers."""
     if not str(getattr(rows.features.get("label"), "dtype", "")).startswith(("int", "uint")):
         return np.full(len(rows), -1)
     table = rows.select_columns(["label"]).with_format("arrow")[:]

@@ -16,8 +16,7 @@ from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import class_names, import_extra, one_line
 from ssl_vit.data.splits import FileSource
 
-MEMORY_LIMIT = 4 * 10**9
-"""Encoded bytes above which they go to a temporary file (in TMPDIR) that is mapped into memory."""
+MEMORY_LIMIT = 4 * 10**9  # encoded bytes; more go to a temporary file (in TMPDIR) that is mapped into memory
 _ROWS = 1024
 
 
@@ -67,7 +66,6 @@ class Parquet(FileSource):
 
 
 def _rows(file: Path) -> int:
-    """Number of rows, from the file's footer."""
     return _opened(file).metadata.num_rows
 
 

@@ -35,11 +35,7 @@ class Torchvision(Source):
 
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "Torchvision | None":
-        """data.path=CLASS:ROOT; None where the class has no test split.
-
-        Raises:
-            ValueError: no such class, no ROOT, or a download that failed.
-        """
+        """data.path=CLASS:ROOT; None where the class has no test split. ValueError also where a download failed."""
         name, _, root = data.path.partition(":")
         if name not in DATASETS or not root:
             rule = f"CLASS:ROOT, such as CIFAR10:downloads, with CLASS one of {', '.join(DATASETS)}"
@@ -65,7 +61,6 @@ class Torchvision(Source):
 
 
 def _labels(dataset: Any) -> Int64[np.ndarray, " n"]:
-    """The classes' numbers, from wherever this class keeps them; -1 where they are no single integers."""
     kept = next((getattr(dataset, key) for key in ("targets", "labels", "_labels") if hasattr(dataset, key)), None)
     if kept is None and hasattr(dataset, "_samples"):
         kept = [sample[1] for sample in dataset._samples]

@@ -1,9 +1,8 @@
 """Tar shards: where they lie, how many images each holds, and their images one after the other, or by number.
 
-A sample is the files of one name up to its first dot: an image, and where there are classes a `cls` (an integer as
-text) or a `json` with a `label`. Nothing else is read, so nothing is unpickled. `index.json`, which make_shards writes
-beside the shards, says how many images each holds and what the classes are called; `members.npy` where in its shard
-each image lies. Without them the headers of a local shard are read. Letters: n images, m images of a shard.
+A sample is the files of one name up to its first dot: an image, and where there are classes a `cls` (an integer) or a
+`json` with a `label`; nothing is unpickled. make_shards writes `index.json` (counts and classes) and `members.npy`
+(places); without them headers of local shards are read. Letters: n images, m images of a shard.
 """
 
 import json
@@ -26,10 +25,8 @@ from ssl_vit.data.sources.folder import ENDINGS
 from ssl_vit.data.splits import FileSource
 
 INDEX, MEMBERS = "index.json", "members.npy"
-IMAGES = (*ENDINGS, "gif")
-"""Endings of a sample's image; of several the first counts."""
-TRUSTED = "SSL_VIT_ALLOW_PIPE"
-"""Environment variable that lets a URL be a shell command: a person sets it, a recipe or an encoder.json cannot."""
+IMAGES = (*ENDINGS, "gif")  # Endings of a sample's image; of several the first counts.
+TRUSTED = "SSL_VIT_ALLOW_PIPE"  # environment variable that lets a URL be a shell command
 _USED = {*IMAGES, "cls", "json"}
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own files
 
@@ -58,10 +55,7 @@ class TarShards(Shards):
 
 
 class TarImages(FileSource):
-    """The images of local shards by number: each read from where it lies.
-
-    Local shards are those that data.path's braces name, or those of a folder by the names in their names.
-    """
+    """The images of local shards by number: those of data.path's braces, or of a folder by their names."""
 
     kind, ending = "tar shard", ".tar"
 
@@ -125,11 +119,7 @@ class TarImages(FileSource):
 
 
 def remote_shards(data: DataConfig) -> TarShards:
-    """The shards of a URL, its braces expanded; counted by the index beside them, where data.epoch_size says nothing.
-
-    Raises:
-        ValueError: a shell command that nobody has allowed, or no index and no data.epoch_size.
-    """
+    """The shards of a URL. ValueError: a shell command nobody allowed, or neither index nor data.epoch_size."""
     if data.path.startswith(PIPE) and os.environ.get(TRUSTED) != "1":
         raise ValueError(f"data.path={data.path} is a shell command: set {TRUSTED}=1 in the environment to run it")
     urls = _expanded(data.path)
@@ -148,11 +138,7 @@ def remote_shards(data: DataConfig) -> TarShards:
 
 
 def scan(file: Path) -> Int64[np.ndarray, "m 3"]:
-    """Offset and size in bytes, and label, of each image of a local shard, from its headers.
-
-    Raises:
-        ValueError: it is no whole tar file, or a label is no integer.
-    """
+    """Offset and size in bytes, and label, of each image of a local shard, from its headers. ValueError if damaged."""
     import_extra("webdataset", "webdataset")
     try:
         with tarfile.open(file, "r:") as shard:
@@ -165,7 +151,6 @@ def scan(file: Path) -> Int64[np.ndarray, "m 3"]:
 
 
 def _tables(files: list[Path]) -> list[Int64[np.ndarray, "m 3"]]:
-    """scan() of each file, from the index of its folder where there is one."""
     known = {folder: _index(folder) for folder in dict.fromkeys(file.parent for file in files)}
     return [scan(file) if (index := known[file.parent]) is None else _indexed(file, index) for file in files]
 
@@ -187,7 +172,6 @@ def _index(folder: Path) -> dict[str, Any] | None:
 
 
 def _indexed(file: Path, index: dict[str, Any]) -> Int64[np.ndarray, "m 3"]:
-    """Where a shard's images lie. ValueError where the file is not the one that was indexed."""
     if file.name not in index["shards"]:
         raise ValueError(f"data.path={file} is not in the {INDEX} beside it: delete the one or the other")
     size, written = file.stat().st_size, index["shards"][file.name]["bytes"]
@@ -216,7 +200,6 @@ def _samples(shard: tarfile.TarFile, url: str, located: bool) -> Iterator[tuple[
 
 
 def _label(sample: dict[str, Any], url: str) -> int:
-    """-1 for none. UnreadableImageError where it is no integer."""
     label = -1
     if "cls" in sample:
         text = sample["cls"].decode(errors="replace").strip()
@@ -238,7 +221,7 @@ def _expanded(path: str) -> list[str]:
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a line; WebDataset adds the stream to an error's arguments."""
+    """In one line; WebDataset adds the stream to an error's arguments."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error.args[0] if error.args else "").split()) or type(error).__name__

@@ -1,9 +1,4 @@
-"""Augmentation for fine-tuning: RandAugment on the workers; random erasing, mixup and CutMix on the device. All timm's.
-
-MAE's, BEiT's and DeiT's authors fine-tune with timm's. It draws from Python's, numpy's and PyTorch's global
-generators: they are seeded around each call, and afterwards as they were. Letters: B images, C channels, H W pixels,
-K classes.
-"""
+"""Fine-tuning's augmentation: timm's, seeded. Letters: B images, C channels, H W pixels, K classes."""
 
 import math
 from collections.abc import Sequence
@@ -24,18 +19,13 @@ from ssl_vit.data.rng import seeded_globals
 from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop
 
-LARGEST = math.nextafter(10, 0)
-"""Largest magnitude of an operation. At timm's own limit of 10 it asks PIL to keep no bit, which PIL refuses."""
+LARGEST = math.nextafter(10, 0)  # magnitude; at 10, timm asks PIL to keep no bit, which PIL refuses
 
 
 def randaugment(magnitude: float, std: float, num_ops: int, fill: Sequence[int]) -> RandAugment:
-    """timm's rand_augment_transform("rand-m{magnitude}-mstd{std}-n{num_ops}-inc1") for images of PIL.
+    """timm's RandAugment (Cubuk et al., 2020, arXiv:1909.13719) "rand-m{magnitude}-mstd{std}-n{num_ops}-inc1".
 
-    RandAugment is of Cubuk et al., 2020 (arXiv:1909.13719).
-
-    Args:
-        magnitude: in (0, 10], also between whole numbers, which timm's text form has not; std: of an operation's own.
-        fill: value of each channel where a moved image leaves a gap, in 0 .. 255.
+    magnitude: in (0, 10], also between whole numbers. fill: of gaps, for each channel, in 0 .. 255.
     """
     hparams = {"img_mean": tuple(fill), "magnitude_std": std, "magnitude_max": LARGEST}
     hparams |= {"interpolation": Image.Resampling.BICUBIC}  # as in MAE's and BEiT's command lines
@@ -44,10 +34,7 @@ def randaugment(magnitude: float, std: float, num_ops: int, fill: Sequence[int])
 
 
 class RandAugmentCrop:
-    """A random crop and flip, then RandAugment: what an image becomes each time it is trained on.
-
-    crop: the geometry. ops: RandAugment, or None without it; its seed is the last uniform number.
-    """
+    """A random crop and flip, then RandAugment, or none, with the last uniform number as its seed."""
 
     def __init__(self, crop: RandomCrop, ops: RandAugment | None) -> None:
         self.crop, self.ops = crop, ops

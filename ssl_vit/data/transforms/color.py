@@ -1,9 +1,8 @@
 """ColorAugmentation: what happens to colors, batched on the device where the images are.
 
-The chain is that of DINO (Caron et al., 2021, arXiv:2104.14294, from BYOL: Grill et al., 2020, arXiv:2006.07733,
-appendix B); the operations are torchvision's, which draws one factor for a whole batch, with one for each image. They
-change float images in 0 .. 255 in place, where they stay in the cache, and wait for no device: uniform numbers come in
-on the host. With one channel, what concerns color changes nothing. Letters: B images, C channels, H W pixels.
+DINO's chain (Caron et al., 2021, arXiv:2104.14294, from BYOL: Grill et al., 2020, arXiv:2006.07733, appendix B), with
+torchvision's operations and a factor for each image, in place on floats in 0 .. 255; no wait for a device. With one
+channel, what concerns color changes nothing. Letters: B images, C channels, H W pixels.
 """
 
 import itertools
@@ -20,10 +19,8 @@ from torch.nn.functional import pad, threshold
 
 Images = Float32[Tensor, "B C H W"]
 Factor = Float32[Tensor, " B"]
-ORDERS = np.array(list(itertools.permutations(range(4))))
-"""Every order of the jitter's operations; 0 brightness, 1 contrast, 2 saturation, 3 hue."""
-SMALL_BYTES = 2**16
-"""A larger image (74 x 74 pixels in color) is changed alone on a CPU, where it stays in a core's cache."""
+ORDERS = np.array(list(itertools.permutations(range(4))))  # 0 brightness, 1 contrast, 2 saturation, 3 hue
+SMALL_BYTES = 2**16  # larger images are changed one by one on a CPU, to stay in a core's cache
 BLOCK = 16  # rows or columns that the blur makes at a time; measured fastest of 8 to 224 on a CPU
 LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601 in torchvision's digits
 _LUMA = torch.tensor(LUMA)
@@ -32,10 +29,7 @@ _LUMA = torch.tensor(LUMA)
 def normalize(
     images: Shaped[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]
 ) -> Float32[Tensor, "B C H W"]:
-    """(images / 255 - mean) / std per channel, as one multiply-add on the device where the batch is.
-
-    images: uint8, or floats in 0 .. 255. mean and std are of pixels in [0, 1].
-    """
+    """(images / 255 - mean) / std per channel, of uint8 or floats in 0 .. 255; mean and std are of pixels in [0, 1]."""
     gain, shift = _affine(mean, std, images.device)
     return torch.addcmul(shift, images.float(), gain)
 
@@ -44,16 +38,14 @@ class Strengths(NamedTuple):
     """What happens to each image of a batch, on the host."""
 
     jitter: Bool[np.ndarray, " B"]
-    order: Int64[np.ndarray, "B 4"]
-    """Row of ORDERS: the operation that comes first, second, third and last."""
+    order: Int64[np.ndarray, "B 4"]  # Row of ORDERS: the operation that comes first, second, third and last.
     brightness: Float64[np.ndarray, " B"]
     contrast: Float64[np.ndarray, " B"]
     saturation: Float64[np.ndarray, " B"]
     hue: Float64[np.ndarray, " B"]
     gray: Bool[np.ndarray, " B"]
     blur: Bool[np.ndarray, " B"]
-    sigma: Float64[np.ndarray, " B"]
-    """Standard deviation of the blur, pixels."""
+    sigma: Float64[np.ndarray, " B"]  # Standard deviation of the blur, pixels.
     solarize: Bool[np.ndarray, " B"]
 
 
@@ -65,22 +57,17 @@ Step = tuple[Callable[[Tensor, Tensor], Tensor], Bool[np.ndarray, " B"], Shaped[
 class ColorAugmentation:
     """Color jitter, then gray, Gaussian blur and solarization, each with its probability, drawn for each image.
 
-    Strengths mean what they do in torchvision's ColorJitter, order of the four included. Defaults are DINO's
-    (appendix B, "BYOL data augmentation"); blur_p and solarize_p differ from crop to crop and have none.
+    Strengths are those of torchvision's ColorJitter, order included; defaults are DINO's (BYOL, appendix B).
     """
 
-    brightness: float = 0.4
-    """The factor is uniform in max(0, 1 - brightness) .. 1 + brightness; contrast's and saturation's likewise."""
+    brightness: float = 0.4  # the factor is uniform in max(0, 1 - it) .. 1 + it; the next two likewise
     contrast: float = 0.4
     saturation: float = 0.2
-    hue: float = 0.1
-    """The shift is uniform in -hue .. hue, a fraction of the color circle; at most 0.5."""
-    jitter_p: float = 0.8
-    """Probability of the four operations above."""
+    hue: float = 0.1  # The shift is uniform in -hue .. hue, a fraction of the color circle; at most 0.5.
+    jitter_p: float = 0.8  # Probability of the four operations above.
     gray_p: float = 0.2
     blur_p: float
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """The blur's standard deviation is uniform in this range, pixels; the kernel ends at three of the largest."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # std, pixels; the kernel ends at 3 of the largest
     solarize_p: float
 
     @property
@@ -115,13 +102,9 @@ class ColorAugmentation:
         u: Float64[np.ndarray, "B num_random"],
         normalized: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> Float32[Tensor, "B C H W"]:
-        """The images with their colors changed, in 0 .. 255. Row b of u belongs to image b, whatever else is there.
+        """The images with their colors changed, in 0 .. 255, or normalized by mean and std (on a CPU faster here).
 
-        normalized: mean and std, for what normalize would make of the result; a CPU does that faster here, while an
-        image is in its cache.
-
-        Raises:
-            ValueError: colors are to change that these channels do not have, or the images are too small for the blur.
+        ValueError: colors are to change that these channels do not have, or the images are too small for the blur.
         """
         self._check(*images.shape[1:])
         steps = self._steps(self.strengths(u), images.device)
@@ -183,7 +166,6 @@ def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
 
 
 def _affine(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Gain and shift per channel that normalize pixels in 0 .. 255."""
     gain = torch.tensor([1 / (255 * value) for value in std]).view(-1, 1, 1)
     shift = torch.tensor([-value / spread for value, spread in zip(mean, std, strict=True)]).view(-1, 1, 1)
     return gain.to(device, non_blocking=True), shift.to(device, non_blocking=True)
@@ -258,19 +240,14 @@ def to_gray(images: Images) -> Images:
 
 
 def solarize(images: Images) -> Images:
-    """Values from 128 up are inverted: 255 - value.
-
-    On whole numbers that is min(value, 255 - value). Between 127 and 128 the two differ by less than 1, and the minimum
-    has no jump.
-    """
+    """Values from 128 up are inverted: min(value, 255 - value), without a jump between 127 and 128."""
     return torch.minimum(images, 255 - images, out=images)
 
 
 def gaussian_band(sigma: Factor, radius: int) -> Float32[Tensor, "B block span"]:
-    """A Gaussian blur of std sigma pixels, cut off at radius, as a matrix that makes BLOCK pixels from span = BLOCK +
-    2 radius: row i holds the kernel from column i on.
+    """A Gaussian blur of std sigma pixels, cut off at radius, as a matrix: BLOCK pixels from span = BLOCK + 2 radius.
 
-    torchvision's kernel has its points sqrt(2) times closer than pixels are: the 2 of a Gaussian's exponent.
+    Row i holds the kernel from column i on. torchvision's points are sqrt(2) times closer than pixels: a Gaussian's 2.
     """
     limit = radius / 2**0.5
     points = torch.linspace(-limit, limit, 2 * radius + 1, device=sigma.device)
@@ -282,10 +259,7 @@ def gaussian_band(sigma: Factor, radius: int) -> Float32[Tensor, "B block span"]
 
 
 def convolve(images: Images, band: Float32[Tensor, "B block span"]) -> Images:
-    """Blurred, edges reflected: rows, then columns, as products of overlapping windows with the image's band matrix.
-
-    H and W must be above the radius. Faster than a grouped convolution with a kernel per image, on CPUs and GPUs.
-    """
+    """Blurred, edges reflected (H, W above the radius): rows, then columns, as windows times the band matrix."""
     span = band.shape[2]
     radius = (span - BLOCK) // 2
     height, width = images.shape[2:]

@@ -1,8 +1,4 @@
-"""Geometry on one uint8 image, on the CPU workers. Randomness comes in as uniform numbers, never from a state.
-
-That is why these are not torchvision's classes, which draw from PyTorch's global generator; pixels are the same.
-Letters: B images, C channels, H W pixels of the image; h w pixels of the crop.
-"""
+"""Geometry on one uint8 image, by uniform numbers that come in. Letters: H W pixels of the image, h w of the crop."""
 
 import math
 from collections.abc import Sequence
@@ -20,20 +16,17 @@ from torchvision.transforms.v2 import functional as F
 from ssl_vit.data.transforms.color import ColorAugmentation, normalize
 
 BICUBIC = InterpolationMode.BICUBIC
-TRIES = 10
-"""Boxes that RandomCrop tries, as torchvision; then the largest central box with a legal ratio."""
+TRIES = 10  # Boxes that RandomCrop tries, as torchvision; then the largest central box with a legal ratio.
 
 
 @runtime_checkable
 class Transform(Protocol):
     """What a method makes of an image: one tensor, or a list of them (several crops). It never writes into it.
 
-    A transform may also have color(images, u, normalized), which changes the colors of a whole batch on the device:
-    images as its calls gave them, stacked; u float64 [B, num_random], the numbers of those calls. MultiCrop has.
+    It may also have color(images, u [B, num_random], normalized), which changes a whole batch on the device.
     """
 
-    num_random: int
-    """Uniform numbers that one call takes."""
+    num_random: int  # Uniform numbers that one call takes.
 
     def __call__(
         self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"]
@@ -42,10 +35,9 @@ class Transform(Protocol):
 
 @dataclass
 class RandomCrop:
-    """A random box of the image, resized: torchvision's RandomResizedCrop followed by a random flip.
+    """A random box of the image, resized to size (h, w): torchvision's RandomResizedCrop, then a flip of half of them.
 
-    size: (h, w) in pixels. scale: area of the box, as a fraction of the image. ratio: width / height of the box,
-    uniform in its logarithm. flip: mirror half of the crops left to right.
+    scale: area of the box, as a fraction of the image. ratio: width / height of the box, uniform in its logarithm.
     """
 
     size: tuple[int, int]
@@ -81,8 +73,7 @@ class RandomCrop:
 class MultiCrop:
     """Several crops of each image, each with colors of its own: DINO (Caron et al., 2021, arXiv:2104.14294).
 
-    crops: geometry and color augmentation of each, in the order of the result. The random numbers of the crops come
-    first, crop by crop, then those of their colors.
+    The random numbers of the crops come first, crop by crop, then those of their colors.
     """
 
     def __init__(self, crops: Sequence[tuple[RandomCrop, ColorAugmentation]]) -> None:
@@ -100,10 +91,7 @@ class MultiCrop:
         u: Float64[np.ndarray, "B num_random"],
         normalized: tuple[Sequence[float], Sequence[float]] | None = None,
     ) -> list[Float32[Tensor, "B C _ _"]]:
-        """The crops with their colors changed, on their device: in 0 .. 255, or normalized by mean and std.
-
-        Crops of one size and one augmentation become one batch: fewer launches on a GPU.
-        """
+        """The crops, colors changed, in 0 .. 255 or normalized; crops of one size and augmentation become one batch."""
         alike: dict[tuple[torch.Size, ColorAugmentation], list[int]] = {}
         for place, (crop, (_, color)) in enumerate(zip(crops, self.crops, strict=True)):
             alike.setdefault((crop.shape, color), []).append(place)
@@ -116,11 +104,7 @@ class MultiCrop:
 
 
 class TokenCrop:
-    """One random crop of the image, twice: for an encoder, and for the tokenizer whose tokens it predicts (BEiT).
-
-    crop: geometry of both. token_size: (h, w) of the tokenizer's, in pixels. color: the colors of both, changed
-    alike. The crop's random numbers come first.
-    """
+    """One random crop, twice: for an encoder, and at token_size (h, w) for the tokenizer (BEiT), colors alike."""
 
     def __init__(self, crop: RandomCrop, token_size: tuple[int, int], color: ColorAugmentation) -> None:
         self.crop, self.colors = crop, color
@@ -144,10 +128,9 @@ class TokenCrop:
 
 
 class CenterCrop:
-    """The middle of the image, for evaluation: resize it to cover size / crop, then cut out size.
+    """The middle of the image, for evaluation: resize it to cover size (h, w) / crop, then cut out size.
 
-    size: (h, w) in pixels. crop: fraction of the resized image that is kept, per side; 224 / 256 = 0.875.
-    An image that already covers size / crop exactly is not resampled; a small one is enlarged.
+    crop: fraction of the resized image that is kept, per side; 224 / 256 = 0.875. Exact covers are not resampled.
     """
 
     num_random = 0
