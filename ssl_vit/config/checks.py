@@ -1,7 +1,4 @@
-"""What a value may be: bounds in its type, as in `Annotated[int, at_least(2)]`, and errors about it in one line.
-
-No bound converts a value. Only the standard library.
-"""
+"""What a value may be: bounds in its type, as in `Annotated[int, at_least(2)]`, and errors about it in one line."""
 
 import difflib
 import operator
@@ -168,10 +165,7 @@ def check(key: str, value: Any, hint: Any) -> None:
 
 
 def kind(hint: Any, bounds: bool = True) -> str:
-    """A type in plain English: a positive integer, a list of 2 numbers, cls | mean | both, a string or null.
-
-    Without bounds it says only those of a type that has several forms.
-    """
+    """A type in plain English: a positive integer, a list of 2 numbers, cls | mean | both, a string or null."""
     origin, members = get_origin(hint), get_args(hint)
     if origin is Annotated:
         if not bounds and get_origin(members[0]) not in UNIONS:

@@ -21,10 +21,7 @@ OF_ONE_RUN = ("recipe", "run_dir", "resume")
 
 
 class _TextLoader(get_yaml_loader()):
-    """OmegaConf's loader, which refuses a key given twice; each scalar stays text, its setting says what it means.
-
-    OmegaConf.load would read `path: 007` as 7 and `path: yes` as true, interpolate `${x}` and refuse `${x`.
-    """
+    """OmegaConf's loader, which refuses a key given twice; scalars stay text, where it would read `path: 007` as 7."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own)
 

@@ -1,8 +1,4 @@
-"""What every training shares: name, type, default, meaning and unit of each setting, on one page.
-
-Defaults are the papers'; each method has its own RunConfig, because the papers disagree. The string under a field is
-what `--help` prints of it. Values are checked on construction, so a dataclass that exists is legal.
-"""
+"""What every training shares: its settings, checked on construction; `--help` prints the string under a field."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args

@@ -32,10 +32,9 @@ LINEAR = {
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
-    """Evaluate the encoder of a config, and a random encoder and raw pixels beside it; write <task>.json beside it.
+    """Evaluate an encoder, and its controls, and write <task>.json beside it; None but on the first rank.
 
-    Under torchrun every process extracts the features of its images. The first one writes, and has the result; the
-    others have None. ValueError where the images have no labels, or do not fit the encoder.
+    ValueError where the images have no labels, or do not fit the encoder.
     """
     with process_group() as ranks:
         started = time.time()
