@@ -55,11 +55,9 @@ def override(default: Any, given: Any, key: str) -> Any:
 class Bound(NamedTuple):
     """A rule that a value keeps to."""
 
-    rule: str
-    """As it reads after `key=value must be`."""
+    rule: str  # as it reads after `key=value must be`
     holds: Callable[[Any], bool]
-    says_type: bool = False
-    """Whether the rule names the value's type too."""
+    says_type: bool = False  # whether the rule names the value's type too
 
 
 def at_least(low: int) -> Bound:
@@ -118,8 +116,7 @@ Rules = Iterator[tuple[bool, str, str]]
 class Bounded:
     """A configuration whose values keep to the bounds in their types, or ValueError in one line."""
 
-    section: ClassVar[str] = ""
-    """Where its settings stand on the command line: optim, for optim.base_lr; a subclass's is that of its base."""
+    section: ClassVar[str] = ""  # optim, for optim.base_lr; a subclass's is that of its base
 
     def __init_subclass__(cls, section: str | None = None) -> None:
         cls.section = cls.section if section is None else section

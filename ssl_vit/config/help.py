@@ -17,7 +17,6 @@ from ssl_vit.config.recipes import family, recipes, trained
 from ssl_vit.config.resolve import Resolved, Setting, settings_of
 from ssl_vit.config.schema import RunConfig, TrainingRun
 
-# What most runs set; the rest is on the method's own page.
 COMMON = (
     *("data.source", "data.path", "data.batch_size", "data.workers"),
     *("encoder.size", "encoder.patch_size", "encoder.image_size", "optim.base_lr"),

@@ -16,8 +16,7 @@ from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
 LEGAL_METHODS = f"one of {', '.join(METHODS)}, or package.module:Class"
 TOKENIZER, FINETUNE = "tokenizer", "finetune"
 """Sections, and folders of recipes, of the trainings that are not pretrainings; the latter's runs begin with it too."""
-# Say where one run writes and goes on: only a run's config.yaml has them, and as a recipe it does not hand them on.
-OF_ONE_RUN = ("recipe", "run_dir", "resume")
+OF_ONE_RUN = ("recipe", "run_dir", "resume")  # only a run's config.yaml has them; as a recipe it keeps them back
 
 
 class _TextLoader(get_yaml_loader()):

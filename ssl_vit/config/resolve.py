@@ -28,10 +28,8 @@ class Resolved(Generic[T]):
     """A checked configuration, and where each of its values came from."""
 
     config: T
-    origin: dict[str, str]
-    """Dotted key -> default, encoder, run, recipe or command line."""
-    name: str = ""
-    """Of the method as typed, or of the tokenizer; empty for commands that train neither."""
+    origin: dict[str, str]  # dotted key -> default, encoder, run, recipe or command line
+    name: str = ""  # of the method as typed, or of the tokenizer; empty for commands that train neither
 
 
 class Setting(NamedTuple):
@@ -39,8 +37,7 @@ class Setting(NamedTuple):
 
     hint: Any
     default: Any
-    owner: type
-    """Dataclass that has the field."""
+    owner: type  # dataclass that has the field
 
 
 def resolve(

@@ -75,7 +75,7 @@ def evaluate_dino(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone)
 
 
 def evaluate_beit(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
-    """Two linear maps for each block, before the final norm; one never sees a fifth of the images, and chooses by it."""
+    """Two linear maps for each block, before the final norm; one never sees a fifth of the images and chooses by it."""
     pool = "both" if "both" in backbone.pools else backbone.pools[-1]
     features = [backbone.feature(pool, 1 + block, 1) for block in range(backbone.depth)]
     config, labels = evaluation.config, evaluation.train_labels.numpy()

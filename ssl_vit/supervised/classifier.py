@@ -33,13 +33,10 @@ class Classifier(nn.Module):
     Args:
         encoder: not copied; with pool=mean its final norm is removed.
         classes: names, in the order of the scores.
-        pool: what the head reads: mean (of the patches, through a norm of its own in place of the encoder's, as MAE's
-            authors have it) or cls (class token after the encoder's norm).
-        distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4).
+        pool: what the head reads: mean (of patches, through a norm of its own, as MAE's) or cls (after the encoder's).
+        distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4); ValueError in
+            an encoder with relative positions.
         head_std: std of the head's initial weights; biases are 0.
-
-    Raises:
-        ValueError: a distillation token in an encoder with relative positions, which has none for it.
     """
 
     def __init__(

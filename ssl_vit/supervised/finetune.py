@@ -77,9 +77,8 @@ class FineTune(Objective):
         teacher: normalized images [B, C, H, W] -> class scores [B, K]; adds a distillation token.
         distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
 
-    Raises:
-        ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, an image size
-            that is no multiple of its patch, a teacher for one with relative positions.
+    ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, an image size that
+    is no multiple of its patch, a teacher for one with relative positions.
     """
 
     Config = FinetuneRun

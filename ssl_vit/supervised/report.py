@@ -28,7 +28,6 @@ LINEAR = {
     "beit": evaluate_beit,
     "attentive": evaluate_attentive,
 }
-"""Linear protocols by name, as config.evaluation.PROTOCOLS."""
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
