@@ -8,8 +8,7 @@ from ssl_vit.config.resolve import ConfigError, Resolved
 from ssl_vit.config.tool_schema import BenchmarkConfig as Config
 
 USAGE = "suite=views|step|startup|probe|memory|doctor [key=value ...]"
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-"""Where the suites lie in a checkout; an installed package has none of them."""
+TOOLS = Path(__file__).resolve().parents[2] / "tools"  # in a checkout; an installed package has no suites
 
 
 def run(resolved: Resolved[Config]) -> None:

@@ -1,8 +1,4 @@
-"""The one entry of all commands: finds the command, and answers mistakes in one line. Imports no torch.
-
-A command is a module of this package: its docstring's first line, `USAGE`, the class `Config` of its settings, and
-`run(resolved)`, which gets them.
-"""
+"""The entry of all commands, which are modules of this package with USAGE, Config and run(resolved). No torch."""
 
 import ctypes
 import importlib
@@ -36,10 +32,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
 
 
 def guarded(args: Sequence[str]) -> int:
-    """The exit status of a command; a mistake in its input becomes one line on standard error and status 2 or 1.
+    """The exit status of a command: 2 or 1 for a mistake in its input, 128 + its number for a signal.
 
-    Of a run that a signal has stopped the line says by which command it is resumed, and the status is 128 + the
-    signal's number: 130 for Ctrl-C, 143 for SIGTERM. SSL_VIT_TRACEBACK=1 shows where an error comes from.
+    One line on standard error says which, or how to resume; SSL_VIT_TRACEBACK=1 shows where an error comes from.
     """
     try:
         run_command(*args or ["--help"])
@@ -87,11 +82,9 @@ def typed(name: str) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep the memory it frees, where its C library is glibc; done nowhere else.
+    """Let this process keep the memory it frees, unless MALLOC_* variables say otherwise; glibc alone.
 
-    glibc gives large blocks back to the kernel at once, which clears every page of them when the next step needs them:
-    on a CPU each step allocates its activations, and each batch its images, anew. MALLOC_* variables in the
-    environment, glibc's own settings of this, have precedence.
+    It gives large blocks back to the kernel at once, which clears their pages when the next step or batch needs them.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):

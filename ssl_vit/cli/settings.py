@@ -28,11 +28,7 @@ def resolve_command(config_class: type, args: Sequence[str]) -> Resolved[Any]:
 def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
     """A training's settings; with resume= they are those of the run it continues, and run_dir is its directory.
 
-    Of a fine-tuning the data is by default what the encoder was trained on, the recipe the one of the same name.
-    `--dry-run` among the args changes nothing.
-
-    Raises:
-        ConfigError, FileNotFoundError: a setting is wrong; there is no such run to continue, or no such encoder.
+    Raises ConfigError where a setting is wrong, FileNotFoundError without such a run to continue, or such an encoder.
     """
     args = [arg for arg in args if arg != DRY_RUN]
     read: Any = _resolve_finetuning if issubclass(config_class, FinetuneRun) else resolve
@@ -47,10 +43,7 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
 
 
 def resumed_run(resolved: Resolved[Run]) -> Path | None:
-    """The run that resume= means: itself, that of a checkpoint, or for `auto` run_dir or the newest of its kind.
-
-    None without resume=, and for `auto` where there is nothing to continue yet.
-    """
+    """The run that resume= means; None without it, and for `auto` where there is nothing to continue yet."""
     config = resolved.config
     if not config.resume:
         return None
@@ -118,8 +111,7 @@ def _metadata(encoder: str) -> dict[str, Any]:
 def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> Resolved[Evaluation]:
     """An evaluation's settings; the data, and what is read, are by default those of the encoder's training.
 
-    Raises:
-        ConfigError, FileNotFoundError: a setting is wrong; there is no such encoder, or its data is not known.
+    Raises ConfigError where a setting is wrong or the data is not known, FileNotFoundError without such an encoder.
     """
     encoder = next((arg.partition("=")[2] for arg in args if arg.startswith("encoder=")), "")
     if not encoder:

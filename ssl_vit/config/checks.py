@@ -1,7 +1,4 @@
-"""What a value may be: bounds in its type, as in `Annotated[int, at_least(2)]`, and errors about it in one line.
-
-No bound converts a value. Only the standard library.
-"""
+"""What a value may be: bounds in its type, as in `Annotated[int, at_least(2)]`, and errors about it in one line."""
 
 import difflib
 import operator
@@ -58,11 +55,9 @@ def override(default: Any, given: Any, key: str) -> Any:
 class Bound(NamedTuple):
     """A rule that a value keeps to."""
 
-    rule: str
-    """As it reads after `key=value must be`."""
+    rule: str  # as it reads after `key=value must be`
     holds: Callable[[Any], bool]
-    says_type: bool = False
-    """Whether the rule names the value's type too."""
+    says_type: bool = False  # whether the rule names the value's type too
 
 
 def at_least(low: int) -> Bound:
@@ -121,8 +116,7 @@ Rules = Iterator[tuple[bool, str, str]]
 class Bounded:
     """A configuration whose values keep to the bounds in their types, or ValueError in one line."""
 
-    section: ClassVar[str] = ""
-    """Where its settings stand on the command line: optim, for optim.base_lr; a subclass's is that of its base."""
+    section: ClassVar[str] = ""  # optim, for optim.base_lr; a subclass's is that of its base
 
     def __init_subclass__(cls, section: str | None = None) -> None:
         cls.section = cls.section if section is None else section
@@ -168,10 +162,7 @@ def check(key: str, value: Any, hint: Any) -> None:
 
 
 def kind(hint: Any, bounds: bool = True) -> str:
-    """A type in plain English: a positive integer, a list of 2 numbers, cls | mean | both, a string or null.
-
-    Without bounds it says only those of a type that has several forms.
-    """
+    """A type in plain English: a positive integer, a list of 2 numbers, cls | mean | both, a string or null."""
     origin, members = get_origin(hint), get_args(hint)
     if origin is Annotated:
         if not bounds and get_origin(members[0]) not in UNIONS:

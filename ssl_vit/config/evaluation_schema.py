@@ -8,21 +8,17 @@ from ssl_vit.config.checks import Bounded, NonNegativeInt, PositiveFloat, Positi
 from ssl_vit.config.schema import DataConfig, LinearProtocol, Pool
 
 POSITIVE_INTS = checks.each(checks.Bound("integers", checks.POSITIVE.holds), "positive")
-TIMM = "timm:"
-"""Prefix of an encoder that timm builds, such as timm:vit_small_patch16_224."""
+TIMM = "timm:"  # begins the name of an encoder that timm builds, such as timm:vit_small_patch16_224
 
 
 class Protocol(NamedTuple):
     """What a linear protocol has of its own; None where it knows no such thing."""
 
     summary: str
-    epochs: int | None = None
-    """Over a small set grid and attentive make more."""
+    epochs: int | None = None  # over a small set grid and attentive make more
     batch_size: int | None = None
-    base_lr: float | None = None
-    """Per 256 images."""
-    readout: tuple[str, ...] = ("pool", "layer", "blocks")
-    """Settings by which a user may change what it reads."""
+    base_lr: float | None = None  # per 256 images
+    readout: tuple[str, ...] = ("pool", "layer", "blocks")  # settings by which a user may change what it reads
 
 
 PROTOCOLS = {
@@ -33,15 +29,13 @@ PROTOCOLS = {
     "beit": Protocol("BEiT's: a head for each block, AdamW, live crops (arXiv:2106.08254)", 50, 1024, 1e-3, ()),
     "attentive": Protocol("one learned query over the tokens (AIM, arXiv:2401.08541)", 30, 256, 1e-3, ("layer",)),
 }
-"""Linear protocols by name."""
 
 
 @dataclass(kw_only=True)
 class EvaluationConfig(Bounded):
     """What every evaluation of frozen features has."""
 
-    task: ClassVar[str]
-    """Name of the evaluation, and of the files that it writes."""
+    task: ClassVar[str]  # name of the evaluation, and of the files that it writes
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint, or timm:NAME; by default the newest run."""
     pool: Pool | None = None

@@ -17,7 +17,6 @@ from ssl_vit.config.recipes import family, recipes, trained
 from ssl_vit.config.resolve import Resolved, Setting, settings_of
 from ssl_vit.config.schema import RunConfig, TrainingRun
 
-# What most runs set; the rest is on the method's own page.
 COMMON = (
     *("data.source", "data.path", "data.batch_size", "data.workers"),
     *("encoder.size", "encoder.patch_size", "encoder.image_size", "optim.base_lr"),
@@ -27,10 +26,9 @@ COMMON = (
 
 
 def help_page(config_class: type, usage: str, arguments: Iterable[str] = ()) -> str:
-    """What `--help` answers: a command's settings, after the recipes of a training.
+    """What `--help` answers: the recipes and settings of what the arguments name, or an overview of the methods.
 
-    Of RunConfig those of the method that `method=` names among the arguments, else the overview; of TokenizerRun those
-    of the tokenizer that `tokenizer=` or `recipe=` names. Raises ConfigError.
+    Raises ConfigError.
     """
     if not issubclass(config_class, TrainingRun):
         return help_text(config_class, usage)
@@ -57,7 +55,6 @@ def overview(usage: str) -> str:
 
 
 def _recipe_lines(folder: str, indent: str) -> list[str]:
-    """Each recipe with the comment in its first line."""
     first = {name: path.read_text(encoding="utf-8").partition("\n")[0] for name, path in recipes(folder).items()}
     return [_wrap(line.lstrip("# ") * line.startswith("#"), f"{indent}recipe={name}") for name, line in first.items()]
 
@@ -95,7 +92,6 @@ def field_doc(owner: type, name: str) -> str:
 
 @cache
 def _docs_of(owner: type) -> dict[str, str]:
-    """Field -> the string under it, from the class's source; empty where it has none."""
     try:
         [node] = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
     except (OSError, TypeError):
@@ -114,13 +110,11 @@ def _meaning(key: str, setting: Setting) -> str:
 
 
 def _summary(config_class: type) -> str:
-    """The class's docstring on one line, but not the signature that dataclass puts where there is none."""
     text = " ".join((config_class.__doc__ or "").split())
-    return "" if text.startswith(f"{config_class.__name__}(") else text
+    return "" if text.startswith(f"{config_class.__name__}(") else text  # dataclass puts a signature where none is
 
 
 def _wrap(text: str, label: str = "") -> str:
-    """Text wrapped to the terminal; beside its label, in a column of its own."""
     width = min(shutil.get_terminal_size((100, 24)).columns, 120)
     column = 38 if label else 0
     first = label.ljust(column - 1) + " " if label else ""

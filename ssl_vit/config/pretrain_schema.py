@@ -209,4 +209,3 @@ METHODS = {
     "dino": Kind(DINORun, "ssl_vit.methods.dino:DINO"),
     "beit": Kind(BEiTRun, "ssl_vit.methods.beit:BEiT"),
 }
-"""Methods by their name on the command line; another's is given as package.module:Class."""

@@ -16,15 +16,11 @@ from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
 LEGAL_METHODS = f"one of {', '.join(METHODS)}, or package.module:Class"
 TOKENIZER, FINETUNE = "tokenizer", "finetune"
 """Sections, and folders of recipes, of the trainings that are not pretrainings; the latter's runs begin with it too."""
-# Say where one run writes and goes on: only a run's config.yaml has them, and as a recipe it does not hand them on.
-OF_ONE_RUN = ("recipe", "run_dir", "resume")
+OF_ONE_RUN = ("recipe", "run_dir", "resume")  # only a run's config.yaml has them; as a recipe it keeps them back
 
 
 class _TextLoader(get_yaml_loader()):
-    """OmegaConf's loader, which refuses a key given twice; each scalar stays text, its setting says what it means.
-
-    OmegaConf.load would read `path: 007` as 7 and `path: yes` as true, interpolate `${x}` and refuse `${x`.
-    """
+    """OmegaConf's loader, which refuses a key given twice; scalars stay text, where it would read `path: 007` as 7."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own)
 

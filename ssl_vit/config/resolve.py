@@ -1,8 +1,7 @@
 """Read settings: defaults <- those of an encoder or a run <- recipe <- `key=value` arguments, each with its origin.
 
 A value is text, on the command line and in YAML alike, until its setting's type says what it means: `$`, `=` and `#` in
-a path stay what they are. Everything is checked before anything is built, and every error is one line that names the
-key as typed. Neither torch nor Lightning is imported: a typo is answered at once.
+a path stay what they are. Every error is one line that names the key as typed.
 """
 
 import difflib
@@ -29,10 +28,8 @@ class Resolved(Generic[T]):
     """A checked configuration, and where each of its values came from."""
 
     config: T
-    origin: dict[str, str]
-    """Dotted key -> default, encoder, run, recipe or command line."""
-    name: str = ""
-    """Of the method as typed, or of the tokenizer; empty for commands that train neither."""
+    origin: dict[str, str]  # dotted key -> default, encoder, run, recipe or command line
+    name: str = ""  # of the method as typed, or of the tokenizer; empty for commands that train neither
 
 
 class Setting(NamedTuple):
@@ -40,18 +37,15 @@ class Setting(NamedTuple):
 
     hint: Any
     default: Any
-    owner: type
-    """Dataclass that has the field."""
+    owner: type  # dataclass that has the field
 
 
 def resolve(
     config_class: type[T], arguments: Iterable[str], lower: Mapping[str, Any] | None = None, origin: str = "encoder"
 ) -> Resolved[T]:
-    """A command's configuration: defaults <- lower <- the recipe, of a training <- the arguments.
+    """A command's configuration: defaults <- lower <- the recipe, of a training <- the arguments. Raises ConfigError.
 
-    RunConfig stands for that of the method which `method=` names, TokenizerRun for that of the tokenizer which
-    `tokenizer=` or else the recipe names; lower are nested settings, such as those of an encoder's data, origin says
-    whose. Raises ConfigError, in one line, for an unknown key, a wrong value, no such method or recipe.
+    RunConfig and TokenizerRun stand for that of the method or tokenizer named; lower: nested settings, origin: whose.
     """
     args = _once(_pairs(arguments))
     found, name, origins = trained(config_class, args)
@@ -99,10 +93,9 @@ def settings_of(config: Any, prefix: str = "") -> dict[str, Setting]:
 
 
 def convert(value: Any, hint: Any) -> Any:
-    """A value, or the text of one, in the type of the hint; 1% is 0.01, and a list needs no brackets.
+    """A value, or its text, in the type of the hint; 1% is 0.01, and a list needs no brackets.
 
-    Raises:
-        TypeError, ValueError, LookupError, YAMLError: it is of another type.
+    Raises TypeError, ValueError, LookupError or YAMLError where it is of another type.
     """
     origin, members = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -128,7 +121,6 @@ def convert(value: Any, hint: Any) -> Any:
 
 
 def _scalar(text: str, hint: Any) -> Any:
-    """What a text means in the type of the hint."""
     if (text == "null") != (hint is types.NoneType):
         raise TypeError(f"{text} is not {kind(hint)}")
     if text == "null":
@@ -152,7 +144,6 @@ def _pairs(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _once(pairs: Iterable[tuple[str, Any]], where: str = "") -> dict[str, Any]:
-    """The pairs as a dict; a key that has two different values is an error."""
     values = {}
     for key, value in pairs:
         if values.setdefault(key, value) != value:
@@ -161,7 +152,7 @@ def _once(pairs: Iterable[tuple[str, Any]], where: str = "") -> dict[str, Any]:
 
 
 def _flat(tree: Mapping[str, Any], settings: Mapping[str, Setting], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The dotted keys and values of a tree. A section whose lines are all commented out has none."""
+    """Dotted keys and values. A section whose lines are all commented out has none."""
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping) and value and key not in settings:
@@ -175,7 +166,6 @@ def _is_section(key: str, settings: Mapping[str, Setting]) -> bool:
 
 
 def _typed(where: str, pairs: Iterable[tuple[str, Any]], settings: Mapping[str, Setting]) -> dict[str, Any]:
-    """Values in the types of their settings; raises ConfigError for an unknown key or another type."""
     values = _once(pairs, where)
     for key, value in values.items():
         if key not in settings:
@@ -212,7 +202,6 @@ def _legal(key: str, settings: Mapping[str, Setting]) -> str:
 
 
 def _build(base: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    """A dataclass of base's type from the values of its dotted keys."""
     made = {}
     for field in fields(base):
         key, default = prefix + field.name, getattr(base, field.name)

@@ -1,8 +1,4 @@
-"""What every training shares: name, type, default, meaning and unit of each setting, on one page.
-
-Defaults are the papers'; each method has its own RunConfig, because the papers disagree. The string under a field is
-what `--help` prints of it. Values are checked on construction, so a dataclass that exists is legal.
-"""
+"""What every training shares: its settings, checked on construction; `--help` prints the string under a field."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
@@ -19,8 +15,7 @@ SIZES = {
     "huge": (1280, 32, 16),
 }
 SOURCES = ("digits", "folder", "parquet", "torchvision", "hf", "webdataset")
-PIPE = "pipe:"
-"""Begins a URL of WebDataset that is a shell command."""
+PIPE = "pipe:"  # begins a URL of WebDataset that is a shell command
 Pool = Literal["cls", "mean", "both"]
 LinearProtocol = Literal["grid", "logreg", "mae", "dino", "beit", "attentive"]
 POOLS, LINEAR_PROTOCOLS = get_args(Pool), get_args(LinearProtocol)
@@ -256,8 +251,7 @@ class ReadoutConfig(Bounded, section="readout"):
 class TrainingRun(Bounded):
     """What every training command has."""
 
-    own_section: ClassVar[str] = "method"
-    """Section of the settings that only what is trained has; its `name` in a run's config.yaml says what that is."""
+    own_section: ClassVar[str] = "method"  # of what is trained; its `name` in a run's config.yaml says what that is
     recipe: str = "digits"
     """Name of a recipe that the project brings along, or the path of a YAML file."""
     run_dir: str = ""
@@ -314,7 +308,5 @@ class Kind(NamedTuple):
     """A row of the table of methods, or of tokenizers: what the configuration knows of it without torch."""
 
     config: type[TrainingRun]
-    home: str
-    """Its class, as module:Class, whose Config is `config`; of a tokenizer the class of what is trained."""
-    training: str = ""
-    """Of a tokenizer: the Objective that trains it by gradient, as module:Class; empty where none does."""
+    home: str  # its class, as module:Class, whose Config is `config`; of a tokenizer the class of what is trained
+    training: str = ""  # of a tokenizer: the Objective that trains it by gradient, as module:Class; empty without one

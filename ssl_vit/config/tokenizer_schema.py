@@ -134,4 +134,3 @@ TOKENIZERS = {
     "dvae": Kind(DVAERun, "ssl_vit.tokenizers.dvae:DVAE", "ssl_vit.tokenizers.dvae:DVAETraining"),
     "vqkd": Kind(VQKDRun, "ssl_vit.tokenizers.vqkd:VQKD", "ssl_vit.tokenizers.vqkd:VQKDTraining"),
 }
-"""Tokenizers by their name on the command line."""

@@ -174,10 +174,7 @@ def load_timm(name: str, pretrained: bool = True, seed: int = 0) -> TimmBackbone
 
 
 def timm_model(key: str, name: str, **options: Any) -> Any:
-    """timm.create_model; ValueError where timm has no such model, OSError where its weights cannot be downloaded.
-
-    key: begins every message: the setting that names the model.
-    """
+    """timm.create_model; ValueError for an unknown name, OSError where weights cannot be had; key begins messages."""
     import timm
 
     if not timm.is_model(name):

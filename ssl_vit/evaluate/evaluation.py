@@ -124,10 +124,7 @@ def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = No
 
 
 def schedule_of(evaluation: Evaluation[LinearProbeConfig], seen: int = 0) -> tuple[int, int, float]:
-    """(epochs, images a step, peak learning rate): as set, else the protocol's own epochs, which show `seen` at least.
-
-    A batch is as large as the training set at most, and the learning rate goes with it.
-    """
+    """(epochs, images a step, peak learning rate): as set, else the protocol's; its epochs show `seen` at least."""
     config, count = evaluation.config, len(evaluation.train_labels)
     epochs, batch_size, base_lr = config.schedule
     batch_size = min(batch_size, count)

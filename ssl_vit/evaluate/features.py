@@ -68,10 +68,9 @@ def extract_features(
     resources: Resources = CPU,
     bar: str = "",
 ) -> tuple[Shaped[Tensor, "n ..."], Int64[Tensor, " n"]]:
-    """Features and labels of a split's images, on the CPU.
+    """Features and labels of a split's images, on the CPU; at most `limit` with each class in its fraction, 0 for all.
 
-    extractor: normalized images [B, C, H, W] -> features [B, D] or [B, S, D]. limit: most images, 0 for all; with
-    labels each class keeps its fraction. bar: label of a progress bar on a terminal; none without.
+    extractor: normalized images [B, C, H, W] -> features [B, D] or [B, S, D]. bar: label of a progress bar.
     """
     labels, features, done = torch.from_numpy(data.labels(split, limit, seed)), torch.empty(0), 0
     for batch in tracked(data.eval_dataloader(split, limit, seed, resources.ranks), bar):
@@ -125,10 +124,7 @@ def cover(features: list[Feature]) -> Feature:
 
 
 def held_out_folds(labels: Int64[Tensor, " n"], seed: int = 0) -> Iterator[Bool[Tensor, " n"]]:
-    """Masks of held-out fifths of the training images, each class in its fraction: to choose by, never test images.
-
-    Fifths are drawn until they count a thousand images, five at most: one fifth of a small set decides by chance.
-    """
+    """Masks of held-out fifths of the training images, each class in its fraction: five, or until they count 1000."""
     fifth = max(1, len(labels) // 5)
     for fold in range(min(5, -(-MIN_HELD_OUT // fifth))):
         held_out = torch.zeros(len(labels), dtype=torch.bool)
@@ -156,10 +152,7 @@ def best_feature(
 
 
 def feature_std(features: Float[Tensor, "n D"]) -> Float[Tensor, ""]:
-    """Spread of unit-length features, times sqrt(D): 1 when all directions are used alike, 0 when all are equal.
-
-    SimSiam's measure of collapse (arXiv:2011.10566, section 4.1).
-    """
+    """Spread of unit-length features, times sqrt(D): 1 even, 0 collapsed (SimSiam, arXiv:2011.10566, section 4.1)."""
     unit = torch.nn.functional.normalize(features, dim=1)
     return unit.std(0).mean() * features.shape[1] ** 0.5
 

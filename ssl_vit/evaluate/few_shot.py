@@ -35,8 +35,7 @@ def random_subset(labels: Int64[np.ndarray, " n"], kind: str, amount: float, see
 def evaluate_few_shot(evaluation: Evaluation[EvaluationConfig], backbone: Backbone) -> dict[str, Any]:
     """For each of the shots, and each fraction: mean and std of top-1 over five random subsets, and mean top-5.
 
-    Beside `shots` and `fraction` how and head, and top1 and top5, the means of the last amount. k-NN takes the fewest
-    of its neighbors. ValueError where a class has fewer training images than `shots` takes.
+    k-NN takes the fewest of its neighbors. ValueError where a class has fewer training images than `shots` takes.
     """
     config, device, how = evaluation.config, evaluation.resources.device, "logistic regression, C=1"
     labels, names = evaluation.train_labels, evaluation.data.classes

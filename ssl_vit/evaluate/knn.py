@@ -33,10 +33,7 @@ def evaluate_knn(evaluation: Evaluation[KNNConfig], backbone: Backbone) -> Resul
 def nearest(
     train: Float[Tensor, "n D"], test: Float[Tensor, "m D"], k: int
 ) -> tuple[Float[Tensor, "m k"], Int64[Tensor, "m k"]]:
-    """Cosine similarity and number of the k training images nearest to each test image, nearest first.
-
-    Memory beside the features: TRAIN_CHUNK x (TEST_CHUNK + D) floats and what is returned.
-    """
+    """Cosine similarity and number of the k training images nearest to each test image, nearest first."""
     device = test.device
     similarity = torch.full((len(test), k), -torch.inf, device=device)
     index = torch.zeros(len(test), k, dtype=torch.long, device=device)
@@ -61,10 +58,9 @@ def knn_votes(
     neighbors: Sequence[int],
     temperature: float = 0.07,
 ) -> list[Float[Tensor, "m K"]]:
-    """Fraction of the votes for each class, for each k of `neighbors`, from one search.
+    """Fraction of the votes for the classes 0 .. max(labels), for each k of `neighbors`, at most n, from one search.
 
-    A neighbor weighs exp(similarity / temperature). Columns are the classes 0 .. max(labels); a k above the number of
-    training images means all of them.
+    A neighbor weighs exp(similarity / temperature).
     """
     similarity, index = nearest(train, test, min(max(neighbors), len(train)))
     votes, classes = (similarity / temperature).exp(), labels.to(index.device)[index]

@@ -1,8 +1,6 @@
 """Linear probes on cached features: logistic regression to its optimum, and a grid of heads trained together.
 
-The grid is learning rates x features, as DINOv2's (arXiv:2304.07193). Whatever is chosen is chosen on held-out training
-images; the winner is then trained on all of them, and the test images are used once.
-
+The grid is learning rates x features, as DINOv2's (arXiv:2304.07193); held-out training images choose.
 Letters: n training images, m test images, H heads, K classes, D feature channels.
 """
 
@@ -40,11 +38,9 @@ def evaluate_logreg(evaluation: Evaluation[LinearProbeConfig], backbone: Backbon
 def logistic_scores(
     train: Float[Tensor, "n D"], labels: Int64[Tensor, " n"], test: Float[Tensor, "m D"]
 ) -> Float[Tensor, "m K"]:
-    """Class probabilities of the test images; columns are the classes 0 .. max(labels).
+    """Class probabilities of the test images by scikit-learn, C = 1; columns are the classes 0 .. max(labels).
 
-    scikit-learn's logistic regression out of the box, C = 1, on features as they are. Their mean is taken off, which
-    moves the unpenalized intercept alone and not the optimum, but L-BFGS then finds it: MAE's CIFAR-10 features need
-    217 iterations in place of 1,256.
+    The mean is taken off, which moves the unpenalized intercept alone: L-BFGS takes 217 iterations, not 1,256.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -121,16 +117,11 @@ def best_head(bank: FeatureBank, features: list[Feature], training: Training) ->
 def train_heads(
     bank: FeatureBank, features: list[Feature], rates: list[float], rows: Int64[Tensor, " m"], training: Training
 ) -> list[Heads]:
-    """For each feature a head for each learning rate of a step, all trained together on some of a bank's images.
+    """For each feature a head for each learning rate, all trained together on some of a bank's images.
 
-    SGD with momentum .9 from zero weights, the rate falling by a cosine per step to 0. Heads that read the same feature
-    share one weight tensor, so a step is one matrix product per feature however many there are. They differ in their
-    learning rate alone, and with SGD with momentum and without weight decay a rate per head is a weight per head on its
-    loss under a common rate: the momentum buffer and with it the step are linear in the gradient. So one optimizer
-    steps all of them, on loss = sum_h rate_h * CE_h at the common rate schedule(t).
-
-    Features are standardized by the rows' mean and std, each channel by itself; trained heads take both into their
-    weights.
+    SGD with momentum .9 from zero weights, the rate falling by a cosine to 0. Without weight decay its step is linear
+    in the gradient: a rate per head is a weight on its loss, and one optimizer steps all on sum_h rate_h * CE_h.
+    Features are standardized by the rows' mean and std, which trained heads take into their weights.
     """
     classes, epochs, device, H = training.classes, training.epochs, training.device, len(rates)
     mean, std = (figure.to(device) for figure in standard(bank, rows))

@@ -19,10 +19,7 @@ CELL = 12  # pixels of a cell of a confusion image, for as many classes as fit i
 
 
 def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> float | None:
-    """Fraction of test images whose class is among the k best scores; None where there are no more than k classes.
-
-    A label that has no column was in no training image, and is never right.
-    """
+    """Fraction of images whose class is among the k best; None for k classes or fewer. No column, never right."""
     classes = scores.shape[1]
     if classes <= k:
         return None
@@ -32,10 +29,7 @@ def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> 
 
 
 def figures(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], classes: list[str]) -> dict[str, Any]:
-    """top1, top5 (None for five classes or fewer), calibration_error and per_class, the recall of each class.
-
-    classes: names, in the order of the columns. A class without test images is not in per_class.
-    """
+    """top1, top5 (None for 5 classes or fewer), calibration_error, per_class: recall of each class with test images."""
     count = probabilities.shape[1]
     recalls = multiclass_accuracy(probabilities, labels, num_classes=count, average="none").tolist()
     present = torch.bincount(labels, minlength=count) > 0

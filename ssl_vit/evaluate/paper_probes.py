@@ -2,7 +2,6 @@
 
 MAE (arXiv:2111.06377, appendix A.1; main_linprobe.py), DINO (arXiv:2104.14294, section 4.1; eval_linear.py), BEiT
 (arXiv:2106.08254, section 3.4; run_linear_eval.py) and AIM (arXiv:2401.08541). The last epoch is reported.
-
 Letters: B images of a batch, n training images, S tokens, D feature channels, K classes.
 """
 
@@ -76,10 +75,7 @@ def evaluate_dino(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone)
 
 
 def evaluate_beit(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
-    """Two linear maps for each block, on class token and mean before the final norm, all trained in one pass.
-
-    One never sees a held-out fifth of the training images and chooses the block; the one that sees all is reported.
-    """
+    """Two linear maps for each block, before the final norm; one never sees a fifth of the images and chooses by it."""
     pool = "both" if "both" in backbone.pools else backbone.pools[-1]
     features = [backbone.feature(pool, 1 + block, 1) for block in range(backbone.depth)]
     config, labels = evaluation.config, evaluation.train_labels.numpy()
@@ -127,10 +123,9 @@ def train_live(
     rate: Callable[[float, int], float],
     normed: bool = True,
 ) -> str:
-    """Train heads on random crops by one optimizer on the sum of their losses; returns how, for a protocol's name.
+    """Train heads on random crops of all ranks, on the sum of their losses; returns how, for a protocol's name.
 
-    Every rank extracts the features of its crops of a batch and trains the same heads on the whole batch. rate: (epochs
-    done, with fractions; epochs) -> factor on the peak learning rate.
+    rate: (epochs done, with fractions; epochs) -> factor on the peak learning rate.
     """
     config, data, resources = evaluation.config, evaluation.data, evaluation.resources
     epochs, batch_size, lr = schedule_of(evaluation)
@@ -140,7 +135,6 @@ def train_live(
     extractor = backbone.extractor(holds, normed)
 
     def batches() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(features, labels, image numbers) of the batches from all ranks, the first two on the device."""
         for epoch in range(epochs):
             loader.sampler.epoch = epoch  # pyright: ignore[reportAttributeAccessIssue]
             left = len(evaluation.train_labels)
@@ -184,8 +178,7 @@ def result(
 class AttentiveHead(nn.Module):
     """Tokens to class scores: one learned query reads class token and patches alike (AIM, section 4.1).
 
-    As in AIM's AttentionPoolingClassifier: BatchNorm over tokens, keys and values by a linear map without bias, no map
-    of the query or of what it reads, a classifier without bias. How it is trained is ours.
+    As AIM's AttentionPoolingClassifier, without biases and without a map of the query; how it is trained is ours.
     """
 
     def __init__(self, width: int, classes: int) -> None:

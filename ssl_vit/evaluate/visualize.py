@@ -24,9 +24,8 @@ QUANTILE_ROWS = 1_000_000  # patches that quantiles are of, evenly spread: torch
 
 
 def visualize(config: VisualizeConfig) -> list[Path]:
-    """Write <name>-attention.png, -mask.png and -pca.png for each image; returns the files.
+    """Write <name>-attention.png, -mask.png and -pca.png for each image, cut to a multiple of the patch.
 
-    An image is cut at the right and at the bottom to a multiple of the patch; `size` scales its short side first.
     FileNotFoundError or ValueError where there is no encoder or no image, or an image cannot be read.
     """
     source = Path(config.encoder) if config.encoder else newest_run()
@@ -97,10 +96,7 @@ def attention_mask(attention: Float[Tensor, "*b N"], mass: float) -> Bool[Tensor
 
 
 def principal_colors(features: list[Float[Tensor, "D _ _"]]) -> list[UInt8[Tensor, "3 _ _"]]:
-    """Patch features of all images on their three principal components, as red, green, blue.
-
-    One basis for all images, so that a color means the same in each; 1st to 99th percentile over all is the range.
-    """
+    """Patch features on the three principal components of all images, 1st to 99th percentile, as red, green, blue."""
     flat = torch.cat([maps.flatten(1).T for maps in features]).float()  # [all patches, D]
     center = flat.mean(0)
     _, _, basis = torch.linalg.svd(flat - center, full_matrices=False)

@@ -33,13 +33,10 @@ class Classifier(nn.Module):
     Args:
         encoder: not copied; with pool=mean its final norm is removed.
         classes: names, in the order of the scores.
-        pool: what the head reads: mean (of the patches, through a norm of its own in place of the encoder's, as MAE's
-            authors have it) or cls (class token after the encoder's norm).
-        distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4).
+        pool: what the head reads: mean (of patches, through a norm of its own, as MAE's) or cls (after the encoder's).
+        distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4); ValueError in
+            an encoder with relative positions.
         head_std: std of the head's initial weights; biases are 0.
-
-    Raises:
-        ValueError: a distillation token in an encoder with relative positions, which has none for it.
     """
 
     def __init__(
@@ -103,11 +100,9 @@ def _head(embed_dim: int, classes: int, std: float) -> nn.Linear:
 def tuned_config(
     config: EncoderConfig, image_size: Any = None, drop_path: float = 0.0, rel_pos_per_block: bool = True
 ) -> EncoderConfig:
-    """The architecture of an encoder to be fine-tuned: for another image size (None: as pretrained), with drop path.
+    """The architecture of an encoder to be fine-tuned, its positions as MAE's and BEiT's authors have them.
 
-    Sine-cosine positions become a learned parameter that starts from them, as in MAE's authors' fine-tuning. Relative
-    positions shared by the blocks become a table for each block, as in BEiT's. ValueError where image_size, a side or
-    [height, width] in pixels, is no multiple of the patch.
+    ValueError where image_size, in pixels (None: as pretrained), is no multiple of the patch.
     """
     tuned = {"sincos": "learned"} | ({"relative": "relative_per_block"} if rel_pos_per_block else {})
     size, patch = config.image_size if image_size is None else image_size, config.patch_size
@@ -126,10 +121,7 @@ def tunable(start: VisionTransformer, *changes: Any, **more: Any) -> VisionTrans
 
 
 def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
-    """The encoder that a run starts from, pretrained or with fresh weights; the architecture it is fine-tuned in.
-
-    FileNotFoundError, ValueError as load_encoder and tuned_config.
-    """
+    """(encoder a run starts from, architecture it is fine-tuned in); raises as load_encoder and tuned_config."""
     start = load_encoder(config.encoder)
     if config.init == "scratch":
         fresh = VisionTransformer(start.config)
@@ -139,11 +131,7 @@ def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
 
 
 def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:
-    """Write model.safetensors (complete in itself) and its encoder as encoder.safetensors and encoder.json.
-
-    Args:
-        metadata: JSON values worth keeping: mean, std, method, data, step.
-    """
+    """Write model.safetensors and its encoder's two files; metadata: JSON values: mean, std, method, data, step."""
     head = {"classes": model.classes, "pool": model.pool, "distilled": model.distilled}
     save_encoder(model.export_encoder(), folder, **metadata)
     known = {"encoder": asdict(model.encoder.config), "classifier": head, **metadata}
@@ -153,12 +141,7 @@ def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:
 def load_classifier(source: str | Path) -> Classifier:
     """A classifier in eval mode from a fine-tuned run or its model.safetensors.
 
-    `classes` are the names of its scores, in their order; `metadata` what is known of it, mean and std of its images
-    among them.
-
-    Raises:
-        FileNotFoundError: there is nothing at source, or a run that has not ended.
-        ValueError: it holds no classifier, or weights are missing, unknown or misshapen.
+    FileNotFoundError without one, ValueError where it holds no classifier or weights do not fit.
     """
     path = Path(source)
     if not path.exists():

@@ -39,14 +39,8 @@ class Renormalized(nn.Module):
 def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: Statistics) -> Renormalized:
     """A frozen teacher in eval mode, tried on one image.
 
-    Args:
-        source: timm:NAME (its published weights, which timm downloads), timm:NAME:FILE (your own weights, .safetensors
-            or .pth), or what load_classifier reads.
-        classes: of the student; a timm teacher's must be in the same order.
-        image, given: size and channels of the student's images; mean and std that they are normalized by.
-
-    Raises:
-        ValueError, OSError: no such model or file, other classes, images that it does not take, no download.
+    source: timm:NAME, timm:NAME:FILE (.safetensors or .pth), or what load_classifier reads. classes: the student's, in
+    order. image, given: its images, and their mean and std. ValueError, OSError: no such model or file, or no fit.
     """
     key = f"distill.teacher={source}"
     if source.startswith(TIMM):
@@ -73,7 +67,6 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: S
 
 
 def _from_timm(key: str, source: str, classes: int, channels: int) -> tuple[nn.Module, Statistics]:
-    """A network of timm with its published weights or those of a file, and the statistics that it knows."""
     name, _, file = source.removeprefix(TIMM).partition(":")
     if file:
         network = timm_model(key, name, num_classes=classes, in_chans=channels)

@@ -1,9 +1,6 @@
 """Fine-tuning: an encoder and a classification head, trained on labeled images.
 
-The recipe is that of MAE (He et al., 2022, arXiv:2111.06377, appendix A.1, table 9), which BEiT (arXiv:2106.08254) and
-DeiT (arXiv:2012.12877) share but for its numbers: AdamW with a learning rate that decays from the top layer down,
-mixup, CutMix, RandAugment, random erasing, label smoothing, stochastic depth; with a teacher DeiT's extra token.
-
+MAE's recipe (He et al., 2022, arXiv:2111.06377, appendix A.1, table 9); with a teacher DeiT's extra token.
 Letters: B images, C channels, H x W pixels, K classes.
 """
 
@@ -34,11 +31,7 @@ from ssl_vit.supervised.classifier import Classifier, save_classifier, tunable
 def soft_cross_entropy(
     logits: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], class_weights: Float[Tensor, " K"] | None = None
 ) -> Float[Tensor, ""]:
-    """Cross-entropy against probabilities, in float32, averaged over the batch.
-
-    With class_weights each image counts by the weight of its class, of a mixture by the mixed weight; the average is
-    then over weights, as in PyTorch's cross_entropy, those of all ranks.
-    """
+    """Cross-entropy against probabilities, in float32, averaged over the batch, or over class_weights of all ranks."""
     losses = -(targets * logits.float().log_softmax(1)).sum(1)
     if class_weights is None:
         return losses.mean()
@@ -59,19 +52,13 @@ def hard_distillation(student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K
 def soft_distillation(
     student: Float[Tensor, "B K"], teacher: Float[Tensor, "B K"], temperature: float
 ) -> Float[Tensor, ""]:
-    """Temperature squared times the Kullback-Leibler divergence from the teacher, over B K (DeiT's losses.py).
-
-    Equation 2 of the paper divides by B alone.
-    """
+    """Temperature^2 times the KL divergence from the teacher, over B K (DeiT's losses.py; equation 2 has B alone)."""
     ours, theirs = (logits.float().div(temperature).log_softmax(1) for logits in (student, teacher))
     return F.kl_div(ours, theirs, reduction="sum", log_target=True) * temperature**2 / student.numel()
 
 
 def layer_of(name: str, depth: int) -> int:
-    """Layer of a classifier's parameter for the decay of the learning rate (the authors' rule).
-
-    0: tokens, positions and the patch embedding. Block i, from 0: i + 1. The rest, heads among it: depth + 1.
-    """
+    """Layer of a parameter for the learning rate's decay, as MAE's: 0 below the blocks, block i at i + 1, the rest."""
     name = name.removeprefix("encoder.")
     if name.startswith(("cls_token", "reg_token", "pos_embed", "patch_embed")):
         return 0
@@ -90,9 +77,8 @@ class FineTune(Objective):
         teacher: normalized images [B, C, H, W] -> class scores [B, K]; adds a distillation token.
         distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
 
-    Raises:
-        ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, an image size
-            that is no multiple of its patch, a teacher for one with relative positions.
+    ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, an image size that
+    is no multiple of its patch, a teacher for one with relative positions.
     """
 
     Config = FinetuneRun

@@ -28,10 +28,7 @@ Row = dict[str, Any]
 
 
 def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
-    """Classify a file or every image of a folder; the file that is written, and its rows in the order of the names.
-
-    FileNotFoundError where there is no such model, file or folder, ValueError where the folder holds no images.
-    """
+    """Classify a file or a folder's images by name: (file written, rows). FileNotFoundError, ValueError without any."""
     listing, out = files_at("images", config.images), Path(config.out)
     model = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device())
     data = DataConfig(**model.metadata.get("data", {}))

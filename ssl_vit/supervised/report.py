@@ -28,14 +28,12 @@ LINEAR = {
     "beit": evaluate_beit,
     "attentive": evaluate_attentive,
 }
-"""Linear protocols by name, as config.evaluation.PROTOCOLS."""
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
-    """Evaluate the encoder of a config, and a random encoder and raw pixels beside it; write <task>.json beside it.
+    """Evaluate an encoder, and its controls, and write <task>.json beside it; None but on the first rank.
 
-    Under torchrun every process extracts the features of its images. The first one writes, and has the result; the
-    others have None. ValueError where the images have no labels, or do not fit the encoder.
+    ValueError where the images have no labels, or do not fit the encoder.
     """
     with process_group() as ranks:
         started = time.time()
