@@ -3,9 +3,8 @@
 import math
 
 import pytest
-import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from fitting import assert_resumes_to_the_bit, fit
 
 from ssl_vit.config.pretrain_schema import BEiTRun
 from ssl_vit.config.resolve import ConfigError, resolve
@@ -37,26 +36,18 @@ def make(encoder: dict | None = None, optim: dict | None = None, tokens=None, **
     )
 
 
-def transform(B: int = 4, seed: int = 0) -> list[torch.Tensor]:
+def pair(B: int = 4, seed: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.rand(B, 3, 32, 32, generator=generator)
     return [(pixels - 0.5) / 0.25, pixels]
 
 
-def fit(method: BEiT, batches: list, tmp_path, **options) -> pl.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    settings = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path, **quiet, **options}
-    trainer = pl.Trainer(enable_model_summary=False, **settings)
-    trainer.fit(method, DataLoader(batches, batch_size=None))  # pyright: ignore[reportArgumentType]
-    return trainer
-
-
 def test_a_fresh_model_loses_the_logarithm_of_the_vocabulary():
-    assert float(make().losses(transform(16))["token"].detach()) == pytest.approx(math.log(VOCABULARY), abs=0.05)
+    assert float(make().losses(pair(16))["token"].detach()) == pytest.approx(math.log(VOCABULARY), abs=0.05)
 
 
 def test_hidden_pixels_cannot_change_what_is_predicted():
-    method, (images, _) = make(), transform()
+    method, (images, _) = make(), pair()
     mask = method.random_masks(4)
     hidden = mask.flatten().nonzero()[:, 0]
     pixels_hidden = torch.nn.functional.interpolate(mask.unflatten(1, (8, 8)).float()[:, None], 32).bool()
@@ -65,7 +56,7 @@ def test_hidden_pixels_cannot_change_what_is_predicted():
 
 
 def test_only_hidden_patches_are_predicted():
-    method, (images, pixels) = make(), transform()
+    method, (images, pixels) = make(), pair()
     mask = method.random_masks(4)
     loss = method.losses([images, pixels], mask)["token"]
     logits = method.predict(images, torch.ones_like(mask) & mask, torch.arange(4 * 64))["token"].unflatten(0, (4, 64))
@@ -87,7 +78,7 @@ def test_masks_are_a_function_of_seed_epoch_and_batch(tmp_path):
     for seed in (0, 0, 1):
         seen: list = []
         torch.manual_seed(seed + 7)
-        fit(Remembers(ENCODER, tokenizer=tokenizer(), seed=seed), [(transform(),)] * 2, tmp_path, max_epochs=2)
+        fit(Remembers(ENCODER, tokenizer=tokenizer(), seed=seed), [(pair(),)] * 2, tmp_path, max_epochs=2)
         runs.append(torch.stack(seen))
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
@@ -105,7 +96,7 @@ def test_the_tokenizer_is_frozen_and_never_in_low_precision():
     tokens = Remembers(tokenizer().config)
     method = make(tokens=tokens).train()
     with torch.autocast("cpu", torch.bfloat16):
-        method.losses(transform())["token"].backward()
+        method.losses(pair())["token"].backward()
     assert seen == [(torch.float32, False, False)]
     assert not any(p.requires_grad for p in method.tokenizer.parameters())
     assert "tokenizer.centers" in method.state_dict()  # a checkpoint is complete
@@ -146,7 +137,7 @@ def test_the_base_models_have_the_authors_parameters():
 
 def test_the_class_branch_learns_from_early_patches_and_the_last_class_token():
     method = make(class_branch=True)
-    losses = method.losses(transform())
+    losses = method.losses(pair())
     assert list(losses) == ["token", "class_token"]
     losses["class_token"].backward()
     blocks = method.encoder.blocks
@@ -154,7 +145,7 @@ def test_the_class_branch_learns_from_early_patches_and_the_last_class_token():
     assert all(float(block.attn.qkv.weight.grad.norm()) > 0 for block in blocks)  # the last one by the class token
     # Without the last block's class token, the branch does not depend on it.
     method.zero_grad()
-    early, _ = method.encoder.hidden_states(method.encoder.embed(transform()[0]), [2, -1])
+    early, _ = method.encoder.hidden_states(method.encoder.embed(pair()[0]), [2, -1])
     early[:, 1:].sum().backward()
     assert blocks[3].attn.qkv.weight.grad is None
 
@@ -168,7 +159,7 @@ def test_weights_decay_as_the_authors_decide():
     assert not learned.decays("encoder.pos_embed", learned.encoder.pos_embed)
 
 
-def test_initial_weights_are_cut_at_one_deviation_and_shrink_with_depth():
+def test_initial_weights_are_cut_at_one_std_and_shrink_with_depth():
     encoder = make(encoder={"embed_dim": 128, "depth": 4}).encoder
     weight = encoder.blocks[0].attn.qkv.weight
     assert float(weight.detach().abs().max()) <= 0.02
@@ -186,7 +177,7 @@ def test_relative_positions_are_built_once_a_step_and_survive_checkpointing():
         each.encoder.rel_pos_bias.register_forward_hook(lambda *_: built.append(1))
     mask = plain.random_masks(4)
     for each in (method, plain):
-        each.losses(transform(), mask)["token"].backward()
+        each.losses(pair(), mask)["token"].backward()
     assert len(built) == 2
     for ours, other in zip(method.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, other.grad)
@@ -195,30 +186,21 @@ def test_relative_positions_are_built_once_a_step_and_survive_checkpointing():
 def test_overfits_two_images(tmp_path):
     encoder = {"embed_dim": 64, "init_values": None, "pos_embed": "sincos", "init": "xavier"}
     method = make(encoder=encoder, optim={"base_lr": 0.05, "weight_decay": 0.0})
-    batch = [images.repeat(8, 1, 1, 1) for images in transform(2)]
+    batch = [images.repeat(8, 1, 1, 1) for images in pair(2)]
     before = float(method.losses(batch)["token"].detach())
     fit(method, [(batch,)] * 200, tmp_path)
     assert float(method.losses(batch)["token"].detach()) < 0.3 * before
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
-    batches = [(transform(seed=i),) for i in range(3)]
-    checkpoints = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
     whole = make()
-    fit(whole, batches, tmp_path, callbacks=[checkpoints], max_epochs=2, enable_checkpointing=True)
     torch.manual_seed(99)
     rest = BEiT(whole.encoder_config, {"warmup_epochs": 0}, tokenizer=tokenizer())
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, max_epochs=2, enable_progress_bar=False, default_root_dir=tmp_path
-    )
-    loader: DataLoader = DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
-    trainer.fit(rest, loader, ckpt_path=tmp_path / "step=3.ckpt", weights_only=True)
-    assert trainer.global_step == 6
-    assert all(torch.equal(tensor, rest.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    assert_resumes_to_the_bit(whole, rest, [(pair(seed=i),) for i in range(3)], tmp_path)
 
 
-def test_images_show_what_is_hidden_the_words_and_those_predicted():
-    method, (images, pixels) = make(), transform()
+def test_images_show_what_is_hidden_the_tokens_and_those_predicted():
+    method, (images, pixels) = make(), pair()
     columns = method.visualize(images, pixels)
     assert list(columns) == ["masked", "tokens", "predicted", "original"]
     assert torch.equal(columns["tokens"].float(), (method.tokenizer.decode(method.tokens_of(pixels)) * 255).round())
@@ -233,7 +215,7 @@ def test_images_show_what_is_hidden_the_words_and_those_predicted():
 def test_one_tensor_is_refused():
     message = r"images arrive as one tensor; BEiT takes two, .* use BEiT\.transform\(\) with ssl_vit.ImageDataModule"
     with pytest.raises(ValueError, match=message):
-        make().losses(transform()[0])
+        make().losses(pair()[0])
 
 
 @pytest.mark.parametrize(
@@ -262,7 +244,7 @@ def test_a_missing_tokenizer_names_the_command_that_makes_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "message"),
+    ("args", "message"),
     [
         ("method.mask_ratio=1", r"method.mask_ratio=1.0 must be in \(0, 1\)"),
         (
@@ -279,9 +261,9 @@ def test_a_missing_tokenizer_names_the_command_that_makes_one(tmp_path):
         ("readout.layer=0", "readout.layer=0 must be last, best, or a number from 1"),
     ],
 )
-def test_settings_that_make_no_sense_are_one_line(tokens, message):
+def test_settings_that_make_no_sense_are_one_line(args, message):
     with pytest.raises(ConfigError, match=message):
-        resolve(RunConfig, ["method=beit", *tokens.split()])
+        resolve(RunConfig, ["method=beit", *args.split()])
 
 
 def test_mae_refuses_relative_positions():
@@ -289,10 +271,10 @@ def test_mae_refuses_relative_positions():
         resolve(RunConfig, ["method=mae", "encoder.pos_embed=relative"])
 
 
-def test_shuffled_words_are_those_of_the_same_image():
+def test_shuffled_tokens_are_those_of_the_same_image():
     from shuffled import ShuffledBEiT
 
-    pixels = transform()[1]
+    pixels = pair()[1]
     tokens, control = make().tokens_of(pixels), ShuffledBEiT(ENCODER, tokenizer=tokenizer()).tokens_of(pixels)
     assert not torch.equal(control, tokens)
     assert torch.equal(control.sort(1).values, tokens.sort(1).values)

@@ -3,10 +3,9 @@
 import math
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import torch.multiprocessing as mp
-from torch.utils.data import DataLoader
+from fitting import assert_resumes_to_the_bit, fit
 
 from ssl_vit.config.resolve import ConfigError, resolve
 from ssl_vit.config.schema import RunConfig
@@ -30,21 +29,13 @@ def crops(B: int = 4, seed: int = 0) -> list[torch.Tensor]:
     return [torch.randn(B, 3, side, side, generator=generator) for side in (16, 16, 8, 8)]
 
 
-def fit(method: DINO, batches: list, tmp_path, **options) -> pl.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    settings = {"max_epochs": 1, "accelerator": "cpu", "default_root_dir": tmp_path, **quiet, **options}
-    trainer = pl.Trainer(enable_model_summary=False, **settings)
-    trainer.fit(method, DataLoader(batches, batch_size=None))  # pyright: ignore[reportArgumentType]
-    return trainer
-
-
 @pytest.mark.parametrize("positions", ["learned", "relative"])
 def test_packed_crops_equal_crop_by_crop_gradients_included(positions):
-    method, transform = make(encoder={"pos_embed": positions}), crops()
+    method, images = make(encoder={"pos_embed": positions}), crops()
     if positions == "relative":
         torch.nn.init.normal_(method.encoder.rel_pos_bias.relative_position_bias_table)
-    together = method.extract_features(method.encoder, transform)
-    alone = torch.cat([method.encoder(view)[:, 0] for view in transform])
+    together = method.extract_features(method.encoder, images)
+    alone = torch.cat([method.encoder(crop)[:, 0] for crop in images])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     weight = torch.randn_like(together)
     packed = torch.autograd.grad((together * weight).sum(), list(method.encoder.parameters()))
@@ -53,9 +44,9 @@ def test_packed_crops_equal_crop_by_crop_gradients_included(positions):
 
 
 def test_mean_pool_describes_a_crop_by_its_patches():
-    method, transform = make(pool="mean"), crops()
-    expected = torch.cat([method.encoder(view)[:, 1:].mean(1) for view in transform])
-    torch.testing.assert_close(method.extract_features(method.encoder, transform), expected, atol=1e-5, rtol=1e-5)
+    method, images = make(pool="mean"), crops()
+    expected = torch.cat([method.encoder(crop)[:, 1:].mean(1) for crop in images])
+    torch.testing.assert_close(method.extract_features(method.encoder, images), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_crop_is_never_compared_with_itself():
@@ -247,10 +238,10 @@ def test_settings_that_make_no_sense_are_one_line(args, message):
 def _rank(rank: int, port: int, folder: str) -> None:
     """One of two processes: half of the batch, one step."""
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    method, transform = make(), [view[rank::2] for view in crops(8)]
-    loss = method.losses(transform)["cross_entropy"]
+    method, images = make(), [crop[rank::2] for crop in crops(8)]
+    loss = method.losses(images)["cross_entropy"]
     method.after_step()
-    targets = sinkhorn_targets(torch.stack(transform[:2]).flatten(2)[..., :24], 1.0)
+    targets = sinkhorn_targets(torch.stack(images[:2]).flatten(2)[..., :24], 1.0)
     torch.save((loss.detach(), method.center, targets), f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -258,31 +249,21 @@ def _rank(rank: int, port: int, folder: str) -> None:
 def test_center_and_loss_on_two_processes_are_those_of_one_with_the_joint_batch(tmp_path, free_port):
     mp.spawn(_rank, (free_port, str(tmp_path)), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    method, transform = make(), crops(8)
-    loss = method.losses(transform)["cross_entropy"]
+    method, images = make(), crops(8)
+    loss = method.losses(images)["cross_entropy"]
     method.after_step()
     torch.testing.assert_close((ranks[0][0] + ranks[1][0]) / 2, loss.detach())
     for rank in range(2):
         torch.testing.assert_close(ranks[rank][1], method.center)
-    joint = sinkhorn_targets(torch.stack(transform[:2]).flatten(2)[..., :24], 1.0)
+    joint = sinkhorn_targets(torch.stack(images[:2]).flatten(2)[..., :24], 1.0)
     for rank in range(2):
         torch.testing.assert_close(ranks[rank][2], joint[:, rank::2], rtol=1e-4, atol=1e-7)
 
 
 def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(tmp_path):
-    batches = [(crops(seed=i),) for i in range(3)]
-    checkpoints = pl.callbacks.ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    options = {"max_epochs": 2, "enable_checkpointing": True}
     whole = make(freeze_last_layer=0)
-    fit(whole, batches, tmp_path, callbacks=[checkpoints], **options)
     rest = DINO(ENCODER, {"warmup_epochs": 0}, **SMALL, freeze_last_layer=0)
-    trainer = pl.Trainer(
-        accelerator="cpu", logger=False, max_epochs=2, enable_progress_bar=False, default_root_dir=tmp_path
-    )
-    loader: DataLoader = DataLoader(batches, batch_size=None)  # pyright: ignore[reportArgumentType]
-    trainer.fit(rest, loader, ckpt_path=tmp_path / "step=3.ckpt", weights_only=True)
-    assert trainer.global_step == 6
-    assert all(torch.equal(tensor, rest.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    assert_resumes_to_the_bit(whole, rest, [(crops(seed=i),) for i in range(3)], tmp_path)
 
 
 def test_the_teacher_is_exported_and_a_checkpoint_keeps_both(tmp_path):

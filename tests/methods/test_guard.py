@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from fitting import fit
 
 from ssl_vit.cli.settings import resolve_run
 from ssl_vit.config.schema import RunConfig
@@ -52,14 +53,10 @@ class States(pl.Callback):
         self.after.append({name: value.clone() for name, value in pl_module.state_dict().items()} | flat)
 
 
-def fit(method: MAE, batches: list, tmp_path, **options) -> States:
+def states_of(method: MAE, batches: list, tmp_path, **options) -> list[dict]:
     states = States()
-    trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[states], **options,
-    )  # fmt: skip
-    trainer.fit(method, torch.utils.data.DataLoader(batches, batch_size=None))
-    return states
+    fit(method, batches, tmp_path, callbacks=[states], **options)
+    return states.after
 
 
 def equal(before: dict, after: dict) -> bool:
@@ -72,7 +69,7 @@ def test_a_bad_step_moves_neither_weights_nor_moments_and_the_next_one_does(kind
     bad = torch.full((4, 3, 16, 16), 3.0 if why == "gradient" else math.nan)
     batches = [{"images": images, "index": torch.arange(4) + 4 * i}
                for i, images in enumerate((torch.randn(4, 3, 16, 16), bad, torch.randn(4, 3, 16, 16)))]  # fmt: skip
-    first, second, third = fit(method, batches, tmp_path).after
+    first, second, third = states_of(method, batches, tmp_path)
     assert equal(first, second)
     assert not equal(second, third)
     assert method.guard.found == [SkippedStep(1, 0, why, [4, 5, 6, 7])]
@@ -82,7 +79,7 @@ def test_one_bad_batch_of_an_accumulated_step_skips_the_whole_step(tmp_path):
     method = MAE(ENCODER, **DECODER)
     batches = [torch.randn(4, 3, 16, 16) for _ in range(4)]
     batches[2] = batches[2] * math.nan
-    *_, before, after = fit(method, batches, tmp_path, accumulate_grad_batches=2).after
+    *_, before, after = states_of(method, batches, tmp_path, accumulate_grad_batches=2)
     assert equal(before, after)
     assert method.guard.found == [SkippedStep(1, 0, "loss", [])]
 
@@ -90,7 +87,7 @@ def test_one_bad_batch_of_an_accumulated_step_skips_the_whole_step(tmp_path):
 def test_with_clipping_too_a_bad_step_moves_nothing(tmp_path):
     method = MAE(ENCODER, {"clip_grad": 1.0}, **DECODER)
     batches = [torch.randn(4, 3, 16, 16), torch.full((4, 3, 16, 16), math.inf)]
-    before, after = fit(method, batches, tmp_path).after
+    before, after = states_of(method, batches, tmp_path)
     assert equal(before, after)
 
 

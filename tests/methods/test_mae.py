@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import pytorch_lightning as pl
 import torch
+from fitting import trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from ssl_vit.methods.mae import MAE, in_channels, patch_statistics, reconstruction_loss, target_pixels
@@ -16,16 +17,6 @@ DECODER = {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 
 def make(optim: dict | None = None, **options) -> MAE:
     return MAE(ENCODER, optim, **{**DECODER, **options})
-
-
-def trainer(tmp_path, **options) -> pl.Trainer:
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return pl.Trainer(**{**quiet, "accelerator": "cpu", "default_root_dir": tmp_path, **options})
 
 
 def test_hidden_pixels_cannot_reach_the_prediction():

@@ -12,7 +12,7 @@ from torch import Tensor
 from ssl_vit.methods.masking import block_masks, scaled_block
 
 GRIDS = {(14, 14): (75, 16), (8, 8): (24, 5), (10, 6): (23, 16)}  # budget, smallest block
-DRAWS = 6000  # on 10 x 6 the plain algorithm leaves about one of them without a block
+MASKS = 6000  # on 10 x 6 the plain algorithm leaves about one of them without a block
 
 
 class Given:
@@ -65,13 +65,13 @@ def drawn(request) -> tuple[Tensor, Tensor]:
     """B x h x w masks of one grid: from the library, in batches of 128, and from the plain algorithm."""
     (h, w), (budget, smallest) = request.param, GRIDS[request.param]
     generator, numbers = seeded(), random.Random(0)
-    ours = [block_masks(128, (h, w), budget, smallest=smallest, generator=generator) for _ in range(-(-DRAWS // 128))]
-    plain = [plain_mask(lambda: [numbers] * 10, h, w, budget, smallest) for _ in range(DRAWS)]
-    return torch.cat(ours)[:DRAWS].unflatten(1, (h, w)).float(), torch.tensor(plain).float()
+    ours = [block_masks(128, (h, w), budget, smallest=smallest, generator=generator) for _ in range(-(-MASKS // 128))]
+    plain = [plain_mask(lambda: [numbers] * 10, h, w, budget, smallest) for _ in range(MASKS)]
+    return torch.cat(ours)[:MASKS].unflatten(1, (h, w)).float(), torch.tensor(plain).float()
 
 
 def neighbors(masks: Tensor) -> Tensor:
-    """Share of an image's hidden patches whose neighbor to the right, below or two away is hidden: B x 4."""
+    """Fraction of an image's hidden patches whose neighbor to the right, below or two away is hidden: B x 4."""
     pairs = [
         masks[:, :, 1:] * masks[:, :, :-1],
         masks[:, 1:] * masks[:, :-1],
@@ -97,7 +97,7 @@ def components(masks: Tensor) -> Tensor:
 
 def assert_same_mean(ours: Tensor, plain: Tensor) -> None:
     """B x statistics: every mean within 4.5 standard errors of the difference; by chance 1 in 150,000 is outside."""
-    error = ((ours.var(0) + plain.var(0)) / DRAWS).sqrt()
+    error = ((ours.var(0) + plain.var(0)) / MASKS).sqrt()
     assert ((ours.mean(0) - plain.mean(0)).abs() <= 4.5 * error).all()
 
 
