@@ -172,7 +172,7 @@ def init_linear(module: nn.Module, scheme: str) -> None:
 
 
 def shrink_residuals(blocks: nn.ModuleList, first: int = 1) -> None:
-    """Divide the last weights of each residual branch by sqrt(2 * the block's number), from `first` (BEiT's authors)."""
+    """Divide the last weights of each residual branch by sqrt(2 * its number), from `first` (BEiT's authors)."""
     for number, block in enumerate(blocks, start=first):
         block.attn.proj.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore
         block.mlp.fc2.weight.data.div_((2 * number) ** 0.5)  # pyright: ignore

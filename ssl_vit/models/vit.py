@@ -180,7 +180,7 @@ class VisionTransformer(nn.Module):
         return [self.norm(x) for x in self.hidden_states(self.embed(images), layers, self.grid_of(images))]
 
     def features(self, images: Images, layers: Sequence[int] = (-1,), pool: str = "cls") -> Float[Tensor, "B _"]:
-        """One vector per image, layer by layer: class token ("cls"), mean of the patches ("mean"), or "both" in turn."""
+        """One vector per image, by layer: class token ("cls"), mean of the patches ("mean"), or "both" in turn."""
         one_of("pool", pool, POOLS)
         pooled = []
         for tokens in self.layer_tokens(images, layers):
