@@ -19,7 +19,8 @@ from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Method
 from ssl_vit.methods.masking import num_keep, random_masking
 from ssl_vit.models.blocks import Block, init_linear, run_blocks
-from ssl_vit.models.stem import patchify, resample, sincos_2d, unpatchify
+from ssl_vit.models.pos_embed import resample, sincos_2d
+from ssl_vit.models.stem import patchify, unpatchify
 
 Images = Float[Tensor, "B C H W"]
 Index = Int[Tensor, "B M"]

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ssl_vit.config.checks import one_of
 from ssl_vit.config.schema import POOLS, EncoderConfig
 from ssl_vit.models.blocks import SCHEMES, Biases, Block, init_linear, run_blocks, shrink_residuals
-from ssl_vit.models.stem import Grid, PatchEmbed, RelativePositionBias, patchify, relations, resample, sincos_2d
+from ssl_vit.models.pos_embed import Grid, RelativePositionBias, relations, resample, sincos_2d
+from ssl_vit.models.stem import PatchEmbed, patchify
 
 Images = Float[Tensor, "B C H W"]
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ssl_vit.config.checks import one_of
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig
-from ssl_vit.models.stem import resample, resample_relations
+from ssl_vit.models.pos_embed import resample, resample_relations
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.files import ENCODER, METADATA, newest_checkpoint, write_atomic, write_json
 

@@ -1,11 +1,8 @@
-"""Which directory a run has, the same on all of its ranks; its lock, and the checkpoint from which it is resumed."""
+"""Which directory a run has, the same on all of its ranks, and the checkpoint from which it is resumed."""
 
-import logging
 import os
-import platform
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO
 
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -15,9 +12,7 @@ from ssl_vit.config.schema import TrainingRun
 from ssl_vit.parallel.distributed import broadcast_object
 from ssl_vit.run import files
 from ssl_vit.run.launch import is_first_process
-
-log = logging.getLogger("ssl_vit")
-_held: dict[Path, IO[str]] = {}
+from ssl_vit.run.lock import hold
 
 
 def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | None]:
@@ -77,34 +72,3 @@ def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
     if not resume or (resume == "auto" and not files.checkpoints_of(run_dir)):
         return None
     return files.newest_checkpoint(run_dir)
-
-
-def hold(run_dir: Path) -> None:
-    """Keep other processes' runs out of a directory, which is made, until this process ends, however that ends.
-
-    A POSIX lock and not flock's: a process forked from the run, such as a data worker that outlives it by seconds, does
-    not keep it, and it reaches over NFS to other machines. A file system without locks is logged.
-
-    BlockingIOError: another process holds it, which the message names.
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    path = (run_dir / ".lock").resolve()
-    if path in _held:
-        return
-    file = path.open("a+")
-    try:
-        import fcntl  # not on Windows
-
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.seek(0)
-        advice = f"{file.read().strip() or 'another process'}: wait for it, or name another directory"
-        file.close()
-        raise BlockingIOError(f"run_dir={run_dir} is being written by {advice}") from None
-    except (OSError, ImportError) as error:
-        reason = getattr(error, "strerror", error)
-        log.warning(f"{run_dir} has no locks ({reason}): nothing keeps a second run from writing into it")
-    _held[path] = file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()}\n")
-    file.flush()

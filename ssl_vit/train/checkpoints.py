@@ -15,10 +15,10 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import Checkpoint
 
-from ssl_vit.callbacks.jsonl import JsonLines
 from ssl_vit.parallel.distributed import MaxOverRanks
 from ssl_vit.run.files import CHECKPOINTS, METRICS, damage, step_of, write_atomic
 from ssl_vit.run.signals import Signals, Stopped
+from ssl_vit.train.jsonl import JsonLines
 
 log = logging.getLogger("ssl_vit")
 MINUTES = 10  # between two checkpoints, where the steps between them are not given

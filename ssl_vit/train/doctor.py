@@ -26,7 +26,7 @@ from ssl_vit.data.loader import TrainLoader, whole_batch
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks
-from ssl_vit.train.session import data_of, has_bf16, precision_of, quiet_lightning, trainer_of
+from ssl_vit.train.trainer import data_of, has_bf16, precision_of, quiet_lightning, trainer_of
 
 WARM_UP, BATCHES = 2, 6  # of each stage: not timed, and timed
 ROOMY = 0.45  # a step that takes less than this fraction of a GPU's memory has room for twice the images

@@ -21,7 +21,7 @@ from ssl_vit.run.files import newest_run, write_json
 from ssl_vit.supervised.classifier import Classifier, start_of
 from ssl_vit.supervised.distill import load_teacher
 from ssl_vit.supervised.finetune import FineTune
-from ssl_vit.train.session import Session, data_of
+from ssl_vit.train.trainer import Session, data_of
 
 LOGGED = ("top1", "top5", "calibration_error")
 

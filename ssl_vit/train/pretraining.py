@@ -7,8 +7,8 @@ from ssl_vit.callbacks.online_eval import OnlineProbe
 from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.methods import method_named
-from ssl_vit.train.session import Session, data_of
 from ssl_vit.train.tokenizing import tokenizer_for
+from ssl_vit.train.trainer import Session, data_of
 
 
 def pretrain(config: RunConfig, method_name: str) -> Path | None:

@@ -23,13 +23,13 @@ from ssl_vit.config.tokenizer_schema import TOKENIZERS, KMeansRun, TokenizerRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.dataset import Batch
 from ssl_vit.data.sources import count
-from ssl_vit.run.directory import hold
 from ssl_vit.run.files import IMAGES, QUARANTINE, RUNS
 from ssl_vit.run.launch import is_first_process
+from ssl_vit.run.lock import hold
 from ssl_vit.run.signals import Stopped
 from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, crop_of, load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.kmeans import fit_kmeans
-from ssl_vit.train.session import Session, data_of
+from ssl_vit.train.trainer import Session, data_of
 
 MAX_IMAGES = 5000
 """Most images that a tokenizer's use of its vocabulary, and its reconstructions, are measured on."""

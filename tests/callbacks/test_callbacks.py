@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ssl_vit.callbacks.image_logger import image_grid
-from ssl_vit.callbacks.jsonl import JsonLines
 from ssl_vit.data.loader import batch_images, batch_length
+from ssl_vit.train.jsonl import JsonLines
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from ssl_vit.callbacks.collapse import ADVICE, ASLEEP, HEALTHY, ONE, UNIFORM, CollapseMonitor, diagnose
-from ssl_vit.callbacks.jsonl import JsonLines
 from ssl_vit.methods.dino import DINO
+from ssl_vit.train.jsonl import JsonLines
 
 K = 64
 ENCODER = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 16, "drop_path": 0.0}

@@ -6,7 +6,7 @@ from transformers import BeitConfig, BeitForMaskedImageModeling
 from transformers.models.beit.modeling_beit import BeitRelativePositionBias
 
 from ssl_vit.methods.beit import BEiT
-from ssl_vit.models.stem import relation_index
+from ssl_vit.models.pos_embed import relation_index
 
 VOCABULARY = 64
 

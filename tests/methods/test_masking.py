@@ -1,4 +1,4 @@
-"""Block-wise masks: laws, and the plain algorithm image by image in Python's own random numbers."""
+"""Random masks: laws. Block-wise masks: laws, and the plain algorithm image by image in Python's own random numbers."""
 
 import math
 import random
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_vit.methods.masking import block_masks, scaled_block
+from ssl_vit.methods.masking import block_masks, index_to_mask, num_keep, random_masking, scaled_block
 
 GRIDS = {(14, 14): (75, 16), (8, 8): (24, 5), (10, 6): (23, 16)}  # budget, smallest block
 MASKS = 6000  # on 10 x 6 the plain algorithm leaves about one of them without a block
@@ -196,3 +196,22 @@ def test_a_budget_that_hides_nothing_or_everything_is_refused(budget):
 )
 def test_the_smallest_block_grows_with_the_grid(grid, patches):
     assert scaled_block(grid) == patches
+
+
+@pytest.mark.parametrize(("patches", "ratio", "kept"), [(196, 0.75, 49), (256, 0.75, 64), (64, 0.6, 25), (36, 0.4, 21)])
+def test_visible_and_hidden_make_up_the_image(patches, ratio, kept):
+    assert num_keep(patches, ratio) == kept
+    visible, hidden = random_masking(torch.rand(5, patches), kept)
+    assert visible.shape == (5, kept)
+    together = torch.cat([visible, hidden], dim=1).sort(dim=1).values
+    assert torch.equal(together, torch.arange(patches).expand(5, -1))
+    mask = index_to_mask(hidden, patches)
+    assert mask.dtype == torch.bool
+    assert (mask.sum(1) == patches - kept).all()
+    assert not mask.gather(1, visible).any()
+
+
+def test_every_patch_is_hidden_equally_often():
+    _, hidden = random_masking(torch.rand(8000, 16), 4)
+    fraction = index_to_mask(hidden, 16).float().mean(0)
+    assert (fraction - 0.75).abs().max() < 4.5 * math.sqrt(0.75 * 0.25 / 8000)  # binomial, 16 chances

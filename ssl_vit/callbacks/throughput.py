@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from ssl_vit.data.loader import batch_images, batch_length
 
 
-class DataMonitor(pl.Callback):
+class Throughput(pl.Callback):
     """Logs metrics of an ImageDataModule's batches, the first two as means since the last log.
 
     `throughput/images_per_second`, of all ranks. `throughput/data_wait`: fraction of the time, in [0, 1]; that between

@@ -1,15 +1,13 @@
-"""metrics.jsonl and skipped_steps.jsonl: what a run logs, line by line."""
+"""JSON lines: what a run logs to metrics.jsonl, and other files of its kind."""
 
 import errno
 import json
 import logging
 import os
-from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -57,22 +55,3 @@ class JsonLines(Logger):
             if not self.failed:
                 log.warning(f"{self.path} cannot be written: {error}; training goes on without it")
             self.failed = True
-
-
-class SkippedSteps(pl.Callback):
-    """Lists steps whose loss or gradient was not finite, and logs them.
-
-    One JSON object a line: {"step", "epoch", "why", "images", "rank"}, from every rank.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.lines = JsonLines(path)
-
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *args: Any, **kwargs: Any) -> None:
-        guard = pl_module.guard
-        found, guard.found = guard.found, []
-        for skipped in found:
-            if trainer.is_global_zero:
-                why = f"{skipped.why} not finite ({guard.in_a_row} in a row)"
-                log.warning(f"step {skipped.step} is skipped: {why}; its images: {self.lines.path}")
-            self.lines.append(asdict(skipped) | {"rank": trainer.global_rank})

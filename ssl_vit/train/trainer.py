@@ -21,9 +21,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ssl_vit import __version__
 from ssl_vit.callbacks.collapse import CollapseMonitor
-from ssl_vit.callbacks.data_monitor import DataMonitor
 from ssl_vit.callbacks.image_logger import ImageLogger, save_image
-from ssl_vit.callbacks.jsonl import SkippedSteps
+from ssl_vit.callbacks.skipped_steps import SkippedSteps
+from ssl_vit.callbacks.throughput import Throughput
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.transforms.crops import Transform
@@ -36,6 +36,7 @@ from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import ProgressPrinter
+from ssl_vit.train.jsonl import JsonLines
 from ssl_vit.train.plan import devices_of, plan_lines
 
 log = logging.getLogger("ssl_vit")
@@ -124,7 +125,7 @@ class Session:
         if strategy == "fsdp":
             strategy = ModelParallelStrategy(devices * config.num_nodes, 1, save_distributed_checkpoint=False)
         callbacks = [image_logger] if self.config.monitor.every_epochs else []
-        callbacks += [DataMonitor(), SkippedSteps(run_dir / SKIPPED_STEPS), monitor, ProgressPrinter(monitor)]
+        callbacks += [Throughput(), SkippedSteps(JsonLines(run_dir / SKIPPED_STEPS)), monitor, ProgressPrinter(monitor)]
         # What an earlier attempt logged of later steps is hidden.
         tensorboard = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1)
         trainer = trainer_of(
