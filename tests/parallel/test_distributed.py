@@ -82,7 +82,7 @@ def test_a_sharded_run_resumes_to_the_bit(together):
 
 def test_a_sharded_run_is_not_resumed_by_another_strategy(together, tmp_path):
     path = Path(together[0]["folder"]) / "half.ckpt"
-    with pytest.raises(ValueError, match=r"was made with trainer.strategy=fsdp: go on with the strategy that it had"):
+    with pytest.raises(ValueError, match=r"was made with trainer.strategy=fsdp: resume with the strategy that it had"):
         train("dino", tmp_path, resume=path, max_epochs=2)
 
 
