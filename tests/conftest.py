@@ -27,6 +27,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: not _trains(item.path))
 
 
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Captured text goes from worker to worker as UTF-8; file names in it may be any bytes."""
+    report = (yield).get_result()  # pyright: ignore
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> None:
     jaxtyping.config.update("jaxtyping_disable", _trains(item.path))
