@@ -16,8 +16,10 @@ def sincos_2d(h: int, w: int, width: int) -> Float[Tensor, "1 N D"]:
     """Fixed 2-D sine-cosine table, row-major over the grid (MAE, arXiv:2111.06377, appendix A.1; after MoCo v3).
 
     The first half of the channels encodes the column, the second the row; each half is sines, then cosines, of
-    frequencies 10000^(-i / (D / 4)); computed in float64. D must be a multiple of 4.
+    frequencies 10000^(-i / (D / 4)); computed in float64. Raises ValueError unless D is a multiple of 4.
     """
+    if width % 4:
+        raise ValueError(f"a sine-cosine table needs a width that is a multiple of 4, not {width}")
     quarter = width // 4
     with torch.device("cpu"):  # on the meta device this arithmetic would import torch._dynamo, four seconds
         frequency = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)

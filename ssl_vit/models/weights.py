@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_vit.config.checks import one_of
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig
@@ -24,7 +24,7 @@ from ssl_vit.models.pos_embed import resample, resample_relations
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.files import ENCODER, METADATA, newest_checkpoint, write_atomic, write_json
 
-State = dict[str, Tensor]
+State = dict[str, Any]  # tensors by name; what a stranger wrapped around them is not known before it is read
 TRAINED = "encoder."
 """Prefix of the encoder that the gradients move, in a method's state dict."""
 RELATIONS = "rel_pos_bias.relative_position_bias_table"
