@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_vit.data.datamodule import ImageDataModule
+    from ssl_vit.methods.base import Method
     from ssl_vit.methods.beit import BEiT
     from ssl_vit.methods.dino import DINO
     from ssl_vit.methods.mae import MAE
@@ -25,6 +26,7 @@ __all__ = [
     "Classifier",
     "FineTune",
     "ImageDataModule",
+    "Method",
     "VisionTransformer",
     "load_classifier",
     "load_encoder",
@@ -39,6 +41,7 @@ _HOME = {
     "Classifier": "ssl_vit.supervised.classifier",
     "FineTune": "ssl_vit.supervised.finetune",
     "ImageDataModule": "ssl_vit.data.datamodule",
+    "Method": "ssl_vit.methods.base",
     "VisionTransformer": "ssl_vit.models.vit",
     "load_classifier": "ssl_vit.supervised.classifier",
     "load_encoder": "ssl_vit.models.weights",

@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jaxtyping import Shaped, UInt8
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from ssl_vit.config.schema import MonitorConfig
@@ -48,13 +48,16 @@ def save_image(grid: UInt8[Tensor, "3 height width"], path: Path) -> None:
 
 
 class ImageLogger(pl.Callback):
-    """Logs an objective's images every `every_epochs` epochs and at the end: TensorBoard, and <run>/images.
+    """Logs an objective's images every `every_epochs` epochs and at the end: to loggers, and to images/ beside them.
 
-    The trainer's data is an ImageDataModule.
+    Nothing where the trainer's data is no ImageDataModule, or has no images to evaluate on.
     """
 
-    def __init__(self, config: MonitorConfig, run_dir: Path) -> None:
-        self.config, self.run_dir, self.logged_at = config, run_dir, -1
+    def __init__(self, config: MonitorConfig) -> None:
+        self.config, self.logged_at = config, -1
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.folder = Path(trainer.log_dir or trainer.default_root_dir) / IMAGES
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # pyright: ignore
         if (trainer.current_epoch + 1) % self.config.every_epochs == 0:
@@ -69,7 +72,7 @@ class ImageLogger(pl.Callback):
         """Log metrics and images, on the first rank; the others wait at the next step of the strategy."""
         self.logged_at = trainer.global_step
         objective, data = pl_module.whole(), trainer.datamodule
-        if objective is None:
+        if objective is None or not (isinstance(data, ImageDataModule) and data.can_evaluate):
             return
         training = objective.training
         metrics = self.measure(objective.eval(), data)
@@ -80,10 +83,13 @@ class ImageLogger(pl.Callback):
         pixels = batch["images"][: self.config.images].to(objective.device)
         if columns := objective.visualize(data.normalize(pixels), pixels.float() / 255):
             grid = image_grid(columns, data.data.mean, data.data.std)
+            path, title = self.folder / f"step-{trainer.global_step:07}.png", " | ".join(columns)
+            save_image(grid, path)
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_image(" | ".join(columns), grid, trainer.global_step)
-            save_image(grid, self.run_dir / IMAGES / f"step-{trainer.global_step:07}.png")
+                    logger.experiment.add_image(title, grid, trainer.global_step)
+                elif isinstance(logger, WandbLogger):
+                    logger.log_image(title, [str(path)], trainer.global_step)
         objective.train(training)
 
     def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """How good the features are while they are learned: spread, effective rank, and linear probe and k-NN with labels."""
 
-from pathlib import Path
 from typing import Any
 
 from ssl_vit.callbacks.image_logger import ImageLogger
@@ -20,8 +19,8 @@ class OnlineProbe(ImageLogger):
     training is touched, so a run learns the same with and without it.
     """
 
-    def __init__(self, config: MonitorConfig, readout: ReadoutConfig, run_dir: Path) -> None:
-        super().__init__(config, run_dir)
+    def __init__(self, config: MonitorConfig, readout: ReadoutConfig) -> None:
+        super().__init__(config)
         self.readout = readout
 
     def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:

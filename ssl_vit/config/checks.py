@@ -59,6 +59,9 @@ class Bound(NamedTuple):
     holds: Callable[[Any], bool]
     says_type: bool = False  # whether the rule names the value's type too
 
+    def __repr__(self) -> str:
+        return self.rule
+
 
 def at_least(low: int) -> Bound:
     """low or more."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from ssl_vit.config.checks import kind, shown
 from ssl_vit.config.pretrain_schema import METHODS
-from ssl_vit.config.recipes import family, recipes, trained
+from ssl_vit.config.recipes import recipe_folder, recipes, trained
 from ssl_vit.config.resolve import Resolved, Setting, settings_of
 from ssl_vit.config.schema import RunConfig, TrainingRun
 
@@ -38,7 +38,7 @@ def help_page(config_class: type, usage: str, arguments: Iterable[str] = ()) -> 
         return overview(usage)
     found, name, _ = trained(config_class, named)
     note = _wrap("A recipe changes some of the defaults below; --dry-run shows what a run resolves to.")
-    lines = [usage, "", "recipes", *_recipe_lines(family(section, name), "  "), note]
+    lines = [usage, "", "recipes", *_recipe_lines(recipe_folder(section, name), "  "), note]
     return help_text(found, "\n".join(lines))
 
 
@@ -47,7 +47,7 @@ def overview(usage: str) -> str:
     methods = []
     for method, row in METHODS.items():
         methods += [_wrap(_summary(row.config), f"  method={method}"), *_recipe_lines(method, "    ")]
-    methods.append(_wrap("Your own, with recipe=path/to.yaml.", "  method=package.module:Class"))
+    methods.append(_wrap("Your own, a subclass of ssl_vit.Method.", "  method=package.module:Class"))
     settings = settings_of(RunConfig())
     common = [_wrap(_meaning(key, settings[key]), f"  {key}=") for key in COMMON]
     more = _wrap("method=NAME --help shows all settings of a method, with their defaults.")

@@ -16,6 +16,8 @@ from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
 LEGAL_METHODS = f"one of {', '.join(METHODS)}, or package.module:Class"
 TOKENIZER, FINETUNE = "tokenizer", "finetune"
 """Sections, and folders of recipes, of the trainings that are not pretrainings; the latter's runs begin with it too."""
+CUSTOM = "custom"
+"""Folder of recipes for methods that live elsewhere and extend none of ours."""
 OF_ONE_RUN = ("recipe", "run_dir", "resume")  # only a run's config.yaml has them; as a recipe it keeps them back
 
 
@@ -26,8 +28,16 @@ class _TextLoader(get_yaml_loader()):
 
 
 def family(section: str, name: str) -> str:
-    """The folder of a training's recipes, and what its runs' names begin with: a method, TOKENIZER or FINETUNE."""
+    """What the names of a training's runs begin with: a method, TOKENIZER or FINETUNE."""
     return name if section == RunConfig.own_section else section
+
+
+def recipe_folder(section: str, name: str) -> str:
+    """Where a training's recipes lie: of your own method those of one of ours whose Config it extends, or CUSTOM."""
+    if section != RunConfig.own_section:
+        return section
+    config = method_class(name)
+    return next((method for method, row in METHODS.items() if issubclass(config, row.config)), CUSTOM)
 
 
 def trained(config_class: type, args: dict[str, str]) -> tuple[type, str, dict[str, str]]:
@@ -81,7 +91,7 @@ def load_class(home: str) -> Any:
 
 
 def recipes(folder: str) -> dict[str, Path]:
-    """Recipes that a method, TOKENIZER or FINETUNE brings along: name -> file."""
+    """Recipes in a folder of those that the project brings along: name -> file."""
     package = Path(__file__).resolve().parents[1]
     root = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     return {path.stem: path for path in sorted((root / folder).glob("*.yaml"))}
@@ -93,11 +103,9 @@ def recipe_path(folder: str, recipe: str) -> Path:
         if not Path(recipe).expanduser().is_file():
             raise ConfigError(f"recipe={recipe} is not a file")
         return Path(recipe).expanduser()
-    if folder not in (*METHODS, TOKENIZER, FINETUNE):
-        raise ConfigError(f"recipe={recipe} must be a path for method={folder}, such as recipe=path/to.yaml")
     legal = recipes(folder)
     if recipe not in legal:
-        owner = "there" if folder in (TOKENIZER, FINETUNE) else f"method={folder}"
+        owner = f"method={folder}" if folder in METHODS else "there"
         rule = f"{owner} has {', '.join(legal) or 'none'}, or give a path that ends in .yaml"
         raise ConfigError(f"recipe={recipe} is not a recipe: {rule}{nearest(recipe, legal)}")
     return legal[recipe]

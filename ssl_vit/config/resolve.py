@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_args, get_o
 import yaml
 
 from ssl_vit.config.checks import UNIONS, ConfigError, hints_of, kind, shown
-from ssl_vit.config.recipes import family, recipe_path, recipe_tree, trained
+from ssl_vit.config.recipes import recipe_folder, recipe_path, recipe_tree, trained
 from ssl_vit.config.schema import TrainingRun
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def resolve(
         section = found.own_section
         if f"{section}.name" in settings:
             raise ConfigError(f"{section}={name}: {found.__name__} cannot have {section}.name, where runs keep that")
-        path = recipe_path(family(section, name), args.get("recipe", found.recipe))
+        path = recipe_path(recipe_folder(section, name), args.get("recipe", found.recipe))
         pairs = _flat(recipe_tree(path, section, name), settings)
         layers.append(("recipe", f"{path}: ", _typed(f"{path}: ", pairs, settings)))
     layers.append((origin, f"{origin}: ", _typed(f"{origin}: ", _flat(lower or {}, settings), settings)))

@@ -227,6 +227,10 @@ class MonitorConfig(Bounded, section="monitor"):
     """Most training images that such an evaluation takes."""
     test_limit: PositiveInt = 1000
     """Most test images that it takes."""
+    collapse: bool = True
+    """Diagnose collapse from what the method logs, with advice."""
+    skipped_steps: bool = True
+    """List the steps whose loss or gradient was not finite, with their images, in skipped_steps.jsonl."""
 
 
 @dataclass(kw_only=True)
@@ -282,12 +286,17 @@ class TrainingRun(Bounded):
 
 
 @dataclass(kw_only=True)
+class MethodConfig(Bounded, section="method"):
+    """What only a method has: nothing, where it adds none."""
+
+
+@dataclass(kw_only=True)
 class RunConfig(TrainingRun):
     """One pretraining run. A method's own RunConfig sets the type of `method` and the paper's defaults."""
 
     init_from: str = ""
     """Start from an encoder's weights: anything load_encoder reads."""
-    method: Any = None
+    method: Any = fresh(MethodConfig)
     encoder: EncoderConfig = fresh(EncoderConfig)
     readout: ReadoutConfig = fresh(ReadoutConfig)
 

@@ -141,6 +141,12 @@ class ImageDataModule(pl.LightningDataModule):
         return numbers[test.labels]  # -1 takes the last one, -1
 
     @property
+    def can_evaluate(self) -> bool:
+        """Whether there are images to evaluate on: not of a remote stream alone."""
+        self.setup()
+        return bool(self._eval_splits)
+
+    @property
     def num_classes(self) -> int:
         """Number of classes; 0 without labels."""
         return len(self.classes) if self.has_labels else 0

@@ -1,26 +1,35 @@
 """What all training shares: AdamW with the papers' schedules, named losses in the log, guarded steps, sharding.
 
 An Objective is a LightningModule that any `pl.Trainer` fits. It has `transform`, `losses` and `export`; where it needs
-them `inputs`, `after_step`, `on_skipped_step`, `visualize`, `decays` and `clip`. A Method is one on an encoder:
-`ssl_vit.methods`. Those of `ssl_vit.tokenizers` train tokenizers, that of `ssl_vit.supervised` a classifier.
+them `inputs`, `after_step`, `on_skipped_step`, `visualize`, `decays` and `clip`. A Method is one on an encoder, and
+needs `losses` alone: `ssl_vit.methods`, or a class of your own. Those of `ssl_vit.tokenizers` train tokenizers, that of
+`ssl_vit.supervised` a classifier.
 """
 
+import inspect
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ssl_vit.config.checks import override
-from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, TrainingRun
+from ssl_vit.callbacks.collapse import CollapseMonitor
+from ssl_vit.callbacks.image_logger import ImageLogger
+from ssl_vit.callbacks.online_eval import OnlineProbe
+from ssl_vit.callbacks.skipped_steps import SkippedSteps
+from ssl_vit.config.checks import override, require
+from ssl_vit.config.schema import EncoderConfig, MonitorConfig, OptimConfig, ReadoutConfig, RunConfig, TrainingRun
+from ssl_vit.config.signature import GIVEN, config_of, expose
 from ssl_vit.data.loader import batch_images, full_length
-from ssl_vit.data.rng import seeded_generator
-from ssl_vit.data.transforms.crops import Transform
+from ssl_vit.data.rng import seeded_generator, seeded_globals
+from ssl_vit.data.transforms.crops import RandomCrop, Transform
+from ssl_vit.evaluate.backbones import EncoderBackbone
 from ssl_vit.methods.guard import DivergenceError, Guard
 from ssl_vit.models.blocks import Block
 from ssl_vit.models.vit import VisionTransformer
@@ -40,21 +49,46 @@ class Objective(pl.LightningModule, ABC):
 
     Args:
         optim: an OptimConfig, or a dict of the fields that differ from the paper's.
-        seed: all random numbers of a step are a function of (seed, epoch, batch, rank).
+        seed: all random numbers of a step are a function of (seed, epoch, batch, rank); None: PyTorch's seed, as
+            `pl.seed_everything` sets it, when the training begins. The global generators stay as they are.
+        monitor: what is evaluated and listed while training, a MonitorConfig or a dict of what differs from it.
         options: fields of the objective's own config, such as mask_ratio.
     """
 
     Config: ClassVar[type[TrainingRun]]
+    """Its run's configuration. Where a class declares none, it has its base's, and as settings of its own what its
+    __init__ takes with a default."""
     max_skipped_steps = 10
     """Steps in a row that may be skipped because loss or gradient is not finite."""
 
-    def __init__(self, optim: OptimConfig | Fields = None, seed: int = 0, **options: Any) -> None:
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if hasattr(cls, "Config"):
+            if "Config" not in vars(cls) and "__init__" in vars(cls):
+                cls.Config = config_of(cls, cls.Config)
+            run = cls.Config()
+            sections = {name: section for name, section in vars(run).items() if is_dataclass(section)}
+            expose(cls, run.own_config, sections)
+
+    def __init__(
+        self,
+        optim: OptimConfig | Fields = None,
+        seed: int | None = None,
+        monitor: MonitorConfig | Fields = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         paper = self.Config()
+        taken = {name: value for name, value in vars(self)[GIVEN].items() if hasattr(paper.own_config, name)}
         self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
-        self.config = override(paper.own_config, options, paper.own_section)
-        self.seed, self.global_batch, self._position = seed, 0, (0, 0)
+        self.monitor_config: MonitorConfig = override(paper.monitor, monitor, "monitor")
+        self.config = override(paper.own_config, taken | options, paper.own_section)
+        own = {name: value for name, value in vars(self.config).items() if name not in ("optim", "seed", "monitor")}
+        self.keep_hyperparameters(optim=self.optim_config, monitor=self.monitor_config, seed=seed, **own)
+        self.seed = torch.initial_seed() if seed is None else seed
         self.extra_metrics: dict[str, Any] = {}  # scalars that losses() sets, logged beside its terms
+        self._position: tuple[Any, ...] = (0, 0)
+        self.global_batch = 0
         self.guard = Guard()
         self._grad_norm: Tensor | None = None
         self._sharded = False
@@ -63,7 +97,22 @@ class Objective(pl.LightningModule, ABC):
     @classmethod
     def from_run(cls, run: Any, **parts: Any) -> Any:
         """With a run's options, and what else __init__ takes."""
-        return cls(optim=run.optim, seed=run.seed, **vars(run.own_config), **parts)
+        return cls(optim=run.optim, seed=run.seed, monitor=run.monitor, **vars(run.own_config), **parts)
+
+    def keep_hyperparameters(self, **values: Any) -> None:
+        """Save what __init__ takes as plain values, which load_from_checkpoint hands to it again."""
+        plain = {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}  # pyright: ignore
+        self.save_hyperparameters(plain)
+
+    def save_hyperparameters(self, *args: Any, ignore: Any = (), frame: Any = None, logger: bool = True) -> None:
+        """As Lightning's, which cannot find options that an __init__ takes as **options; saved ones stay."""
+        if not args or isinstance(args[0], str):
+            given, known = vars(self)[GIVEN], {*self.hparams, *([ignore] if isinstance(ignore, str) else ignore)}
+            args = ({name: given[name] for name in args or given if name not in known},)
+        frame = frame or inspect.currentframe()
+        while frame.f_back:  # where it looks for arguments: there are none outermost
+            frame = frame.f_back
+        super().save_hyperparameters(*args, frame=frame, logger=logger)
 
     @abstractmethod
     def transform(self) -> Transform:
@@ -91,6 +140,25 @@ class Objective(pl.LightningModule, ABC):
         """Columns [B, C, H, W] for ImageLogger, floats normalized as `images` are, or uint8; pixels: in [0, 1]."""
         return {}
 
+    def setup(self, stage: str) -> None:
+        """A fit begins from a clean slate, whatever batches an earlier one of this object had."""
+        if stage == "fit":
+            self.guard, self.global_batch = Guard(), 0
+            self.on_skipped_step()
+            if self.hparams["seed"] is None:
+                self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Its monitors, for any Trainer: those that `monitor` turns on and the Trainer does not have already."""
+        attached, switches = self.trainer.callbacks, self.monitor_config  # pyright: ignore[reportAttributeAccessIssue]
+        wanted: list[pl.Callback] = [SkippedSteps()] * switches.skipped_steps + [CollapseMonitor()] * switches.collapse
+        wanted += [self.online_evaluation()] if switches.every_epochs else []
+        return [own for own in wanted if not any(isinstance(other, type(own)) for other in attached)]
+
+    def online_evaluation(self) -> ImageLogger:
+        """What is evaluated and shown every few epochs: here what visualize() makes."""
+        return ImageLogger(self.monitor_config)
+
     def configure_model(self) -> None:
         """Shard the weights over the ranks where the trainer's strategy is ModelParallelStrategy."""
         mesh = mesh_of(self._trainer)
@@ -110,9 +178,11 @@ class Objective(pl.LightningModule, ABC):
         return copied
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["sharded"] = self._sharded
+        checkpoint |= {"sharded": self._sharded, "seed": self.seed}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.hparams["seed"] is None:
+            self.seed = checkpoint["seed"]
         sharded = checkpoint.get("sharded", False)  # older ones lack it
         if sharded != self._sharded and self._trainer is not None:  # the optimizer's state is numbered otherwise
             raise ValueError(
@@ -135,23 +205,46 @@ class Objective(pl.LightningModule, ABC):
             )
         if not self.global_batch:
             self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
-        self._position = (self.current_epoch, batch_idx)
-        own = self.generator(torch.device("cpu"))
-        torch.manual_seed(own.initial_seed() + 1)  # pyright: ignore  # drop path uses PyTorch's own generators
-        losses = self.losses(self.inputs(batch))
-        total = torch.stack(list(losses.values())).sum()
+        total, losses = self._losses_of(batch, self.current_epoch, batch_idx)
         if is_logged(self.trainer):
             scalars = {"loss": total} | losses | self.extra_metrics
             values = [torch.as_tensor(value, dtype=torch.float32, device=self.device) for value in scalars.values()]
             means = mean_over_ranks(torch.stack(values).detach())
-            self.log_dict({f"train/{name}": mean for name, mean in zip(scalars, means, strict=True)})
+            for name, mean in zip(scalars, means, strict=True):
+                self.log(f"train/{name}", mean, prog_bar=name == "loss")
         self.guard.watch(total, batch)
         return total
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """The same losses as val/..., with the same draws each time; centers, teachers and counters stay."""
+        total, losses = self._losses_of(batch, "val", dataloader_idx, batch_idx)
+        terms = {f"val/{name}": loss for name, loss in ({"loss": total} | losses).items()}
+        self.log_dict(terms, batch_size=full_length(batch), sync_dist=True)
+
+    def _losses_of(self, batch: Any, *position: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of a batch's losses, and the terms; what they draw depends on (seed, position, rank) alone."""
+        self._position = position
+        own = self.generator(torch.device("cpu"))
+        with seeded_globals(own.initial_seed() + 1, self.device):  # pyright: ignore  # drop path draws from PyTorch's own
+            losses = self.losses(self.inputs(batch))
+        return torch.stack(list(losses.values())).sum(), losses
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optim = self.optim_config
         groups = decay_groups(self.named_parameters(), optim.weight_decay, self.decays)
         return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak of the schedule, optim.base_lr scaled to the global batch; before the first step for 256 images.
+
+        `Tuner.lr_find(method, attr_name="learning_rate")` sets it.
+        """
+        return scaled_lr(self.optim_config.base_lr, self.global_batch or 256)
+
+    @learning_rate.setter
+    def learning_rate(self, peak: float) -> None:
+        self.optim_config = replace(self.optim_config, base_lr=peak * 256 / (self.global_batch or 256))
 
     def on_train_start(self) -> None:
         epochs = self.optim_config.warmup_epochs
@@ -166,13 +259,11 @@ class Objective(pl.LightningModule, ABC):
         if not self.guard.check(self._grad_norm, self.global_step, self.current_epoch) and not scaled:
             optimizer.zero_grad()  # AdamW skips what has no gradient: weights and moments stay
         optim, done = self.optim_config, fraction_done(self.trainer)
-        warmup, peak = (
-            fraction_of_epochs(self.trainer, optim.warmup_epochs),
-            scaled_lr(optim.base_lr, self.global_batch),
-        )
-        lr = warmup_cosine(done, 1.0, peak=peak, final=optim.min_lr, warmup=warmup)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group.get("scale", 1.0)
+        warmup, lr = fraction_of_epochs(self.trainer, optim.warmup_epochs), optimizer.param_groups[-1]["lr"]
+        if not self.trainer.lr_scheduler_configs:  # those of a Tuner's search, or of your own configure_optimizers
+            lr = warmup_cosine(done, 1.0, peak=self.learning_rate, final=optim.min_lr, warmup=warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group.get("scale", 1.0)
         if is_logged(self.trainer):
             self.log_dict({"train/lr": lr} | ({} if self._grad_norm is None else {"train/grad_norm": self._grad_norm}))
 
@@ -198,29 +289,82 @@ class Objective(pl.LightningModule, ABC):
         self.on_skipped_step() if self.guard.skipped else self.after_step()
 
     def generator(self, device: torch.device) -> torch.Generator | None:
-        """For this step's random numbers, by (seed, epoch, batch, rank); outside a trainer None, PyTorch's own."""
+        """For a step's own random numbers, by (seed, epoch, batch, rank); outside a trainer None, PyTorch's own."""
         key = self.seed, *self._position
         return None if self._trainer is None else seeded_generator(device, *key, self.global_rank)
 
 
 class Method(Objective):
-    """A self-supervised objective on one encoder, given as a config or a dict of what differs from the paper's."""
+    """A self-supervised objective on one encoder; it needs `losses` alone.
 
+    Args:
+        encoder: an EncoderConfig, or a dict of the fields that differ from the paper's.
+        mean: of each channel of the images in [0, 1], by which batches are normalized; kept with the encoder. None:
+            that of the ImageDataModule that it is trained on.
+        std: likewise.
+        readout: which features `Trainer.predict` and the online evaluation read, a ReadoutConfig or a dict.
+        optim: an OptimConfig, or a dict of the fields that differ from the paper's.
+        seed, options: as an Objective takes them.
+    """
+
+    Config = RunConfig
     exported = TRAINED
     """Prefix of the exported encoder's weights in the state dict; a checkpoint carries it."""
 
     def __init__(
-        self, encoder: EncoderConfig | Fields = None, optim: OptimConfig | Fields = None, seed: int = 0, **options: Any
+        self,
+        encoder: EncoderConfig | Fields = None,
+        optim: OptimConfig | Fields = None,
+        seed: int | None = None,
+        *,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        readout: ReadoutConfig | Fields = None,
+        **options: Any,
     ) -> None:
         super().__init__(optim, seed, **options)
-        self.encoder_config: EncoderConfig = override(self.Config().encoder, encoder, "encoder")  # pyright: ignore
+        paper: Any = self.Config()
+        self.encoder_config: EncoderConfig = override(paper.encoder, encoder, "encoder")
+        self.readout: ReadoutConfig = override(paper.readout, readout, "readout")
         self.encoder = VisionTransformer(self.encoder_config)
-        configs = {"encoder": asdict(self.encoder_config), "optim": asdict(self.optim_config), "seed": seed}
-        self.save_hyperparameters(configs | asdict(self.config))
+        for name, values in (("mean", mean), ("std", std)):
+            fits = values is None or len(values) == self.channels
+            require(fits, name, values, f"one number a channel (encoder.channels={self.channels})")
+        known = {"mean": mean and list(mean), "std": std and list(std)}
+        self.keep_hyperparameters(encoder=self.encoder_config, readout=self.readout, **known)
 
     @classmethod
     def from_run(cls, run: RunConfig, **parts: Any) -> Any:
-        return super().from_run(run, encoder=run.encoder, **parts)
+        return super().from_run(run, encoder=run.encoder, readout=run.readout, **parts)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Training image (H, W), in pixels."""
+        return self.encoder_config.height_width
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.encoder_config.channels
+
+    def transform(self) -> Transform:
+        """By default a random crop of 20 to 100 % of the image, half of them mirrored."""
+        return RandomCrop(self.image_size, (0.2, 1.0))
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B S D"]:
+        """Tokens of the exported encoder."""
+        return self.export_encoder()(images)
+
+    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> Float[Tensor, "B _"]:
+        """Features of the images, of several crops the first, as `readout` says; best is the last block here."""
+        images, layer = batch_images(batch), self.readout.layer
+        backbone = EncoderBackbone(self.export_encoder())
+        feature = backbone.feature(self.readout.pool, "last" if layer == "best" else layer, self.readout.blocks)
+        return backbone.extractor(feature)(images if isinstance(images, Tensor) else images[0])
+
+    def online_evaluation(self) -> OnlineProbe:
+        """Probes of the encoder's features too."""
+        return OnlineProbe(self.monitor_config, self.readout)
 
     def require_crops(self, images: Any, count: int, legal: str) -> Sequence[Tensor]:
         """The images; ValueError where they are not `count` tensors, as transform() makes them: `legal` ones."""
@@ -236,7 +380,13 @@ class Method(Objective):
 
     def export(self, folder: Path, **metadata: Any) -> Path:
         """Write the encoder."""
-        return save_encoder(self.export_encoder(), folder, **metadata)
+        return save_encoder(self.export_encoder(), folder, **(self.statistics() | metadata))
+
+    def statistics(self) -> dict[str, list[float]]:
+        """mean and std of the images as far as they are known: given, or those of the trainer's ImageDataModule."""
+        data = getattr(getattr(self._trainer, "datamodule", None), "data", None)
+        found = {name: self.hparams[name] or getattr(data, name, None) for name in ("mean", "std")}
+        return {name: values for name, values in found.items() if values}
 
     def start_from(self, source: str) -> None:
         """Begin with the weights of another encoder, from anything that load_encoder reads."""
@@ -244,4 +394,4 @@ class Method(Objective):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["exported"] = self.exported
+        checkpoint |= {"exported": self.exported, "metadata": self.statistics()}

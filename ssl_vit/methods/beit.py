@@ -23,7 +23,7 @@ from ssl_vit.methods.masking import block_masks, scaled_block
 from ssl_vit.models.blocks import Block, init_linear, narrow_normal, run_blocks, shrink_residuals
 from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import mean_over_ranks
-from ssl_vit.tokenizers.base import load_tokenizer, require_tokens
+from ssl_vit.tokenizers.base import architecture_of, as_tokenizer, load_tokenizer, require_tokens
 
 Images = Float[Tensor, "B C H W"]
 Mask = Bool[Tensor, "B N"]
@@ -35,7 +35,8 @@ Inputs = Sequence[Float[Tensor, "B C _ _"]]
 class BEiT(Method):
     """Masked prediction of visual tokens; options: BEiTConfig.
 
-    tokenizer: images [B, C, H, W] in [0, 1] -> tokens [B, N], with vocab_size; frozen, and kept in the checkpoints.
+    tokenizer: images [B, C, H, W] in [0, 1] -> tokens [B, N], with vocab_size, or the path of one of ours; frozen, and
+    kept in the checkpoints. load_from_checkpoint() needs tokenizer= where it is one of your own.
     """
 
     Config = BEiTRun
@@ -44,6 +45,12 @@ class BEiT(Method):
 
     def __init__(self, *args: Any, tokenizer: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if tokenizer is None:
+            raise ValueError(
+                "tokenizer= is missing: the checkpoint was trained with one of your own, which it cannot make"
+            )
+        tokenizer = as_tokenizer(tokenizer)
+        self.keep_hyperparameters(tokenizer=architecture_of(tokenizer))
         require_tokens(tokenizer, self.encoder_config, type(tokenizer).__name__)
         self.tokenizer = tokenizer.requires_grad_(False).eval() if isinstance(tokenizer, nn.Module) else tokenizer
         width = self.encoder.embed_dim

@@ -104,12 +104,21 @@ def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
         metadata = metadata or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         config = EncoderConfig(**own) if own else architecture_of(state, path)  # timm's and others': the same names
     else:
-        ours = "encoder" in content.get("hyper_parameters", {})
+        ours = "exported" in content
         config, state, metadata = (_read_checkpoint if ours else _read_official)(content, which, path)
     encoder = VisionTransformer(config)
     load_strictly(encoder, state, path)
     encoder.metadata = metadata
     return encoder.eval()
+
+
+def as_encoder(given: Any) -> VisionTransformer:
+    """An encoder as it is; load_encoder's of a path; of an EncoderConfig or a dict of its fields a new one."""
+    if isinstance(given, VisionTransformer):
+        return given
+    if isinstance(given, str | Path):
+        return load_encoder(given)
+    return VisionTransformer(EncoderConfig(**given) if isinstance(given, dict) else given)
 
 
 def _read_checkpoint(content: dict[str, Any], which: str, path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]:

@@ -9,7 +9,7 @@ import copy
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
-from pytorch_lightning.strategies import ModelParallelStrategy
+from pytorch_lightning.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -18,8 +18,13 @@ Network = TypeVar("Network", bound=nn.Module)
 def mesh_of(trainer: pl.Trainer | None) -> Any:
     """The DeviceMesh that a trainer shards weights over; None where each rank has all, and outside a trainer.
 
-    ValueError: the strategy splits single layers over ranks (tensor parallelism), which nothing here supports.
+    ValueError: the strategy is Lightning's FSDPStrategy, or splits single layers over ranks (tensor parallelism).
     """
+    if trainer is not None and isinstance(trainer.strategy, FSDPStrategy):
+        raise ValueError(
+            "strategy=fsdp is Lightning's FSDPStrategy, which hides the weights in flat shards: give Trainer(strategy="
+            "ModelParallelStrategy(data_parallel_size=N, tensor_parallel_size=1, save_distributed_checkpoint=False))"
+        )
     if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
         return None
     mesh = trainer.strategy.device_mesh

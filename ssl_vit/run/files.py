@@ -56,6 +56,16 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
+def append_json(path: Path, row: dict[str, Any]) -> None:
+    """Append a dict as one line of JSON, whole or not at all. OSError: the disk is full, or cannot be written."""
+    line = (json.dumps(row) + "\n").encode()
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        if file.write(line) < len(line):  # what a disk does that is almost full
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def run_prefix(method: str, recipe: str) -> str:
     """`mae-digits-` for method=mae recipe=digits; `simmim-steel-` for acme.simmim:SimMIM and configs/steel.yaml."""
     names = (method.rpartition(":")[2].lower(), Path(recipe).stem)

@@ -13,19 +13,26 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from ssl_vit.callbacks.image_logger import ImageLogger
 from ssl_vit.config.checks import override, require
 from ssl_vit.config.finetune_schema import DistillConfig, FinetuneConfig, FinetuneRun
-from ssl_vit.config.schema import OptimConfig
+from ssl_vit.config.schema import EncoderConfig, OptimConfig
+from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.loader import batch_images, batch_labels
 from ssl_vit.data.transforms.augment import BatchAugmentation, ColorJitteredCrop, RandAugmentCrop, randaugment
 from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import RandomCrop
+from ssl_vit.evaluate.features import Resources, extract_features
+from ssl_vit.evaluate.metrics import figures
 from ssl_vit.methods.base import Objective
 from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import as_encoder
 from ssl_vit.optim.ema import ema_update, frozen_copy
 from ssl_vit.optim.param_groups import layer_groups
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.supervised.classifier import Classifier, save_classifier, tunable
+
+LOGGED = ("top1", "top5", "calibration_error")
 
 
 def soft_cross_entropy(
@@ -65,16 +72,31 @@ def layer_of(name: str, depth: int) -> int:
     return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else depth + 1
 
 
+def class_probabilities(model: Classifier, data: ImageDataModule, limit: int = 0) -> tuple[Tensor, Tensor]:
+    """[m, K] of test images, at most `limit`, 0 for all, by the model on its device; and their labels [m]."""
+    model, resources = model.eval(), Resources(str(next(model.parameters()).device))
+    return extract_features(lambda images: model(images).float().softmax(1), data, "test", limit, resources=resources)
+
+
+class OnlineAccuracy(ImageLogger):
+    """Evaluates the classifier on test images: monitor/top1, monitor/top5 and monitor/calibration_error."""
+
+    def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:
+        scores = figures(*class_probabilities(objective.final_model(), data, self.config.test_limit), data.classes)
+        return {f"monitor/{name}": scores[name] for name in LOGGED if scores[name] is not None}
+
+
 class FineTune(Objective):
     """A classifier trained on labels, and on a teacher's scores where there is one.
 
     Args:
-        encoder: where to start; it is copied.
+        encoder: where to start, anything as_encoder takes; it is copied.
         classes: names, in the order of the labels.
         optim, seed, options: as an Objective takes them, with fields of FinetuneConfig.
         image_size: in pixels, a side or [height, width]; None: the encoder's.
         counts: training images of each class, for class_weights.
-        teacher: normalized images [B, C, H, W] -> class scores [B, K]; adds a distillation token.
+        teacher: normalized images [B, C, H, W] -> class scores [B, K]; adds a distillation token, and has to be given
+            to load_from_checkpoint() again.
         distill: a DistillConfig, or a dict of the fields that differ from DeiT's.
 
     ValueError: class_weights without counts, augmentation that the encoder's channels do not allow, an image size that
@@ -87,10 +109,10 @@ class FineTune(Objective):
 
     def __init__(
         self,
-        encoder: VisionTransformer,
+        encoder: VisionTransformer | EncoderConfig | dict[str, Any] | str,
         classes: list[str],
         optim: OptimConfig | dict[str, Any] | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         *,
         image_size: Any = None,
         counts: Int64[Tensor, " K"] | None = None,
@@ -99,6 +121,7 @@ class FineTune(Objective):
         **options: Any,
     ) -> None:
         super().__init__(optim, seed, **options)
+        encoder = as_encoder(encoder)
         self.distill: DistillConfig = override(DistillConfig(), distill, "distill")
         cfg, channels = self.config, encoder.config.channels
         for name in ("randaugment", "jitter"):
@@ -110,9 +133,12 @@ class FineTune(Objective):
         self.averaged = frozen_copy(self.model) if cfg.ema else None
         if cfg.class_weights and counts is None:
             raise ValueError("finetune.class_weights=true needs counts=, the training images of each class")
-        weights = balancing_weights(counts) if cfg.class_weights and counts is not None else None
+        weights = balancing_weights(torch.as_tensor(counts)) if cfg.class_weights and counts is not None else None
         self.register_buffer("class_weights", weights, persistent=False)
         self.augment = BatchAugmentation(cfg, len(classes))
+        counted = None if counts is None else torch.as_tensor(counts).tolist()
+        known = {"encoder": encoder.config, "classes": list(classes), "image_size": image_size, "counts": counted}
+        self.keep_hyperparameters(distill=self.distill, **known)
 
     def train(self, mode: bool = True) -> "FineTune":
         """Teacher and averaged weights stay in eval mode: no drop path in them."""
@@ -133,6 +159,39 @@ class FineTune(Objective):
         strengths = dict.fromkeys(("brightness", "contrast", "saturation"), cfg.jitter)
         jitter = ColorAugmentation(**strengths, hue=0.0, jitter_p=1.0, gray_p=0.0, blur_p=0.0, solarize_p=0.0)
         return ColorJitteredCrop(crop, jitter)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Training image (H, W), in pixels."""
+        return self.model.encoder.config.height_width
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.model.encoder.config.channels
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
+        """Class scores before the softmax, of final_model()."""
+        return self.final_model()(images)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """val/loss, the cross-entropy with the labels, and val/top1, of images as they are."""
+        images, labels = self.inputs(batch)
+        scores = self(images).float()
+        terms = {"val/loss": F.cross_entropy(scores, labels), "val/top1": (scores.argmax(1) == labels).float().mean()}
+        self.log_dict(terms, batch_size=len(labels), sync_dist=True)
+
+    def predict_step(self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0) -> Float[Tensor, "B K"]:
+        """Class probabilities."""
+        return self(batch_images(batch)).float().softmax(1)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["metadata"] = self.model.encoder.metadata
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.model.encoder.metadata = self.final_model().encoder.metadata = checkpoint["metadata"]
 
     def inputs(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Normalized images and their labels."""
@@ -169,6 +228,10 @@ class FineTune(Objective):
     def after_step(self) -> None:
         if self.averaged is not None:
             ema_update(self.averaged, self.model, self.config.ema)
+
+    def online_evaluation(self) -> OnlineAccuracy:
+        """How well it classifies test images."""
+        return OnlineAccuracy(self.monitor_config)
 
     def final_model(self) -> Classifier:
         """The classifier that is saved and evaluated: the averaged one where there is one."""

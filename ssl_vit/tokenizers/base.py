@@ -21,7 +21,7 @@ from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Objective
 from ssl_vit.models.weights import load_strictly, read_weights, write_weights
 from ssl_vit.run.files import write_json
-from ssl_vit.tokenizers.dalle import load_dalle
+from ssl_vit.tokenizers.dalle import DallE, load_dalle
 
 WEIGHTS, ABOUT = "tokenizer.safetensors", "tokenizer.json"
 
@@ -89,7 +89,7 @@ def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, **metadata: Any) -> Path:
     """Write tokenizer.safetensors (complete in itself) and tokenizer.json (its metadata, for people and tools)."""
-    metadata = {"kind": tokenizer.kind, "config": asdict(tokenizer.config), **metadata}
+    metadata = {**(architecture_of(tokenizer) or {}), **metadata}
     write_weights(folder / WEIGHTS, tokenizer.state_dict(), metadata)
     write_json(folder / ABOUT, metadata)
     return folder / WEIGHTS
@@ -110,11 +110,28 @@ def load_tokenizer(source: str | Path) -> nn.Module:
     state, metadata = read_weights(path)
     if not metadata:
         return load_dalle(state, path)
-    kind = metadata.get("kind")
-    if kind not in TOKENIZERS:
+    if metadata.get("kind") not in TOKENIZERS:
         raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(metadata)}")
-    options = metadata["config"] | {"crop_scale": tuple(metadata["config"]["crop_scale"])}  # JSON has no tuples
-    config = type(TOKENIZERS[kind].config().own_config)(**options)
-    tokenizer = load_class(TOKENIZERS[kind].home)(config)
+    tokenizer = as_tokenizer(metadata)
     load_strictly(tokenizer, state, path)
     return tokenizer.requires_grad_(False).eval()
+
+
+def as_tokenizer(given: Any) -> Any:
+    """A tokenizer as it is; load_tokenizer's of a path; of what architecture_of says one with random weights."""
+    if isinstance(given, str | Path):
+        return load_tokenizer(given)
+    if not isinstance(given, dict):
+        return given
+    if given["kind"] == DallE.kind:
+        return DallE(**given["config"])
+    options = given["config"] | {"crop_scale": tuple(given["config"]["crop_scale"])}  # JSON has no tuples
+    config = type(TOKENIZERS[given["kind"]].config().own_config)(**options)
+    return load_class(TOKENIZERS[given["kind"]].home)(config)
+
+
+def architecture_of(tokenizer: Any) -> dict[str, Any] | None:
+    """What a tokenizer can be made of again, without its weights, as plain values; None for one of your own."""
+    if isinstance(tokenizer, DallE):
+        return {"kind": tokenizer.kind, "config": tokenizer.config}
+    return {"kind": tokenizer.kind, "config": asdict(tokenizer.config)} if isinstance(tokenizer, Tokenizer) else None

@@ -54,13 +54,14 @@ class DallE(nn.Module):
     further one twice as many. Weights start at random. It runs in float32, under autocast too.
     """
 
+    kind = "dalle"
     patch_size = 8
     channels = 3
     decodes = False
 
     def __init__(self, *, group_width: int = 256, vocab_size: int = 8192) -> None:
         super().__init__()
-        self.vocab_size = vocab_size
+        self.vocab_size, self.config = vocab_size, {"group_width": group_width, "vocab_size": vocab_size}
         widths = [group_width, *(group_width << level for level in range(4))]  # entering a group, then leaving it
         layers: dict[str, nn.Module] = {"input": Conv(self.channels, group_width, 7)}
         for group in range(4):

@@ -28,9 +28,6 @@ class ProgressPrinter(pl.Callback):
 
     bar: Progress | None = None
 
-    def __init__(self, collapse_monitor: CollapseMonitor) -> None:
-        self.collapse_monitor = collapse_monitor
-
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self.printed = time.monotonic()
         self.fraction_before = fraction_done(trainer, broadcast=False)  # of a resumed run
@@ -45,7 +42,7 @@ class ProgressPrinter(pl.Callback):
             self.printed = time.monotonic()
             self._print(trainer)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # the last evaluation is done
         self._print(trainer)
         self.on_exception()
 
@@ -61,8 +58,8 @@ class ProgressPrinter(pl.Callback):
         left = timedelta(seconds=int((time.monotonic() - self.started) * (1 - fraction) / gained))
         known = trainer.callback_metrics
         fields = [text.format(float(known[key])) for key, text in METRICS.items() if key in known]
-        diagnosis = [self.collapse_monitor.diagnosis] if self.collapse_monitor.diagnosis else []
-        fields = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *fields, *diagnosis, f"{left} left"]
+        diagnoses = [c.diagnosis for c in trainer.callbacks if isinstance(c, CollapseMonitor) and c.diagnosis]  # pyright: ignore
+        fields = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *fields, *diagnoses, f"{left} left"]
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=fraction, description="  ".join(fields))
         else:

@@ -6,24 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from ssl_vit.callbacks.image_logger import ImageLogger
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.recipes import FINETUNE
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources import open_source
 from ssl_vit.evaluate.evaluation import require_classes
-from ssl_vit.evaluate.features import Resources, extract_features
 from ssl_vit.evaluate.metrics import confusion_image, figures
 from ssl_vit.run.files import newest_run, write_json
-from ssl_vit.supervised.classifier import Classifier, start_of
+from ssl_vit.supervised.classifier import start_of
 from ssl_vit.supervised.distill import load_teacher
-from ssl_vit.supervised.finetune import FineTune
+from ssl_vit.supervised.finetune import LOGGED, FineTune, class_probabilities
 from ssl_vit.train.trainer import Session, data_of
-
-LOGGED = ("top1", "top5", "calibration_error")
 
 
 def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
@@ -45,10 +40,11 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
         statistics = (config.data.mean, config.data.std)
         teacher = load_teacher(config.distill.teacher, data.classes, session.patches, statistics)
     given = {"image_size": config.image_size, "counts": counts, "teacher": teacher, "distill": config.distill}
+    given["monitor"] = config.monitor
     objective = FineTune(encoder, data.classes, config.optim, config.seed, **given, **vars(config.finetune))
     data.transform = objective.transform()
     session.open()
-    trained = session.fit(objective, data, OnlineAccuracy(config.monitor, session.run_dir))
+    trained = session.fit(objective, data)
     if trained is None:
         return None
     result = evaluate_on_test(session, config, trained, data) | {"seconds": session.seconds}
@@ -71,20 +67,6 @@ def require_channels(config: FinetuneRun, channels: int) -> None:
             f"encoder={config.encoder} sees {channels} channels, but the images of data.path={config.data.path} have "
             f"{len(bands)} ({', '.join(bands)}): give images or an encoder that fit"
         )
-
-
-def class_probabilities(model: Classifier, data: ImageDataModule, limit: int = 0) -> tuple[Tensor, Tensor]:
-    """[m, K] of test images, at most `limit`, 0 for all, by the model on its device; and their labels [m]."""
-    model, resources = model.eval(), Resources(str(next(model.parameters()).device))
-    return extract_features(lambda images: model(images).float().softmax(1), data, "test", limit, resources=resources)
-
-
-class OnlineAccuracy(ImageLogger):
-    """Evaluates the classifier on test images: monitor/top1, monitor/top5 and monitor/calibration_error."""
-
-    def measure(self, objective: FineTune, data: ImageDataModule) -> dict[str, float]:
-        scores = figures(*class_probabilities(objective.final_model(), data, self.config.test_limit), data.classes)
-        return {f"monitor/{name}": scores[name] for name in LOGGED if scores[name] is not None}
 
 
 def evaluate_on_test(session: Session, config: FinetuneRun, objective: Any, data: ImageDataModule) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """JSON lines: what a run logs to metrics.jsonl, and other files of its kind."""
 
-import errno
-import json
 import logging
 import os
 from math import isfinite
@@ -10,6 +8,8 @@ from typing import Any
 
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
+
+from ssl_vit.run.files import append_json
 
 log = logging.getLogger("ssl_vit")
 
@@ -45,12 +45,8 @@ class JsonLines(Logger):
 
     def append(self, row: dict[str, Any]) -> None:
         """Append a line; the first time that it cannot be written is logged."""
-        line, before = (json.dumps(row) + "\n").encode(), self.size()
         try:
-            with self.path.open("ab", buffering=0) as file:
-                if file.write(line) < len(line):  # what a disk does that is almost full
-                    file.truncate(before)
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            append_json(self.path, row)
         except OSError as error:
             if not self.failed:
                 log.warning(f"{self.path} cannot be written: {error}; training goes on without it")

@@ -3,7 +3,6 @@
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from ssl_vit.callbacks.online_eval import OnlineProbe
 from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.methods import method_named
@@ -24,8 +23,7 @@ def pretrain(config: RunConfig, method_name: str) -> Path | None:
     session.open()
     if config.init_from and not session.checkpoint:
         method.start_from(config.init_from)
-    probe = OnlineProbe(config.monitor, config.readout, session.run_dir)
-    trained = session.fit(method, data_of(config, method.transform()), probe)
+    trained = session.fit(method, data_of(config, method.transform()))
     if trained is None:
         return None
     session.export(trained.export, readout=asdict(config.readout), step=trained.global_step)

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_vit.callbacks.image_logger import ImageLogger, image_grid
+from ssl_vit.callbacks.image_logger import image_grid
 from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.recipes import load_class
 from ssl_vit.config.resolve import resolve
@@ -53,7 +53,7 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
         training = load_class(TOKENIZERS[kind].training).from_run(config)
         session.open()
         data = data_of(config, training.transform())
-        trained = session.fit(training, data, ImageLogger(config.monitor, session.run_dir))
+        trained = session.fit(training, data)
         if trained is None:
             return None
         tokenizer = trained.tokenizer.eval()

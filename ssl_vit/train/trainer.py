@@ -20,23 +20,20 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from ssl_vit import __version__
-from ssl_vit.callbacks.collapse import CollapseMonitor
-from ssl_vit.callbacks.image_logger import ImageLogger, save_image
-from ssl_vit.callbacks.skipped_steps import SkippedSteps
+from ssl_vit.callbacks.image_logger import save_image
 from ssl_vit.callbacks.throughput import Throughput
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.methods.base import Objective
-from ssl_vit.methods.guard import DivergenceError, Guard
+from ssl_vit.methods.guard import DivergenceError
 from ssl_vit.models.blocks import compile_blocks
 from ssl_vit.run.directory import open_run
-from ssl_vit.run.files import QUARANTINE, SKIPPED_STEPS, checkpoints_of, newest_checkpoint, write_atomic
+from ssl_vit.run.files import QUARANTINE, checkpoints_of, newest_checkpoint, write_atomic
 from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import ProgressPrinter
-from ssl_vit.train.jsonl import JsonLines
 from ssl_vit.train.plan import devices_of, plan_lines
 
 log = logging.getLogger("ssl_vit")
@@ -72,7 +69,7 @@ class Session:
         """Take the run directory, which has a config.yaml then; errors as of open_run."""
         self.run_dir, self.checkpoint = open_run(self.config, self.method, self.prefix)
 
-    def fit(self, objective: Objective, data: ImageDataModule, image_logger: ImageLogger) -> Any:
+    def fit(self, objective: Objective, data: ImageDataModule) -> Any:
         """Train to the end, leaving a last checkpoint: the objective with all weights on the first rank, else None.
 
         Raises:
@@ -91,13 +88,13 @@ class Session:
         data.read_errors.list_in(self.run_dir / QUARANTINE)
         try:
             try:
-                self._train(objective, data, image_logger)
+                self._train(objective, data)
             except DivergenceError as error:
                 if not checkpoints_of(self.run_dir):
                     raise
-                self.checkpoint, objective.guard = newest_checkpoint(self.run_dir), Guard()
+                self.checkpoint = newest_checkpoint(self.run_dir)
                 log.warning(f"{error}. Going back to {self.checkpoint}; the second time the run stops")
-                self._train(objective, data, image_logger)
+                self._train(objective, data)
         except Stopped as stop:
             if not is_first_process():  # where one that it started fails, Lightning kills the first process
                 raise SystemExit(0) from None
@@ -115,17 +112,15 @@ class Session:
             raise
         return objective.whole()
 
-    def _train(self, objective: Objective, data: ImageDataModule, image_logger: ImageLogger) -> None:
+    def _train(self, objective: Objective, data: ImageDataModule) -> None:
         """From the checkpoint, or the start, to the end. OSError: the last checkpoint could not be written."""
         config, run_dir, step = self.config.trainer, self.run_dir, 0
         if self.checkpoint:
             step = torch.load(self.checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
         checkpoints = Checkpoints(run_dir, config.checkpoint_every_steps, config.keep_checkpoints, step)
-        monitor, devices, strategy = CollapseMonitor(), devices_of(config), config.strategy
+        devices, strategy = devices_of(config), config.strategy
         if strategy == "fsdp":
             strategy = ModelParallelStrategy(devices * config.num_nodes, 1, save_distributed_checkpoint=False)
-        callbacks = [image_logger] if self.config.monitor.every_epochs else []
-        callbacks += [Throughput(), SkippedSteps(JsonLines(run_dir / SKIPPED_STEPS)), monitor, ProgressPrinter(monitor)]
         # What an earlier attempt logged of later steps is hidden.
         tensorboard = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1)
         trainer = trainer_of(
@@ -136,7 +131,8 @@ class Session:
             num_nodes=config.num_nodes,
             strategy=strategy,
             logger=[tensorboard, checkpoints.metrics],
-            callbacks=[*callbacks, checkpoints],
+            callbacks=[Throughput(), ProgressPrinter(), checkpoints],
+            limit_val_batches=0,  # monitors evaluate
             plugins=[checkpoints.writer],
             use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
             default_root_dir=run_dir,
