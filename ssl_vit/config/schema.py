@@ -16,6 +16,10 @@ SIZES = {
 }
 SOURCES = ("digits", "folder", "parquet", "torchvision", "hf", "webdataset")
 PIPE = "pipe:"  # begins a URL of WebDataset that is a shell command
+LOGGERS = checks.Bound(
+    "of tensorboard, csv and wandb, or none",
+    lambda names: names == ["none"] or (bool(names) and set(names) <= {"tensorboard", "csv", "wandb"}),
+)
 Pool = Literal["cls", "mean", "both"]
 LinearProtocol = Literal["grid", "logreg", "mae", "dino", "beit", "attentive"]
 POOLS, LINEAR_PROTOCOLS = get_args(Pool), get_args(LinearProtocol)
@@ -207,6 +211,8 @@ class TrainerConfig(Bounded, section="trainer"):
     """torch.compile the transformer blocks: encoder, decoder, teacher."""
     log_every_steps: PositiveInt = 10
     """Optimizer steps between logged values."""
+    logger: Annotated[list[str], LOGGERS] = fresh(["tensorboard"].copy)
+    """Where curves go beside metrics.jsonl: tensorboard, csv, wandb (WANDB_MODE=offline: to the disk), several, none."""
 
     def rules(self) -> checks.Rules:
         if self.strategy == "fsdp":

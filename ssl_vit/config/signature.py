@@ -90,11 +90,5 @@ def expose(cls: type, options: Any, sections: Mapping[str, Any] = MappingProxyTy
 
 def arguments(config: type) -> str:
     """The fields of a dataclass as a docstring has them."""
-    return "\n".join(
-        [
-            "Keywords and their meaning.",
-            "",
-            "Args:",
-            *(f"    {name}: {field_doc(config, name)}" for name in hints_of(config)),
-        ]
-    )
+    docs = (f"    {name}: {field_doc(config, name)}" for name in hints_of(config))
+    return "\n".join(["Keywords and their meaning.", "", "Args:", *docs])

@@ -79,7 +79,7 @@ class Objective(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         paper = self.Config()
-        taken = {name: value for name, value in vars(self)[GIVEN].items() if hasattr(paper.own_config, name)}
+        taken = {name: value for name, value in vars(self).get(GIVEN, {}).items() if hasattr(paper.own_config, name)}
         self.optim_config: OptimConfig = override(paper.optim, optim, "optim")
         self.monitor_config: MonitorConfig = override(paper.monitor, monitor, "monitor")
         self.config = override(paper.own_config, taken | options, paper.own_section)
@@ -107,7 +107,10 @@ class Objective(pl.LightningModule, ABC):
     def save_hyperparameters(self, *args: Any, ignore: Any = (), frame: Any = None, logger: bool = True) -> None:
         """As Lightning's, which cannot find options that an __init__ takes as **options; saved ones stay."""
         if not args or isinstance(args[0], str):
-            given, known = vars(self)[GIVEN], {*self.hparams, *([ignore] if isinstance(ignore, str) else ignore)}
+            given, known = (
+                vars(self).get(GIVEN, {}),
+                {*self.hparams, *([ignore] if isinstance(ignore, str) else ignore)},
+            )
             args = ({name: given[name] for name in args or given if name not in known},)
         frame = frame or inspect.currentframe()
         while frame.f_back:  # where it looks for arguments: there are none outermost

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
@@ -121,8 +121,6 @@ class Session:
         devices, strategy = devices_of(config), config.strategy
         if strategy == "fsdp":
             strategy = ModelParallelStrategy(devices * config.num_nodes, 1, save_distributed_checkpoint=False)
-        # What an earlier attempt logged of later steps is hidden.
-        tensorboard = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1)
         trainer = trainer_of(
             config,
             max_steps=config.max_steps or -1,
@@ -130,7 +128,7 @@ class Session:
             devices=devices,
             num_nodes=config.num_nodes,
             strategy=strategy,
-            logger=[tensorboard, checkpoints.metrics],
+            logger=[checkpoints.metrics, *loggers_of(config.logger, run_dir, step)],
             callbacks=[Throughput(), ProgressPrinter(), checkpoints],
             limit_val_batches=0,  # monitors evaluate
             plugins=[checkpoints.writer],
@@ -191,6 +189,19 @@ def trainer_of(config: TrainerConfig, **options: Any) -> pl.Trainer:
         enable_model_summary=False,
         **options,
     )
+
+
+def loggers_of(names: list[str], run_dir: Path, step: int) -> list[Logger]:
+    """Lightning's loggers by name, of a run that begins after so many steps. ImportError: one is not installed."""
+    made: list[Logger] = []
+    if "tensorboard" in names:  # which hides what an earlier attempt logged of later steps
+        made.append(TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1))
+    if "csv" in names:  # a new file for each attempt: it would delete the one before
+        made.append(CSVLogger(run_dir, name="csv"))
+    if "wandb" in names:
+        same = {"name": run_dir.name, "id": run_dir.name, "resume": "allow"}  # a resumed run goes on with its curves
+        made.append(WandbLogger(project="ssl_vit", save_dir=run_dir, **same))
+    return made
 
 
 def precision_of(trainer: TrainerConfig) -> str:

@@ -373,12 +373,18 @@ def test_an_unknown_tokenizer_is_answered_with_the_legal_ones(recipe):
         ("NoConfig", "method={}: NoConfig.Config must be a subclass of ssl_vit.config.schema.RunConfig"),
         ("Named", "method={}: NamedRun cannot have method.name, where runs keep that"),
         ("Needy", "the defaults of acme_methods.NeedyRun fail: "),
-        ("SimMIM", "recipe=digits must be a path for method={}, such as recipe=path/to.yaml"),
     ],
 )
-def test_a_third_party_class_must_have_a_run_config_with_defaults_and_a_recipe(acme, name, answer):
+def test_a_third_party_class_must_have_a_run_config_with_defaults(acme, name, answer):
     method = f"{acme}:{name}"
     assert message(resolve, RunConfig, [f"method={method}"]).startswith(answer.format(method))
+
+
+def test_a_third_party_class_has_a_recipe_or_those_of_the_class_that_it_extends(acme):
+    custom = resolve(RunConfig, [f"method={acme}:SimMIM"]).config
+    assert (custom.data.source, custom.encoder.embed_dim) == ("digits", 256)
+    shuffled = resolve(RunConfig, ["method=tests.methods.shuffled:ShuffledBEiT"]).config
+    assert shuffled.tokenizer_recipe == "digits"
 
 
 @pytest.mark.parametrize("name", ["SimMIM", "Plain"])

@@ -65,7 +65,7 @@ def equal(before: dict, after: dict) -> bool:
 
 @pytest.mark.parametrize(("kind", "why"), [(SteepMAE, "gradient"), (MAE, "loss")])
 def test_a_bad_step_moves_neither_weights_nor_moments_and_the_next_one_does(kind, why, tmp_path):
-    method = kind(ENCODER, **DECODER)
+    method = kind(ENCODER, monitor={"skipped_steps": False}, **DECODER)
     bad = torch.full((4, 3, 16, 16), 3.0 if why == "gradient" else math.nan)
     batches = [{"images": images, "index": torch.arange(4) + 4 * i}
                for i, images in enumerate((torch.randn(4, 3, 16, 16), bad, torch.randn(4, 3, 16, 16)))]  # fmt: skip
@@ -76,7 +76,7 @@ def test_a_bad_step_moves_neither_weights_nor_moments_and_the_next_one_does(kind
 
 
 def test_one_bad_batch_of_an_accumulated_step_skips_the_whole_step(tmp_path):
-    method = MAE(ENCODER, **DECODER)
+    method = MAE(ENCODER, monitor={"skipped_steps": False}, **DECODER)
     batches = [torch.randn(4, 3, 16, 16) for _ in range(4)]
     batches[2] = batches[2] * math.nan
     *_, before, after = states_of(method, batches, tmp_path, accumulate_grad_batches=2)

@@ -120,8 +120,7 @@ def test_eight_images_are_learned_by_heart(tmp_path):
 def test_same_seed_same_losses_to_the_bit(tmp_path):
     def losses(seed: int) -> list[float]:
         torch.manual_seed(0)
-        method, seen = make(), []
-        method.seed = seed
+        method, seen = make(seed=seed), []
         original = method.losses
         method.losses = lambda images: (lambda out: seen.append(float(out["reconstruction"])) or out)(original(images))
         trainer(tmp_path, max_epochs=2).fit(method, DataLoader(torch.randn(16, 3, 16, 16), batch_size=8))
