@@ -326,7 +326,7 @@ def test_batches_of_other_kinds(wrap, tmp_path):
 
 
 def test_images_that_are_not_normalized_are_refused_by_their_type(tmp_path):
-    with pytest.raises(ValueError, match="images arrive as torch.uint8; a method takes normalized floats"):
+    with pytest.raises(ValueError, match=r"images arrive as torch\.uint8; a method takes normalized floats"):
         trainer(tmp_path).fit(make("MAE"), DataLoader(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), batch_size=2))
 
 
@@ -367,7 +367,7 @@ def test_losses_alone_make_a_method(folder, tmp_path):
     run.save_checkpoint(tmp_path / "own.ckpt")
     loaded = WithOptions.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
     assert (loaded.weight, loaded.name, loaded.encoder.embed_dim) == (3.0, "a", 16)
-    with pytest.raises(ValueError, match="method.wait is no setting"):
+    with pytest.raises(ValueError, match=r"method\.wait is no setting"):
         WithOptions("a", wait=1.0)
 
 

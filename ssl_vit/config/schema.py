@@ -212,7 +212,7 @@ class TrainerConfig(Bounded, section="trainer"):
     log_every_steps: PositiveInt = 10
     """Optimizer steps between logged values."""
     logger: Annotated[list[str], LOGGERS] = fresh(["tensorboard"].copy)
-    """Where curves go beside metrics.jsonl: tensorboard, csv, wandb (WANDB_MODE=offline: to the disk), several, none."""
+    """Where curves go beside metrics.jsonl: tensorboard, csv, wandb (with WANDB_MODE=offline to the disk), or none."""
 
     def rules(self) -> checks.Rules:
         if self.strategy == "fsdp":
