@@ -107,11 +107,8 @@ class Objective(pl.LightningModule, ABC):
     def save_hyperparameters(self, *args: Any, ignore: Any = (), frame: Any = None, logger: bool = True) -> None:
         """As Lightning's, which cannot find options that an __init__ takes as **options; saved ones stay."""
         if not args or isinstance(args[0], str):
-            given, known = (
-                vars(self).get(GIVEN, {}),
-                {*self.hparams, *([ignore] if isinstance(ignore, str) else ignore)},
-            )
-            args = ({name: given[name] for name in args or given if name not in known},)
+            given, kept = vars(self).get(GIVEN, {}), [ignore] if isinstance(ignore, str) else ignore
+            args = ({name: given[name] for name in args or given if name not in (*self.hparams, *kept)},)
         frame = frame or inspect.currentframe()
         while frame.f_back:  # where it looks for arguments: there are none outermost
             frame = frame.f_back
