@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ssl_vit.config.checks import override
 from ssl_vit.config.schema import EncoderConfig, OptimConfig, RunConfig, TrainingRun
-from ssl_vit.data.loader import batch_images, full_length
+from ssl_vit.data.loader import batch_images, full_length, warn_unless_normalized
 from ssl_vit.data.rng import seeded_generator
 from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.methods.guard import DivergenceError, Guard
@@ -134,6 +134,7 @@ class Objective(pl.LightningModule, ABC):
                 "train with trainer.precision=32-true"
             )
         if not self.global_batch:
+            warn_unless_normalized(batch_images(batch))
             self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         self._position = (self.current_epoch, batch_idx)
         own = self.generator(torch.device("cpu"))
@@ -221,6 +222,16 @@ class Method(Objective):
     @classmethod
     def from_run(cls, run: RunConfig, **parts: Any) -> Any:
         return super().from_run(run, encoder=run.encoder, **parts)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Training image (H, W), in pixels."""
+        return self.encoder_config.height_width
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.encoder_config.channels
 
     def require_crops(self, images: Any, count: int, legal: str) -> Sequence[Tensor]:
         """The images; ValueError where they are not `count` tensors, as transform() makes them: `legal` ones."""

@@ -1,0 +1,17 @@
+"""Signatures made of dataclasses: LightningCLI, editors and `inspect` read them and the docstring."""
+
+import inspect
+from inspect import Parameter
+from typing import Any
+
+from ssl_vit.config.checks import hints_of
+from ssl_vit.config.help import field_doc
+
+
+def expose(cls: type, options: Any) -> None:
+    """Give a class that takes **options a signature, and docs, with the fields of the dataclass that they go into."""
+    init, hints = cls.__init__, hints_of(type(options))
+    own = [p for p in inspect.signature(init).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+    added = [Parameter(n, Parameter.KEYWORD_ONLY, default=getattr(options, n), annotation=h) for n, h in hints.items()]
+    init.__signature__ = inspect.Signature(own + added)  # pyright: ignore[reportFunctionMemberAccess]
+    init.__doc__ = "\n".join(["Args:", *(f"    {name}: {field_doc(type(options), name)}" for name in hints)])
