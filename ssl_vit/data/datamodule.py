@@ -1,150 +1,213 @@
 """ImageDataModule: sources as batches for a Trainer. Letters: B C H W of a batch, n of a source, m of a split."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from jaxtyping import Float32, Int64, Shaped
+from pytorch_lightning.utilities.parsing import AttributeDict
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ssl_vit.config.checks import require
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.config.signature import expose
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.corrupt import ReadErrors, Replacements
 from ssl_vit.data.dataset import AugmentedDataset, Batch
-from ssl_vit.data.loader import EpochSampler, Loader, TrainLoader, loader_options
+from ssl_vit.data.held_out import EvalSplit, EvalSplits, eval_splits
+from ssl_vit.data.loader import EpochSampler, FixedSampler, Loader, TrainLoader, loader_options
 from ssl_vit.data.rng import permutation, stratified
 from ssl_vit.data.sources import open_shards, open_source, source_class
 from ssl_vit.data.sources.base import Shards, Source, Split
+from ssl_vit.data.sources.map_style import MapStyle
 from ssl_vit.data.stream import Stream
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.data.transforms.crops import CenterCrop, Transform
+from ssl_vit.data.transforms.seeded import as_transform
 
 log = logging.getLogger(__name__)
-HELD_OUT = 0.2  # Fraction of a labeled source without a test split that is kept for evaluation.
 SMALL_SIDE = 64  # Cached images up to this side, in pixels, are transformed faster than a worker would hand them over.
 
 
-@dataclass(frozen=True)
-class EvalSplit:
-    """Images for evaluation: some of a source, and its labels in the numbering of the training classes."""
-
-    source: Source
-    labels: Int64[np.ndarray, " n"]
-    index: Int64[np.ndarray, " m"]
-
-
 class ImageDataModule(pl.LightningDataModule):
-    """Images for pretraining, and labeled ones for evaluation where there are any.
+    """Images for training, and for evaluation; whatever is not given is that of the module being trained.
 
     Args:
-        transform: what training sees of an image (`data.transforms`); None for evaluation alone.
-        data: a DataConfig, or give its fields as keywords.
-        image_size: pixels of an evaluation image, a side or (height, width). channels: of an image.
-        seed: of the order, the transforms' random numbers and the held-out split.
+        transform: what training sees of an image: of data.transforms, or any callable on a PIL image, such as those of
+            torchvision and lightly (`data.transforms.seeded`). None: the module's transform().
+        data: a DataConfig, or give its fields as keywords; source= may also be a map-style Dataset of uint8 images.
+        image_size: pixels of an evaluation image, a side or (height, width); None: the module's.
+        channels: of an image; None: as many as data.mean has numbers, which must be the module's.
+        seed: of the order, the transforms' random numbers and the held-out split; None: PyTorch's own at setup().
         labeled: train on images with a label that are not held out.
+        test: a map-style Dataset of test images.
 
-    After setup() there are has_labels, num_classes, classes (names, in the order of the labels), foreign_classes (those
-    of the test split alone) and split_note (how the test split came about). read_errors records unreadable images.
     Without a test split, 20 % of the labeled images, drawn by seed, are held out as one from all but pretraining. Of a
-    remote stream, those of data.test_path make both splits, and there is no labeled training.
+    remote stream, those of data.test_path make both splits, and there is no labeled training. After setup() there are
+    has_labels, num_classes, classes (names, in the order of the labels), foreign_classes (those of the test split
+    alone) and split_note (how the test split came about). read_errors records unreadable images.
     """
 
     def __init__(
         self,
-        transform: Transform | None,
+        transform: Callable[..., Any] | None = None,
         data: DataConfig | None = None,
         *,
-        image_size: int | tuple[int, int],
-        channels: int = 3,
-        seed: int = 0,
+        image_size: int | tuple[int, int] | None = None,
+        channels: int | None = None,
+        seed: int | None = None,
         labeled: bool = False,
+        test: Any = None,
         **options: Any,
     ) -> None:
-        super().__init__()
+        pl.LightningDataModule.__init__(self)  # with super(), Lightning looks for all names of the signature in here
         if data is not None and options:
             raise ValueError(f"data= and {', '.join(options)}= were given; put these fields into the DataConfig")
+        self.datasets: dict[Split, Any] = {"train": None, "test": test}
+        source = options.get("source", "")
+        if not isinstance(source, str):
+            self.datasets["train"] = source
+            options["source"] = f"{type(source).__module__}:{type(source).__qualname__}"
         self.data = data or DataConfig(**options)
-        require(len(self.data.mean) == channels, "data.mean", self.data.mean, f"one number a channel: {channels}")
-        self.transform, self.channels, self.seed, self.labeled = transform, channels, seed, labeled
-        self.image_size = (image_size, image_size) if isinstance(image_size, int) else (image_size[0], image_size[1])
-        self.read_errors = ReadErrors(self.data.max_unreadable)
+        self._require_statistics(channels)
+        self.transform = None if transform is None else as_transform(transform)
+        self.labeled, self.read_errors = labeled, ReadErrors(self.data.max_unreadable)
+        own = {"image_size": image_size, "channels": channels, "seed": seed, "labeled": labeled}
+        self.save_hyperparameters(asdict(self.data) | own)
+        self._opened = False
         self._train: Source | None = None
+        self._test: Source | None = None
         self._shards: Shards | None = None
-        self._eval_splits: dict[str, EvalSplit] | None = None
+        self._augmentation: Transform | None = None  # of the loader that was made last
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """What loggers get: hparams under `data`, as modules have a seed, or a batch_size, of their own."""
+        return AttributeDict(data=dict(self.hparams))
+
+    def _of_module(self, name: str) -> Any:
+        """An attribute of the module being trained; None without one."""
+        return getattr(getattr(self.trainer, "lightning_module", None), name, None)
+
+    def _required(self, name: str) -> Any:
+        """The same; ValueError without one."""
+        found = self._of_module(name)
+        if found is None:
+            module = getattr(self.trainer, "lightning_module", None)
+            lacking = f"{type(module).__name__} has no {name}" if module is not None else "no module is being trained"
+            raise ValueError(f"{name}= is not given, and {lacking} to take it from: give ImageDataModule {name}=")
+        return found
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Pixels (H, W) of an evaluation image. ValueError where neither it nor a module says so."""
+        size = self.hparams["image_size"] or self._required("image_size")
+        return (size, size) if isinstance(size, int) else (size[0], size[-1])
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return len(self.data.mean)
+
+    @property
+    def seed(self) -> int:
+        """Of all random numbers; from setup() on it stays."""
+        return torch.initial_seed() % 2**63 if self.hparams["seed"] is None else self.hparams["seed"]
+
+    def _require_statistics(self, channels: int | None) -> None:
+        rule = f"one number a channel: {channels}; data.std likewise"
+        require(channels in (None, self.channels), "data.mean", self.data.mean, rule)
+
+    def _training_transform(self) -> Transform:
+        return self.transform or as_transform(self._required("transform")())
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def prepare_data(self) -> None:
         """Download a data set that may have to be, in one process of the machine."""
-        if source_class(self.data.source).downloads:
+        if self.datasets["train"] is None and source_class(self.data.source).downloads:
             open_source(self.data, self.channels, "train")
 
     def setup(self, stage: str | None = None) -> None:
         """Open the sources and decode what fits in data.cache_gb; the second call does nothing."""
-        if self._eval_splits is not None:
+        self._require_statistics(self._of_module("channels"))
+        if self._opened:
             return
+        if self.hparams["seed"] is None:
+            strategy = getattr(self.trainer, "strategy", None)
+            self.hparams["seed"] = self.seed if strategy is None else strategy.broadcast(self.seed)
         data, stops = self.data, self.data.on_error == "raise"
-        train = open_source(data, self.channels, "train")
-        test = open_source(data, self.channels, "test")
-        if data.streams and self.transform is not None:
-            self._shards = open_shards(data, train)
-        if train is not None and not data.streams:
+        train, test = self._open("train"), self._open("test")
+        if train is not None and train.cacheable and not data.streams:
             train = cached(train, data.cache_gb, stops)
-        if test is not None:
+        if test is not None and test.cacheable:
             test = cached(test, data.cache_gb - memory_gb(train), stops)
-        streamed = self._stream_length(self._shards) if train is None and self._shards is not None else 0
-        self.read_errors.images = streamed + sum(len(source) for source in (train, test) if source is not None)
+        self.read_errors.images = sum(len(source) for source in (train, test) if source is not None)
         for source in (train, test):
             if isinstance(source, Cached):
                 self.read_errors.note((source.name(i), error.reason) for i, error in sorted(source.unreadable.items()))
-        self._train = train
-        if train is not None:
-            self._split(train, test)
-        elif test is not None:
-            self._split(test, None, "data.test_path")
-        else:
-            self.classes, self.has_labels, self.foreign_classes, self.split_note = [], False, [], "no evaluation"
-            self._eval_splits = {}
-            if self.transform is None:
-                self._eval_split("test")  # raises
+        self._train, self._test, self._opened = train, test, True
 
-    def _split(self, train: Source, test: Source | None, key: str = "data.path") -> None:
-        self.classes, self.has_labels = list(train.classes), bool((train.labels >= 0).any())
-        self.foreign_classes = [name for name in test.classes if name not in self.classes] if test is not None else []
-        lowest = 0 if self.has_labels else -1  # label of an image to evaluate on
-        kept = np.flatnonzero(train.labels >= lowest)
-        if test is not None:
-            labels = self._renumbered(test)
-            if len(index := np.flatnonzero(labels >= lowest)):
-                self.split_note = "its own test split"
-                own = EvalSplit(train, train.labels, kept), EvalSplit(test, labels, index)
-                self._eval_splits = {"train": own[0], "test": own[1]}
-                return
-        held_out = kept
-        self.split_note = "the first of the training images" if key == "data.path" else f"the first of {key}"
-        if self.has_labels:
-            held_out = kept[stratified(train.labels[kept], max(1, round(HELD_OUT * len(kept))), self.seed)]
-            kept = np.setdiff1d(kept, held_out)
-            self.split_note = f"held-out {100 * HELD_OUT:.0f} % of {key}, seed {self.seed}"
-            self.split_note += "" if test is None else " (its test split has none of its classes)"
-        parts = {"train": kept, "test": held_out}
-        self._eval_splits = {name: EvalSplit(train, train.labels, index) for name, index in parts.items()}
+    def _open(self, split: Split) -> Source | None:
+        data, dataset = self.data, self.datasets[split]
+        if dataset is not None:
+            return MapStyle(data, self.channels, dataset, split)
+        if self.datasets["train"] is not None:  # which says nothing of test images
+            folder = replace(data, source="folder")
+            return open_source(folder, self.channels, split) if data.test_path else None
+        return open_source(data, self.channels, split)
 
-    def _renumbered(self, test: Source) -> Int64[np.ndarray, " n"]:
-        """Labels in the numbering of the training images, new classes behind; -1 for all when they share no class."""
-        if not set(test.classes) & set(self.classes):
-            return np.full(len(test), -1)
-        self.classes += self.foreign_classes
-        numbers = np.array([*(self.classes.index(name) for name in test.classes), -1])
-        return numbers[test.labels]  # -1 takes the last one, -1
+    @cached_property
+    def splits(self) -> EvalSplits:
+        """What is evaluated on, and its classes. ValueError for a remote stream without test images."""
+        self.setup()
+        if self._train is not None:
+            return eval_splits(self._train, self._test, self.seed)
+        if self._test is not None:
+            return eval_splits(self._test, None, self.seed, "data.test_path")
+        line = f"data.path={self.data.path} is a remote stream, whose images cannot be read by number"
+        raise ValueError(f"{line}: give data.test_path, or bring them to this machine")
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the labels."""
+        return self.splits.classes
+
+    @property
+    def foreign_classes(self) -> list[str]:
+        """Classes of the test split alone."""
+        return self.splits.foreign_classes
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether some training image has a label."""
+        return self.splits.has_labels
+
+    @property
+    def split_note(self) -> str:
+        """How the test split came about."""
+        return self.splits.note
 
     @property
     def can_evaluate(self) -> bool:
         """Whether there are images to evaluate on: not of a remote stream alone."""
         self.setup()
-        return bool(self._eval_splits)
+        return self._train is not None or self._test is not None
+
+    @property
+    def batch_size(self) -> int:
+        """Images per process and step, for Lightning's Tuner too."""
+        return self.data.batch_size
+
+    @batch_size.setter
+    def batch_size(self, images: int) -> None:
+        self.data = replace(self.data, batch_size=images)
 
     @property
     def num_classes(self) -> int:
@@ -152,11 +215,7 @@ class ImageDataModule(pl.LightningDataModule):
         return len(self.classes) if self.has_labels else 0
 
     def _eval_split(self, split: Split) -> EvalSplit:
-        self.setup()
-        if not self._eval_splits:
-            line = f"data.path={self.data.path} is a remote stream, whose images cannot be read by number"
-            raise ValueError(f"{line}: give data.test_path, or bring them to this machine")
-        return self._eval_splits[split]
+        return getattr(self.splits, split)
 
     def workers(self, source: Source | None) -> int:
         """Processes that read this source, or a stream (None): data.workers, or what auto means for it."""
@@ -168,23 +227,61 @@ class ImageDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Every (labeled) training image once an epoch, split over the ranks; a last, smaller batch is dropped."""
-        if self.transform is None:
-            raise ValueError("transform=None is for evaluation alone; give ImageDataModule a transform to train with")
         self.setup()
-        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        if self._shards is not None and not self.labeled:
-            loader = self._stream_loader(self._shards, self.transform, ranks)
+        self._augmentation = transform = self._training_transform()
+        if self.data.streams and not self.labeled:
+            loader = self._stream_loader(self._open_shards(), transform, self._ranks())
         else:
-            loader = self._source_loader(self._train, self.transform, ranks)
+            loader = self._source_loader(transform, self._ranks())
         if isinstance(self.trainer, pl.Trainer):
             # A run stopped inside a step has been handed a batch that it has not learned from.
             loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
         return loader
 
-    def _source_loader(self, source: Source | None, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
-        if source is None:
-            rule = "images on this machine to train on labels: a remote stream cannot be held out from"
+    def val_dataloader(self) -> Loader | list[Any]:
+        """This rank's test images in a fixed order, as training sees them in epoch 0; labeled: their central crops.
+
+        Empty where a remote stream has no test images.
+        """
+        if not self.can_evaluate:
+            return []
+        if self.labeled:
+            return self.test_dataloader()
+        self._augmentation = self._training_transform()
+        sampler = FixedSampler(self.eval_index("test"), *self._ranks())
+        return self._loader(self._eval_split("test"), self._augmentation, sampler)
+
+    def test_dataloader(self) -> Loader:
+        """Central crops of this rank's test images, in a fixed order."""
+        return self.eval_dataloader("test", ranks=self._ranks())
+
+    def predict_dataloader(self) -> Loader:
+        """Central crops of this rank's images of data.path, all of them, in their own order."""
+        self.setup()
+        source = self._source()
+        images = EvalSplit(source, source.labels, np.arange(len(source)))
+        return self._loader(images, self._center_crop(), FixedSampler(images.index, *self._ranks()))
+
+    def _center_crop(self) -> CenterCrop:
+        return CenterCrop(self.image_size, self.data.eval_crop)
+
+    def _source(self) -> Source:
+        if self._train is None:
+            rule = "images on this machine to train on labels or to predict: a remote stream has no numbers"
             raise ValueError(f"data.path={self.data.path} must be {rule}")
+        return self._train
+
+    def _open_shards(self) -> Shards:
+        if self._shards is None:
+            self._shards = open_shards(self.data, self._train)
+            self.read_errors.images += self._stream_length(self._shards) if self._train is None else 0
+        return self._shards
+
+    def _source_loader(self, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
+        source = self._source()
+        if self.labeled and not self.has_labels:
+            line = f"labeled=True, but no image of data.source={self.data.source} has a label"
+            raise ValueError(f"{line}: give labels, or labeled=False")
         index = self._eval_split("train").index if self.labeled else np.arange(len(source))
         sampler = EpochSampler(index, self.seed, *ranks)
         dataset = self._dataset(EvalSplit(source, source.labels, index), transform, self.data.on_error == "skip")
@@ -214,26 +311,25 @@ class ImageDataModule(pl.LightningDataModule):
 
     def eval_dataloader(
         self, split: Split, limit: int = 0, seed: int | None = None, ranks: tuple[int, int] = (0, 1)
-    ) -> DataLoader:
+    ) -> Loader:
         """Central crops of the training or test images in a fixed order; with labels only labeled ones.
 
         limit: most images, 0 for all, drawn by seed; with labels each class keeps its fraction. ranks: (rank,
         world_size), every world_size-th image from rank on; the first come again where they do not divide.
         """
-        index = self.eval_index(split, limit, seed)
-        sampler = EpochSampler(index, self.seed, *ranks, drop_last=False, shuffle=False)
-        return self._loader(split, CenterCrop(self.image_size, self.data.eval_crop), self.data.batch_size, sampler)
+        sampler = FixedSampler(self.eval_index(split, limit, seed), *ranks)
+        return self._loader(self._eval_split(split), self._center_crop(), sampler)
 
     def augmented_dataloader(
         self, transform: Transform, batch_size: int, limit: int, seed: int | None, ranks: tuple[int, int]
-    ) -> DataLoader:
+    ) -> Loader:
         """eval_dataloader's training images through a transform, shuffled by the `epoch` set in its sampler."""
         sampler = EpochSampler(self.eval_index("train", limit, seed), self.seed, *ranks, drop_last=False)
-        return self._loader("train", transform, batch_size, sampler)
+        return self._loader(self._eval_split("train"), transform, sampler, batch_size)
 
-    def _loader(self, split: Split, transform: Transform, batch_size: int, sampler: EpochSampler) -> DataLoader:
-        dataset = self._dataset(self._eval_split(split), transform)
-        return Loader(dataset, batch_size, sampler=sampler, **loader_options(self.workers(dataset.source)))
+    def _loader(self, images: EvalSplit, transform: Transform, sampler: EpochSampler, batch_size: int = 0) -> Loader:
+        options = loader_options(self.workers(images.source))
+        return Loader(self._dataset(images, transform), batch_size or self.data.batch_size, sampler=sampler, **options)
 
     def _dataset(self, images: EvalSplit, transform: Transform, skips: bool = False) -> AugmentedDataset:
         """Evaluation, whose labels are read in order, has unreadable images replaced, never skipped."""
@@ -261,10 +357,14 @@ class ImageDataModule(pl.LightningDataModule):
         return normalize(images, self.data.mean, self.data.std)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """The batch with its uint8 images normalized, on the device."""
+        """The batch with its uint8 images normalized, on the device; floats stay as the transform has made them."""
         images = batch["images"]
-        if "random" in batch:  # of a training batch whose transform changes colors
+        if "random" in batch:  # of a batch whose transform changes colors
             statistics = (self.data.mean, self.data.std)
-            return batch | {"images": self.transform.color(images, batch["random"], statistics)}  # pyright: ignore
-        crops = isinstance(images, list)
-        return batch | {"images": [self.normalize(crop) for crop in images] if crops else self.normalize(images)}
+            return batch | {"images": self._augmentation.color(images, batch["random"], statistics)}  # pyright: ignore
+        crops = images if isinstance(images, list) else [images]
+        normalized = [crop if crop.is_floating_point() else self.normalize(crop) for crop in crops]
+        return batch | {"images": normalized if isinstance(images, list) else normalized[0]}
+
+
+expose(ImageDataModule, DataConfig())

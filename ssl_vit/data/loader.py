@@ -3,6 +3,7 @@
 A state of our own is saved: Lightning's counts batches handed out, also one that a stopped run has not learned from.
 """
 
+import logging
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +18,10 @@ from ssl_vit.data.corrupt import ReadErrors
 from ssl_vit.data.dataset import Batch
 from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources.base import UnreadableImageError
+
+log = logging.getLogger("ssl_vit")
+IMAGE_KEYS = ("images", "image", "pixel_values")
+LABEL_KEYS = ("label", "labels", "target")
 
 
 class EpochSampler(DistributedSampler):
@@ -38,6 +43,16 @@ class EpochSampler(DistributedSampler):
         mine = np.resize(order, self.num_samples * self.num_replicas)[self.rank :: self.num_replicas]
         epoch, skip, self.skip = self.epoch, self.skip, 0
         return ((epoch, int(index)) for index in mine[skip:])
+
+
+class FixedSampler(EpochSampler):
+    """This rank's images in their own order, in each pass with the random numbers of epoch 0."""
+
+    def __init__(self, index: np.ndarray, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(index, 0, rank, world_size, drop_last=False, shuffle=False)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: Lightning sets the training's epoch on all loaders."""
 
 
 class Loader(DataLoader):
@@ -90,8 +105,12 @@ class TrainLoader(Loader):
 
 
 def batch_images(batch: Any) -> Any:
-    """The normalized images, [B, C, H, W] or a list, of a batch: a dict, (images, labels), or the images."""
-    images = batch["images"] if isinstance(batch, dict) else batch[0] if isinstance(batch, list | tuple) else batch
+    """The normalized images, [B, C, H, W] or a list, of a batch: a dict, (images, labels), or the images.
+
+    ValueError for integers, and for a dict without any of IMAGE_KEYS.
+    """
+    first = batch[0] if isinstance(batch, list | tuple) else batch
+    images = _value(batch, IMAGE_KEYS) if isinstance(batch, dict) else first
     for crop in images if isinstance(images, list | tuple) else [images]:
         if isinstance(crop, Tensor) and not crop.is_floating_point():
             line = f"images arrive as {crop.dtype}; a method takes normalized floats [B, C, H, W]"
@@ -100,12 +119,27 @@ def batch_images(batch: Any) -> Any:
 
 
 def batch_labels(batch: Any) -> Tensor:
-    """The labels of a batch: int64 [B], of ImageDataModule's dict or of (images, labels)."""
+    """The labels of a batch: int64 [B], of a dict or of (images, labels). ValueError where it has none."""
     if isinstance(batch, dict):
-        return batch["label"]
+        return _value(batch, LABEL_KEYS)
     if isinstance(batch, list | tuple) and len(batch) == 2:
         return batch[1]
     raise ValueError("a batch has no labels: give (images, labels), or use ssl_vit.ImageDataModule(labeled=True)")
+
+
+def _value(batch: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    found = next((batch[key] for key in keys if key in batch), None)
+    if found is None:
+        raise ValueError(f"a batch has the keys {', '.join(map(str, batch))}: give it one of {', '.join(keys)}")
+    return found
+
+
+def warn_unless_normalized(images: Any) -> None:
+    """A warning where a batch's largest value is above 30, which no normalized image has: 0 .. 255 is meant."""
+    largest = float((images[0] if isinstance(images, list | tuple) else images).max())
+    if largest > 30:
+        line = f"images arrive with values up to {largest:g}; a method takes normalized floats"
+        log.warning(f"{line}: subtract the mean and divide by the std in your dataset, or use ssl_vit.ImageDataModule")
 
 
 def batch_length(images: Any) -> int:

@@ -26,7 +26,7 @@ from ssl_vit.callbacks.skipped_steps import SkippedSteps
 from ssl_vit.config.checks import override, require
 from ssl_vit.config.schema import EncoderConfig, MonitorConfig, OptimConfig, ReadoutConfig, RunConfig, TrainingRun
 from ssl_vit.config.signature import GIVEN, config_of, expose
-from ssl_vit.data.loader import batch_images, full_length
+from ssl_vit.data.loader import batch_images, full_length, warn_unless_normalized
 from ssl_vit.data.rng import seeded_generator, seeded_globals
 from ssl_vit.data.transforms.crops import RandomCrop, Transform
 from ssl_vit.evaluate.backbones import EncoderBackbone
@@ -204,6 +204,7 @@ class Objective(pl.LightningModule, ABC):
                 "train with trainer.precision=32-true"
             )
         if not self.global_batch:
+            warn_unless_normalized(batch_images(batch))
             self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
         total, losses = self._losses_of(batch, self.current_epoch, batch_idx)
         if is_logged(self.trainer):
@@ -365,6 +366,16 @@ class Method(Objective):
     def online_evaluation(self) -> OnlineProbe:
         """Probes of the encoder's features too."""
         return OnlineProbe(self.monitor_config, self.readout)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Training image (H, W), in pixels."""
+        return self.encoder_config.height_width
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.encoder_config.channels
 
     def require_crops(self, images: Any, count: int, legal: str) -> Sequence[Tensor]:
         """The images; ValueError where they are not `count` tensors, as transform() makes them: `legal` ones."""

@@ -85,7 +85,7 @@ NUMBERS = sorted(int(name[2:4]) for name in DAMAGE)
 
 def module(folder, **options) -> ImageDataModule:
     options = {"batch_size": 7, "max_unreadable": 0.1, "workers": 0, "cache_gb": 0.0} | options
-    return ImageDataModule(CROP, path=str(folder), image_size=16, **options)
+    return ImageDataModule(CROP, path=str(folder), image_size=16, **{"seed": 0, **options})
 
 
 def batches_of(data, epochs: int = 2, rank: tuple[int, int] | None = None) -> list[dict]:
@@ -173,7 +173,7 @@ def test_evaluation_replaces_within_its_split(damaged, whole, on_error):
     data, intact = module(damaged, on_error=on_error), module(whole)
     for split in ("train", "test"):
         ours, theirs = list(data.eval_dataloader(split)), list(intact.eval_dataloader(split))
-        part = data._eval_splits[split]
+        part = getattr(data.splits, split)
         assert [batch["label"].tolist() for batch in ours] == [batch["label"].tolist() for batch in theirs]
         replacements = data.eval_dataloader(split).dataset.replacements
         for index in set(NUMBERS) & set(part.index.tolist()):
@@ -181,7 +181,7 @@ def test_evaluation_replaces_within_its_split(damaged, whole, on_error):
             assert set(others) == {i for i in part.index.tolist() if part.labels[i] == part.labels[index]} - {index}
     labeled = ImageDataModule(CROP, path=str(damaged), image_size=16, labeled=True, max_unreadable=0.1)
     members = labeled.train_dataloader().dataset.replacements.members
-    assert np.array_equal(members, labeled._eval_splits["train"].index)
+    assert np.array_equal(members, labeled.splits.train.index)
 
 
 class Listed(Source):

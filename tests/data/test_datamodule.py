@@ -18,7 +18,7 @@ CROP = RandomCrop((16, 16), (0.2, 1.0))
 
 
 def module(transform=CROP, path="", **options) -> ImageDataModule:
-    return ImageDataModule(transform, path=str(path), image_size=16, **options)
+    return ImageDataModule(transform, path=str(path), image_size=16, **{"seed": 0, **options})
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_memory_is_shared_between_training_and_test_images(labeled, write):
         write(labeled / "test" / "cat" / f"{i}.png", 100, 100)
     data = module(path=labeled, cache_gb=50e-6)
     data.setup()
-    kinds = [type(data._eval_splits[split].source).__name__ for split in ("train", "test")]
+    kinds = [type(getattr(data.splits, split).source).__name__ for split in ("train", "test")]
     assert kinds == ["Cached", "Folder"]
 
 
@@ -296,7 +296,12 @@ def test_gray_images_and_other_shapes(labeled):
             lambda: ImageDataModule(CROP, image_size=8, channels=1),
             "data.mean=[0.485, 0.456, 0.406] must be one number ",
         ),
-        (lambda: ImageDataModule(None, source="digits", image_size=8).train_dataloader(), "transform=None is for "),
+        (
+            lambda: ImageDataModule(source="digits").train_dataloader(),
+            "transform= is not given, and no module is being ",
+        ),
+        (lambda: ImageDataModule(source="digits").test_dataloader(), "image_size= is not given, and no module is "),
+        (lambda: ImageDataModule(3), "transform=3 must be a callable on a PIL image"),
         (lambda: ImageDataModule(CROP, image_size=8, workers=-1), "data.workers=-1 must be auto, or 0 or more"),
     ],
 )

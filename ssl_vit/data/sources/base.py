@@ -31,6 +31,7 @@ class Source:
     """
 
     downloads = False  # Whether opening it may download, which one process of a machine does before the others.
+    cacheable = True  # Whether its images may be kept decoded in memory.
     labels: Int64[np.ndarray, " n"]  # Class of each image; -1 where it has none.
     classes: list[str]  # Names of the classes, in the order of the labels; empty without labels.
 
@@ -72,12 +73,23 @@ class Source:
         """(H, W) in pixels, without decoding. Raises UnreadableImageError as read does."""
         return self.inspect(index, upright_size)
 
+    def find_labels(self) -> None:
+        """Make labels and classes complete, where opening the source has not."""
+
     def inspect(self, index: int, function: Callable[[Image.Image], _T]) -> _T:
         """function(opened image). Raises UnreadableImageError as read does."""
-        try:
+
+        def opened() -> _T:
             with self.open_image(index) as image:
                 require_sane(image)
                 return function(image)
+
+        return self.guarded(index, opened)
+
+    def guarded(self, index: int, function: Callable[[], _T]) -> _T:
+        """function(), which reads an image. Raises UnreadableImageError as read does."""
+        try:
+            return function()
         except MemoryError:
             raise
         except Exception as error:  # damaged files raise anything: OSError, SyntaxError, struct.error, ValueError

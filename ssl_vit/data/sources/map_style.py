@@ -1,0 +1,125 @@
+"""Any map-style Dataset: whatever has __len__ and gives an item for an integer. Letters: n images, C H W of one."""
+
+import logging
+import math
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Subset
+
+from ssl_vit.config.schema import DataConfig
+from ssl_vit.data.decode import pixels, require_sane
+from ssl_vit.data.sources.base import Source, Split, class_names, one_line
+
+log = logging.getLogger(__name__)
+LEGAL = "a PIL image, a uint8 tensor [C, H, W] or a uint8 array [H, W, C]"
+
+
+class MapStyle(Source):
+    """A data set whose items are an image, as LEGAL says, or (image, label, ...), the label an integer.
+
+    Images are read anew each time; whether they lie in memory is the data set's own affair. Labels are those of its
+    `targets` or `labels` where it has one for each item, else -1 until find_labels() reads them.
+    """
+
+    cacheable = False
+
+    def __init__(self, data: DataConfig, channels: int, dataset: Any, split: Split) -> None:
+        """ValueError where it has no items, or its first one has an image of another kind."""
+        self.dataset, self.split = dataset, split
+        try:
+            count, first = len(dataset), dataset[0]
+        except (TypeError, IndexError, KeyError) as error:
+            rule = "a name, or a Dataset with __len__ and __getitem__ by integer that is not empty"
+            raise ValueError(f"source={type(dataset).__name__} must be {rule}: {one_line(error)}") from error
+        except Exception:  # an image that cannot be read is met again, and counted, in its turn
+            first = None
+        if first is not None:
+            hwc(image_of(first), f"{type(dataset).__name__} gives")
+        labels = labels_of(dataset, count)
+        self._found = labels is not None
+        super().__init__(data, channels, np.full(count, -1) if labels is None else labels, [])
+        self._name_classes()
+
+    def find_labels(self) -> None:
+        if self._found:
+            return
+        log.info("reading the labels of %d images; a data set with `targets` needs no such pass", len(self))
+        for index in range(len(self)):
+            try:
+                self.labels[index] = label_of(self.dataset[index])
+            except Exception as error:  # what cannot be read has no label; the image says so in its turn
+                log.debug("%s has no label: %s", self.name(index), one_line(error))
+        self._found = True
+        self._name_classes()
+
+    def _name_classes(self) -> None:
+        whole = self.dataset
+        while isinstance(whole, Subset):
+            whole = whole.dataset
+        self.classes = class_names([str(name) for name in getattr(whole, "classes", None) or []], self.labels)
+
+    def name(self, index: int) -> str:
+        return f"{type(self.dataset).__name__} {self.split} image {index}"
+
+    def read(self, index: int) -> UInt8[np.ndarray, "H W C"]:
+        return self.guarded(index, lambda: self._pixels(image_of(self.dataset[index])))
+
+    def size(self, index: int) -> tuple[int, int]:
+        height, width, _ = self.read(index).shape
+        return height, width
+
+    def _pixels(self, image: Any) -> UInt8[np.ndarray, "H W C"]:
+        image = hwc(image, "it is")
+        if isinstance(image, np.ndarray):
+            if image.shape[2] == self.channels:
+                return image
+            if image.shape[2] not in (1, 3):
+                raise ValueError(f"it has {image.shape[2]} channels, encoder.channels={self.channels} needs as many")
+            image = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
+        require_sane(image)
+        return pixels(image.copy(), self.channels, self.white_16bit)  # which turns an image where it lies
+
+
+def image_of(item: Any) -> Any:
+    """The image of an item."""
+    return item[0] if isinstance(item, tuple | list) and item else item
+
+
+def label_of(item: Any) -> int:
+    """The label of an item; -1 where it has no integer."""
+    label = item[1] if isinstance(item, tuple | list) and len(item) > 1 else -1
+    if isinstance(label, Tensor | np.ndarray | np.generic) and math.prod(label.shape) == 1:
+        label = label.item()
+    return max(label, -1) if type(label) is int else -1
+
+
+def labels_of(dataset: Any, count: int) -> Int64[np.ndarray, " n"] | None:
+    """The labels that a data set, or that which it is a subset of, has in one attribute; None where it has none."""
+    if isinstance(dataset, Subset):
+        whole = labels_of(dataset.dataset, len(dataset.dataset))  # pyright: ignore[reportArgumentType]
+        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+    for key in ("targets", "labels"):
+        with suppress(ValueError):  # of lists of different lengths, which are no labels
+            labels = np.asarray(getattr(dataset, key, None))
+            if labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer):
+                return np.maximum(labels.astype(np.int64), -1)
+    return None
+
+
+def hwc(image: Any, given: str) -> Image.Image | UInt8[np.ndarray, "H W C"]:
+    """A PIL image as it is, a tensor or an array as [H, W, C]. ValueError for what is none of them, or not uint8."""
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, Tensor) and image.ndim == 3 and image.dtype == torch.uint8:
+        return image.permute(1, 2, 0).numpy()
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3) and image.dtype == np.uint8:
+        return image if image.ndim == 3 else image[:, :, None]
+    kind = f"{image.dtype} {list(image.shape)}" if isinstance(image, Tensor | np.ndarray) else type(image).__name__
+    advice = "a source gives uint8, which is augmented and then normalized on the device"
+    raise ValueError(f"{given} {kind}, but must give {LEGAL}: {advice}")
