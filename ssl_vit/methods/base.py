@@ -367,16 +367,6 @@ class Method(Objective):
         """Probes of the encoder's features too."""
         return OnlineProbe(self.monitor_config, self.readout)
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Training image (H, W), in pixels."""
-        return self.encoder_config.height_width
-
-    @property
-    def channels(self) -> int:
-        """Channels of an image."""
-        return self.encoder_config.channels
-
     def require_crops(self, images: Any, count: int, legal: str) -> Sequence[Tensor]:
         """The images; ValueError where they are not `count` tensors, as transform() makes them: `legal` ones."""
         if isinstance(images, Tensor) or len(images) != count:
