@@ -286,7 +286,7 @@ class ImageDataModule(pl.LightningDataModule):
         sampler = EpochSampler(index, self.seed, *ranks)
         dataset = self._dataset(EvalSplit(source, source.labels, index), transform, self.data.on_error == "skip")
         whole, options = self._fills_a_batch(len(sampler)), loader_options(self.workers(source))
-        return TrainLoader(dataset, self.data.batch_size, sampler=sampler, drop_last=whole, **options)
+        return TrainLoader(dataset, batch_size=self.data.batch_size, sampler=sampler, drop_last=whole, **options)
 
     def _stream_loader(self, shards: Shards, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
         own = max(1, self._stream_length(shards) // ranks[1])
@@ -329,7 +329,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def _loader(self, images: EvalSplit, transform: Transform, sampler: EpochSampler, batch_size: int = 0) -> Loader:
         options = loader_options(self.workers(images.source))
-        return Loader(self._dataset(images, transform), batch_size or self.data.batch_size, sampler=sampler, **options)
+        size = batch_size or self.data.batch_size  # by name: Lightning makes the loader of a prediction anew
+        return Loader(self._dataset(images, transform), batch_size=size, sampler=sampler, **options)
 
     def _dataset(self, images: EvalSplit, transform: Transform, skips: bool = False) -> AugmentedDataset:
         """Evaluation, whose labels are read in order, has unreadable images replaced, never skipped."""

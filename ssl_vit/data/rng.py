@@ -58,7 +58,7 @@ def stratified(labels: Int64[np.ndarray, " n"], count: int, seed: int) -> Int64[
     return np.sort(order[np.argsort(places[order], kind="stable")][:count])
 
 
-def seeded_generator(device: "torch.device", *key: int) -> "torch.Generator":
+def seeded_generator(device: "torch.device", *key: int | str) -> "torch.Generator":
     """PyTorch's generator on a device, its seed a hash of the key."""
     import torch  # here, because counting images needs none
 

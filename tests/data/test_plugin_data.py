@@ -531,7 +531,7 @@ def test_batches_of_all_common_forms_are_taken(batch):
     ],
 )
 def test_batches_without_normalized_images_are_refused(batch, message):
-    with pytest.raises(ValueError, match="batch|images") as caught:
+    with pytest.raises(ValueError, match=r"batch|images") as caught:
         batch_images(batch)
     assert str(caught.value).startswith(message)
 
