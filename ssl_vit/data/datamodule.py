@@ -79,7 +79,7 @@ class ImageDataModule(pl.LightningDataModule):
         self.labeled, self.read_errors = labeled, ReadErrors(self.data.max_unreadable)
         own = {"image_size": image_size, "channels": channels, "seed": seed, "labeled": labeled}
         self.save_hyperparameters(asdict(self.data) | own)
-        self._opened = False
+        self._opened, self._seed_given = False, seed is not None
         self._train: Source | None = None
         self._test: Source | None = None
         self._shards: Shards | None = None
@@ -118,6 +118,15 @@ class ImageDataModule(pl.LightningDataModule):
     def seed(self) -> int:
         """Of all random numbers; from setup() on it stays."""
         return torch.initial_seed() % 2**63 if self.hparams["seed"] is None else self.hparams["seed"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The seed, which a checkpoint keeps."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the seed of the run before, unless another was given."""
+        if not self._seed_given:
+            self.hparams["seed"] = state_dict["seed"]
 
     def _require_statistics(self, channels: int | None) -> None:
         rule = f"one number a channel: {channels}; data.std likewise"
