@@ -14,4 +14,7 @@ def expose(cls: type, options: Any) -> None:
     own = [p for p in inspect.signature(init).parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
     added = [Parameter(n, Parameter.KEYWORD_ONLY, default=getattr(options, n), annotation=h) for n, h in hints.items()]
     init.__signature__ = inspect.Signature(own + added)  # pyright: ignore[reportFunctionMemberAccess]
-    init.__doc__ = "\n".join(["Args:", *(f"    {name}: {field_doc(type(options), name)}" for name in hints)])
+    docs = "\n".join(f"    {name}: {field_doc(type(options), name)}" for name in hints)
+    before, _, rest = inspect.cleandoc(cls.__doc__ or "").partition("Args:\n")
+    own_docs, _, after = rest.partition("\n\n")
+    cls.__doc__ = f"{before}Args:\n{own_docs}\n{docs}\n\n{after}"

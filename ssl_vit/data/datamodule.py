@@ -75,8 +75,8 @@ class ImageDataModule(pl.LightningDataModule):
             options["source"] = f"{type(source).__module__}:{type(source).__qualname__}"
         self.data = data or DataConfig(**options)
         self._require_statistics(channels)
-        self.transform = None if transform is None else as_transform(transform)
-        self.labeled, self.read_errors = labeled, ReadErrors(self.data.max_unreadable)
+        self.transform, self.labeled = transform, labeled
+        self.read_errors = ReadErrors(self.data.max_unreadable)
         own = {"image_size": image_size, "channels": channels, "seed": seed, "labeled": labeled}
         self.save_hyperparameters(asdict(self.data) | own)
         self._opened, self._seed_given = False, seed is not None
@@ -133,7 +133,7 @@ class ImageDataModule(pl.LightningDataModule):
         require(channels in (None, self.channels), "data.mean", self.data.mean, rule)
 
     def _training_transform(self) -> Transform:
-        return self.transform or as_transform(self._required("transform")())
+        return as_transform(self._required("transform")() if self.transform is None else self.transform)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -281,7 +281,7 @@ class ImageDataModule(pl.LightningDataModule):
         sampler = EpochSampler(index, self.seed, *ranks)
         dataset = self._dataset(EvalSplit(source, source.labels, index), transform, self.data.on_error == "skip")
         whole, options = self._fills_a_batch(len(sampler)), loader_options(self.workers(source))
-        return TrainLoader(dataset, self.data.batch_size, sampler=sampler, drop_last=whole, **options)
+        return TrainLoader(dataset, batch_size=self.data.batch_size, sampler=sampler, drop_last=whole, **options)
 
     def _stream_loader(self, shards: Shards, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
         own = max(1, self._stream_length(shards) // ranks[1])
@@ -323,8 +323,8 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(self._eval_split("train"), transform, sampler, batch_size)
 
     def _loader(self, images: EvalSplit, transform: Transform, sampler: EpochSampler, batch_size: int = 0) -> Loader:
-        options = loader_options(self.workers(images.source))
-        return Loader(self._dataset(images, transform), batch_size or self.data.batch_size, sampler=sampler, **options)
+        size, options = batch_size or self.data.batch_size, loader_options(self.workers(images.source))
+        return Loader(self._dataset(images, transform), batch_size=size, sampler=sampler, **options)
 
     def _dataset(self, images: EvalSplit, transform: Transform, skips: bool = False) -> AugmentedDataset:
         """Evaluation, whose labels are read in order, has unreadable images replaced, never skipped."""
@@ -353,6 +353,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """The batch with its uint8 images normalized, on the device; floats stay as the transform has made them."""
+        if not isinstance(batch, dict) or "images" not in batch:  # of a loader that a subclass has made
+            return batch
         images = batch["images"]
         if "random" in batch:  # of a batch whose transform changes colors
             statistics = (self.data.mean, self.data.std)

@@ -351,11 +351,11 @@ def test_any_transform_makes_the_same_bits_whatever_the_workers_and_moves_no_gen
         loader = data.train_dataloader()
         return [data.on_after_batch_transfer(b, 0) for epoch in (0, 1) for b in at(loader, epoch)]
 
-    states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+    # that of `random` is moved by the tests' type checks: test_augment compares it around seeded_globals alone
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
     first = run(0, 0)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert np.array_equal(np.random.get_state()[1], states[1])
-    assert random.getstate() == states[2]
     assert same(first, run(0, 4))
     assert not same(first, run(1, 0))
     assert {images.shape[-2:] for images in images_of(first)} == {(16, 16)}
@@ -423,12 +423,12 @@ def test_a_transform_that_does_not_fit_is_an_error_in_one_line(folder, transform
 
 
 def test_the_seed_is_pytorchs_when_training_starts(folder):
-    def run(seed: int, first: bool, **options: Any) -> list[Any]:
+    def run(global_seed: int, first: bool, **options: Any) -> list[Any]:
         if first:
-            pl.seed_everything(seed, verbose=False)
+            pl.seed_everything(global_seed, verbose=False)
         data = ImageDataModule(path=str(folder), batch_size=8, workers=0, **options)
         if not first:
-            pl.seed_everything(seed, verbose=False)
+            pl.seed_everything(global_seed, verbose=False)
         return fitted(data, SeesCrops()).seen["fit"]
 
     ours = run(1, True)
