@@ -179,7 +179,7 @@ def test_evaluation_replaces_within_its_split(damaged, whole, on_error):
         for index in set(NUMBERS) & set(part.index.tolist()):
             others = list(replacements._others(index))
             assert set(others) == {i for i in part.index.tolist() if part.labels[i] == part.labels[index]} - {index}
-    labeled = ImageDataModule(CROP, path=str(damaged), image_size=16, labeled=True, max_unreadable=0.1)
+    labeled = ImageDataModule(CROP, path=str(damaged), image_size=16, labeled=True, max_unreadable=0.1, seed=0)
     members = labeled.train_dataloader().dataset.replacements.members
     assert np.array_equal(members, labeled.splits.train.index)
 
