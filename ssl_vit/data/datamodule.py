@@ -127,6 +127,7 @@ class ImageDataModule(pl.LightningDataModule):
         """Continue with the seed of the run before, unless another was given."""
         if not self._seed_given:
             self.hparams["seed"] = state_dict["seed"]
+            self.__dict__.pop("splits", None)
 
     def _require_statistics(self, channels: int | None) -> None:
         rule = f"one number a channel: {channels}; data.std likewise"
@@ -145,7 +146,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the sources and decode what fits in data.cache_gb; the second call does nothing."""
-        self._require_statistics(self._of_module("channels"))
+        if self.hparams["channels"] is None:
+            self._require_statistics(self._of_module("channels"))
         if self._opened:
             return
         if self.hparams["seed"] is None:

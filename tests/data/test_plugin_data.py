@@ -183,6 +183,17 @@ def test_each_module_brings_its_own_transform_and_size(folder):
         assert {images.shape[-2:] for images in images_of(module.seen["test"])} == {(size, size)}
 
 
+def test_what_is_given_comes_before_the_module(folder):
+    module = SeesCrops(8)
+    module.channels = 64  # of a layer, say
+    crop = RandomCrop((12, 12), (0.2, 1.0))
+    data = ImageDataModule(crop, path=str(folder), batch_size=8, workers=0, image_size=(4, 6), channels=3)
+    fitted(data, module)
+    trainer().test(module, data, verbose=False)
+    assert {images.shape[1:] for images in images_of(module.seen["fit"])} == {(3, 12, 12)}
+    assert {images.shape[1:] for images in images_of(module.seen["test"])} == {(3, 4, 6)}
+
+
 @pytest.mark.parametrize(
     ("module", "run", "message"),
     [
