@@ -388,7 +388,7 @@ def test_a_resumed_epoch_has_the_same_random_images(folder):
 
 
 def test_floats_stay_as_the_transform_makes_them(folder):
-    data = ImageDataModule(v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32)]), path=str(folder), batch_size=8)
+    data = ImageDataModule(v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32)]), path=str(folder), workers=0)
     batch = next(iter(data.train_dataloader()))
     assert torch.equal(data.on_after_batch_transfer(batch, 0)["images"], batch["images"])
     assert float(batch["images"].max()) > 200
