@@ -111,8 +111,8 @@ class ReadErrors:
 class Replacements:
     """What data.on_error does where an image of a source cannot be read; skips: skip it where its batch has others.
 
-    labels: of all images; those of one label may replace one another. members: sorted numbers of the images that may:
-    an image held out for evaluation is never trained on in another's place.
+    labels: of all images; those of one label may replace one another, and any image one without a label. members:
+    sorted numbers of the images that may: an image held out for evaluation is never trained on in another's place.
     """
 
     source: Source
@@ -141,7 +141,7 @@ class Replacements:
         return None
 
     def _others(self, index: int) -> Iterator[int]:
-        place, count = int(np.searchsorted(self.members, index)), len(self.members)
+        place, count, label = int(np.searchsorted(self.members, index)), len(self.members), self.labels[index]
         for start in range(1, count, _WINDOW):
             others = self.members[(place + np.arange(start, min(start + _WINDOW, count))) % count]
-            yield from others[self.labels[others] == self.labels[index]].tolist()
+            yield from others[(label < 0) | (self.labels[others] == label)].tolist()

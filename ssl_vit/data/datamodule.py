@@ -75,11 +75,11 @@ class ImageDataModule(pl.LightningDataModule):
             options["source"] = f"{type(source).__module__}:{type(source).__qualname__}"
         self.data = data or DataConfig(**options)
         self._require_statistics(channels)
-        self.transform = None if transform is None else as_transform(transform)
-        self.labeled, self.read_errors = labeled, ReadErrors(self.data.max_unreadable)
+        self.transform, self.labeled = transform, labeled
+        self.read_errors = ReadErrors(self.data.max_unreadable)
         own = {"image_size": image_size, "channels": channels, "seed": seed, "labeled": labeled}
         self.save_hyperparameters(asdict(self.data) | own)
-        self._opened = False
+        self._opened, self._seed_given = False, seed is not None
         self._train: Source | None = None
         self._test: Source | None = None
         self._shards: Shards | None = None
@@ -119,12 +119,22 @@ class ImageDataModule(pl.LightningDataModule):
         """Of all random numbers; from setup() on it stays."""
         return torch.initial_seed() % 2**63 if self.hparams["seed"] is None else self.hparams["seed"]
 
+    def state_dict(self) -> dict[str, Any]:
+        """The seed, which a checkpoint keeps."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the seed of the run before, unless another was given."""
+        if not self._seed_given:
+            self.hparams["seed"] = state_dict["seed"]
+            self.__dict__.pop("splits", None)
+
     def _require_statistics(self, channels: int | None) -> None:
         rule = f"one number a channel: {channels}; data.std likewise"
         require(channels in (None, self.channels), "data.mean", self.data.mean, rule)
 
     def _training_transform(self) -> Transform:
-        return self.transform or as_transform(self._required("transform")())
+        return as_transform(self._required("transform")() if self.transform is None else self.transform)
 
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -136,7 +146,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Open the sources and decode what fits in data.cache_gb; the second call does nothing."""
-        self._require_statistics(self._of_module("channels"))
+        if self.hparams["channels"] is None:
+            self._require_statistics(self._of_module("channels"))
         if self._opened:
             return
         if self.hparams["seed"] is None:
@@ -328,8 +339,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(self._eval_split("train"), transform, sampler, batch_size)
 
     def _loader(self, images: EvalSplit, transform: Transform, sampler: EpochSampler, batch_size: int = 0) -> Loader:
-        options = loader_options(self.workers(images.source))
-        size = batch_size or self.data.batch_size  # by name: Lightning makes the loader of a prediction anew
+        size, options = batch_size or self.data.batch_size, loader_options(self.workers(images.source))
         return Loader(self._dataset(images, transform), batch_size=size, sampler=sampler, **options)
 
     def _dataset(self, images: EvalSplit, transform: Transform, skips: bool = False) -> AugmentedDataset:
@@ -359,6 +369,8 @@ class ImageDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """The batch with its uint8 images normalized, on the device; floats stay as the transform has made them."""
+        if not isinstance(batch, dict) or "images" not in batch:  # of a loader that a subclass has made
+            return batch
         images = batch["images"]
         if "random" in batch:  # of a batch whose transform changes colors
             statistics = (self.data.mean, self.data.std)

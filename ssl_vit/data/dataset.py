@@ -14,7 +14,7 @@ from ssl_vit.data.sources.base import Source
 from ssl_vit.data.transforms.crops import Transform
 
 Batch = dict[str, Any]
-"""images: uint8 [B, C, H, W], or a list of such; label: int64 [B], -1 = none; index: int64 [B].
+"""images: [B, C, H, W], uint8 or floats, or a list of such; label: int64 [B], -1 = none; index: int64 [B].
 
 For a transform with color also random: its uniform numbers, float64 [B, num_random], which stay on the CPU. Where
 data.on_error=skip skipped images, skipped: how many.

@@ -46,9 +46,7 @@ class BEiT(Method):
     def __init__(self, *args: Any, tokenizer: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if tokenizer is None:
-            raise ValueError(
-                "tokenizer= is missing: the checkpoint was trained with one of your own, which it cannot make"
-            )
+            raise ValueError("tokenizer= is missing: give the one of your own that the checkpoint was trained with")
         tokenizer = as_tokenizer(tokenizer)
         self.keep_hyperparameters(tokenizer=architecture_of(tokenizer))
         require_tokens(tokenizer, self.encoder_config, type(tokenizer).__name__)

@@ -13,6 +13,7 @@ from ssl_vit.data.rng import uniforms
 from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.transforms.crops import CenterCrop, RandomCrop
+from ssl_vit.data.transforms.seeded import as_transform
 
 CROP = RandomCrop((16, 16), (0.2, 1.0))
 
@@ -301,7 +302,7 @@ def test_gray_images_and_other_shapes(labeled):
             "transform= is not given, and no module is being ",
         ),
         (lambda: ImageDataModule(source="digits").test_dataloader(), "image_size= is not given, and no module is "),
-        (lambda: ImageDataModule(3), "transform=3 must be a callable on a PIL image"),
+        (lambda: as_transform(3), "transform=3 must be a callable on a PIL image"),
         (lambda: ImageDataModule(CROP, image_size=8, workers=-1), "data.workers=-1 must be auto, or 0 or more"),
     ],
 )

@@ -37,7 +37,14 @@ class Recorder(pl.LightningModule):
 def run(folder, tmp_path, max_steps: int, resume=None, workers: int = 0, source="folder", **options) -> list:
     transform = RandomCrop((8, 8), (0.2, 1.0))
     data = ImageDataModule(
-        transform, source=source, path=str(folder), image_size=8, batch_size=4, workers=workers, shuffle_buffer=6
+        transform,
+        source=source,
+        path=str(folder),
+        image_size=8,
+        seed=0,
+        batch_size=4,
+        workers=workers,
+        shuffle_buffer=6,
     )
     method = Recorder(options.pop("fails_at", -1))
     fails = method.fails_at > 0

@@ -299,6 +299,16 @@ def test_the_numbers_of_a_stream_are_those_that_evaluation_uses(packed):
     assert data.classes == ["cat", "dog"]
 
 
+def test_a_stream_takes_the_transform_of_the_module_that_is_trained(packed):
+    data = ImageDataModule(source="webdataset", path=str(packed), batch_size=5, workers=0)
+    data.setup()
+    module = SimpleNamespace(transform=lambda: CROP)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, lightning_module=module)  # pyright: ignore
+    loader = data.train_dataloader()
+    assert isinstance(loader.dataset, Stream)
+    assert next(iter(loader))["images"].shape == (5, 3, *CROP.size)
+
+
 def test_labeled_training_reads_shards_by_number(packed):
     loader = ImageDataModule(
         CROP, source="webdataset", path=str(packed), image_size=4, batch_size=4, labeled=True

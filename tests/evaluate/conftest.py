@@ -38,6 +38,6 @@ def make_evaluation(data_config):
     def made(task: str = "linear_probe", resources=CPU, **settings):
         config_class = {"linear_probe": LinearProbeConfig, "knn": KNNConfig}[task]
         config = config_class(data=data_config, **settings)
-        return Evaluation(config, ImageDataModule(None, data_config, image_size=16), resources)
+        return Evaluation(config, ImageDataModule(None, data_config, image_size=16, seed=0), resources)
 
     return made

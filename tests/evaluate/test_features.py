@@ -117,7 +117,7 @@ def test_two_processes_find_what_one_does(data_config, backbone, free_port):
     """29 and 11 images do not divide by two, and 15 are no whole number of batches of 4."""
 
     def found():
-        data = ImageDataModule(None, replace(data_config, batch_size=4), image_size=16)
+        data = ImageDataModule(None, replace(data_config, batch_size=4), image_size=16, seed=0)
         extractor = backbone.extractor(backbone.feature("both", "last", 1))
         with process_group() as ranks:
             cases = ("train", 0), ("train", 29), ("test", 11)

@@ -104,7 +104,7 @@ def test_the_tokenizer_is_frozen_and_never_in_low_precision():
 
 def test_encoder_and_tokenizer_see_the_same_crop(tmp_path):
     method = make(tokens=tokenizer(patch_size=2, image_size=16), jitter=0.0)
-    data = ImageDataModule(method.transform(), source="digits", batch_size=16, image_size=32, workers=0)
+    data = ImageDataModule(method.transform(), source="digits", batch_size=16, image_size=32, workers=0, seed=0)
     batch = next(iter(data.train_dataloader()))
     images, pixels = data.on_after_batch_transfer(batch, 0)["images"]
     assert images.shape == (16, 3, 32, 32)
@@ -116,7 +116,7 @@ def test_encoder_and_tokenizer_see_the_same_crop(tmp_path):
 
 def test_colors_change_alike_for_both(tmp_path):
     method = make(jitter=0.4)
-    data = ImageDataModule(method.transform(), source="digits", batch_size=16, image_size=32, workers=0)
+    data = ImageDataModule(method.transform(), source="digits", batch_size=16, image_size=32, workers=0, seed=0)
     batch = next(iter(data.train_dataloader()))
     images, pixels = data.on_after_batch_transfer(batch, 0)["images"]
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (data.data.mean, data.data.std))

@@ -199,7 +199,7 @@ def test_views_are_the_papers_crops_and_train_from_a_data_module(tmp_path):
     method = make()
     view = method.transform()
     assert isinstance(view, MultiCrop)
-    data = ImageDataModule(view, source="digits", batch_size=16, image_size=16)
+    data = ImageDataModule(view, source="digits", batch_size=16, image_size=16, seed=0)
     data.setup()
     batch = next(iter(data.train_dataloader()))
     assert [tuple(crop.shape) for crop in batch["images"]] == [(16, 3, side, side) for side in (16, 16, 8, 8)]

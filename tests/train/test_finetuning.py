@@ -93,7 +93,7 @@ def test_what_is_reported_is_what_the_saved_model_scores():
     from ssl_vit.data.datamodule import ImageDataModule
 
     model = ssl_vit.load_classifier(run_dir)
-    data = ImageDataModule(None, source="digits", mean=[0.2] * 3, std=[0.3] * 3, eval_crop=1.0, image_size=32)
+    data = ImageDataModule(None, source="digits", mean=[0.2] * 3, std=[0.3] * 3, eval_crop=1.0, image_size=32, seed=0)
     hits = [
         model(data.normalize(batch["images"])).argmax(1) == batch["label"] for batch in data.eval_dataloader("test")
     ]
@@ -150,7 +150,7 @@ def test_labeled_training_skips_held_out_and_unlabeled_images():
     folder_of("images", ["a", "b"], count=20)
     transform = RandomCrop((32, 32), (0.5, 1.0))
     options = {"source": "folder", "path": "images", "batch_size": 4, "workers": 0}
-    data = ImageDataModule(transform, image_size=32, labeled=True, **options)
+    data = ImageDataModule(transform, image_size=32, seed=0, labeled=True, **options)
     trained = {int(i) for batch in data.train_dataloader() for i in batch["index"]}
     tested = {int(i) for batch in data.eval_dataloader("test") for i in batch["index"]}
     assert len(trained) == 32

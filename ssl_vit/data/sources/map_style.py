@@ -32,15 +32,15 @@ class MapStyle(Source):
     def __init__(self, data: DataConfig, channels: int, dataset: Any, split: Split) -> None:
         """ValueError where it has no items, or its first one has an image of another kind."""
         self.dataset, self.split = dataset, split
-        try:
-            count, first = len(dataset), dataset[0]
-        except (TypeError, IndexError, KeyError) as error:
+        name, count = type(dataset).__name__, len(dataset) if hasattr(dataset, "__len__") else 0
+        if not count or not hasattr(dataset, "__getitem__"):
             rule = "a name, or a Dataset with __len__ and __getitem__ by integer that is not empty"
-            raise ValueError(f"source={type(dataset).__name__} must be {rule}: {one_line(error)}") from error
-        except Exception:  # an image that cannot be read is met again, and counted, in its turn
-            first = None
+            raise ValueError(f"source={name} must be {rule}")
+        first = None
+        with suppress(Exception):  # an image that cannot be read is met again, and counted, in its turn
+            first = dataset[0]
         if first is not None:
-            hwc(image_of(first), f"{type(dataset).__name__} gives")
+            hwc(image_of(first), f"{name} gives")
         labels = labels_of(dataset, count)
         self._found = labels is not None
         super().__init__(data, channels, np.full(count, -1) if labels is None else labels, [])

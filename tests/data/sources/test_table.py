@@ -34,7 +34,7 @@ def test_every_row_is_a_source():
 def test_a_source_from_outside_is_used_like_any_other():
     data = DataConfig(source=f"{__name__}:Stripes", batch_size=2)
     assert count(data) is None
-    module = ImageDataModule(None, data, image_size=8)
+    module = ImageDataModule(None, data, image_size=8, seed=0)
     batches = [*module.eval_dataloader("train"), *module.eval_dataloader("test")]
     values = sorted(int(image[0, 0, 0]) for batch in batches for image in batch["images"])
     assert values == list(range(6))
