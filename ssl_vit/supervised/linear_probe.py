@@ -54,7 +54,7 @@ class LinearProbe(pl.LightningModule):
         encoder: it is copied; or its EncoderConfig, or a dict of the fields, for a checkpoint's weights; or a Backbone.
         classes: how many, or their names in the order of the labels.
         protocol: mae, dino, beit or attentive.
-        seed: of the heads' first weights.
+        seed: of the heads' first weights; None: PyTorch's, as `pl.seed_everything` sets it.
         options: pool, layer, blocks (what is read) and base_lr (per 256 images) of LinearProbeConfig, by default the
             protocol's own.
 
@@ -66,11 +66,12 @@ class LinearProbe(pl.LightningModule):
         encoder: VisionTransformer | Backbone | EncoderConfig | dict[str, Any],
         classes: int | list[str],
         protocol: str = "mae",
-        seed: int = 0,
+        seed: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
         one_of("protocol", protocol, PAPER_PROBES)
+        seed = torch.initial_seed() if seed is None else seed
         config = LinearProbeConfig(protocol=protocol, seed=seed, **options)  # pyright: ignore[reportArgumentType]
         if isinstance(encoder, EncoderConfig | dict):
             given = encoder if isinstance(encoder, EncoderConfig) else EncoderConfig(**encoder)
@@ -143,6 +144,9 @@ class LinearProbe(pl.LightningModule):
         self.log_dict({"train/loss": loss.detach(), "train/lr": lr}, batch_size=len(targets))
         return loss
 
+    def on_fit_end(self) -> None:
+        self.global_batch = 0  # another fit may have other batches
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.paper.optimizer(self.heads.parameters(), lr=self.base_lr)
 
@@ -180,7 +184,8 @@ class LinearProbe(pl.LightningModule):
         checkpoint |= known | {"global_batch": self.global_batch}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.encoder.metadata, self.global_batch = checkpoint["metadata"], checkpoint["global_batch"]
+        self.encoder.metadata = checkpoint["metadata"]
+        self.global_batch = checkpoint["global_batch"] if self._trainer else 0  # that of a run to resume
 
 
 def from_all_ranks(
@@ -253,13 +258,8 @@ def evaluate_live(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone)
 
     Of several blocks each has a second head, which never sees a fifth of the images; these choose one on them.
     """
-    config, data, device, labels = (
-        evaluation.config,
-        evaluation.data,
-        evaluation.resources.device,
-        evaluation.train_labels,
-    )
-    (rank, ranks), (epochs, batch_size, lr) = evaluation.resources.ranks, schedule_of(evaluation)
+    config, data, labels, resources = evaluation.config, evaluation.data, evaluation.train_labels, evaluation.resources
+    (rank, ranks), (epochs, batch_size, lr) = resources.ranks, schedule_of(evaluation)
     probe, own, unseen = probe_of(evaluation, backbone, batch_size), max(1, batch_size // ranks), None
     fifth = torch.from_numpy(stratified(labels.numpy(), max(1, len(labels) // 5), config.seed))
     if len(probe.features) > 1:
@@ -274,9 +274,7 @@ def evaluate_live(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone)
         loader.sampler.epoch = epoch  # pyright: ignore[reportAttributeAccessIssue]
         for number, batch in enumerate(tracked(loader, f"epoch {epoch + 1} of {epochs}")):
             place = (number * own + torch.arange(len(batch["label"]))) * ranks + rank
-            known = batch["label"].masked_fill(
-                place >= len(labels), UNKNOWN
-            )  # images that come again fill up the ranks
+            known = batch["label"].masked_fill(place >= len(labels), UNKNOWN)  # not of images that come again
             targets = [known] if unseen is None else [known, known.masked_fill(unseen[batch["index"]], UNKNOWN)]
             images = batch["images"].to(resources.device, non_blocking=True)
             yield data.normalize(images), torch.stack(targets, dim=1)
