@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ssl_vit.config.checks import one_of
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
-from ssl_vit.config.schema import EncoderConfig
+from ssl_vit.config.schema import EncoderConfig, Pool
 from ssl_vit.data.loader import batch_images, batch_labels, full_length
 from ssl_vit.data.rng import permutation, stratified
 from ssl_vit.data.transforms.crops import RandomCrop
@@ -55,8 +55,7 @@ class LinearProbe(pl.LightningModule):
         classes: how many, or their names in the order of the labels.
         protocol: mae, dino, beit or attentive.
         seed: of the heads' first weights; None: PyTorch's, as `pl.seed_everything` sets it.
-        options: pool, layer, blocks (what is read) and base_lr (per 256 images) of LinearProbeConfig, by default the
-            protocol's own.
+        pool, layer, blocks, base_lr: as LinearProbeConfig's, by default the protocol's own; base_lr is per 256 images.
 
     ValueError: another protocol, or an option that it does not have.
     """
@@ -67,12 +66,17 @@ class LinearProbe(pl.LightningModule):
         classes: int | list[str],
         protocol: str = "mae",
         seed: int | None = None,
-        **options: Any,
+        *,
+        pool: Pool | None = None,
+        layer: int | str | None = None,
+        blocks: int | None = None,
+        base_lr: float | None = None,
     ) -> None:
         super().__init__()
         one_of("protocol", protocol, PAPER_PROBES)
         seed = torch.initial_seed() if seed is None else seed
-        config = LinearProbeConfig(protocol=protocol, seed=seed, **options)  # pyright: ignore[reportArgumentType]
+        options = {"protocol": protocol, "seed": seed, "pool": pool, "layer": layer, "blocks": blocks}
+        config = LinearProbeConfig(**options, base_lr=base_lr)  # pyright: ignore[reportArgumentType]
         if isinstance(encoder, EncoderConfig | dict):
             given = encoder if isinstance(encoder, EncoderConfig) else EncoderConfig(**encoder)
             with torch.random.fork_rng([]):
@@ -89,9 +93,7 @@ class LinearProbe(pl.LightningModule):
         self.heads = nn.ModuleList(self.paper.head(width, len(self.classes), seed) for width in widths)
         self.register_buffer("chosen", torch.tensor(len(self.features) - 1))
         known = asdict(encoder.config) if isinstance(encoder, VisionTransformer) else None
-        self.save_hyperparameters(
-            {"encoder": known, "classes": self.classes, "protocol": protocol, "seed": seed, **options}
-        )
+        self.save_hyperparameters({"encoder": known, "classes": self.classes, **options, "base_lr": base_lr})
 
     def transform(self) -> RandomCrop:
         """The papers' augmentation, uint8 image -> uint8 crop, for ImageDataModule."""
@@ -241,8 +243,8 @@ def train_probe(probe: LinearProbe, batches: EpochBatches, epochs: int, device: 
 def probe_of(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone, batch_size: int) -> LinearProbe:
     """The probe that an evaluation's settings ask for."""
     config = evaluation.config
-    options = {"pool": config.pool, "layer": config.layer, "blocks": config.blocks, "base_lr": config.base_lr}
-    probe = LinearProbe(backbone, evaluation.data.classes, config.protocol, config.seed, **options)
+    options = {name: getattr(config, name) for name in ("protocol", "seed", "pool", "layer", "blocks", "base_lr")}
+    probe = LinearProbe(backbone, evaluation.data.classes, **options)
     probe.global_batch = batch_size
     return probe
 
