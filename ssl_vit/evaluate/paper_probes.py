@@ -58,7 +58,7 @@ def read_tokens(backbone: Backbone, feature: Feature, images: Float[Tensor, "B .
 
 def linear_head(width: int, classes: int, seed: int) -> nn.Linear:
     """A linear map from a feature to the classes: weights N(0, .01), no bias at first; drawn by the seed."""
-    linear = nn.utils.skip_init(nn.Linear, width, classes)
+    linear: nn.Linear = nn.utils.skip_init(nn.Linear, width, classes)  # pyright: ignore[reportAssignmentType]
     nn.init.normal_(linear.weight, std=0.01, generator=seeded_generator(torch.device("cpu"), seed))
     nn.init.zeros_(linear.bias)
     return linear

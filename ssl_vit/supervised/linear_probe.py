@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from lightning_fabric.plugins.environments import LightningEnvironment
+from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 
 from ssl_vit.config.checks import one_of
@@ -31,7 +31,7 @@ from ssl_vit.evaluate.features import cover, tracked
 from ssl_vit.evaluate.linear import ROWS
 from ssl_vit.evaluate.paper_probes import CROP, PAPER_PROBES, read_tokens
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import TRAINED
+from ssl_vit.models.weights import TRAINED, require_fit
 from ssl_vit.optim.ema import frozen_copy
 from ssl_vit.optim.param_groups import scaled_lr
 from ssl_vit.optim.progress import fraction_done
@@ -59,6 +59,9 @@ class LinearProbe(pl.LightningModule):
 
     ValueError: another protocol, or an option that it does not have.
     """
+
+    chosen: Tensor
+    """The number of the head that classifies."""
 
     def __init__(
         self,
@@ -166,7 +169,7 @@ class LinearProbe(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         totals = sum_over_ranks(self._totals)
-        self.chosen.fill_(totals[:, 0].argmax())  # pyright: ignore[reportCallIssue]
+        self.chosen.fill_(totals[:, 0].argmax())
         self._log_totals("val", totals)
 
     on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
@@ -186,6 +189,7 @@ class LinearProbe(pl.LightningModule):
         checkpoint |= known | {"global_batch": self.global_batch}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
         self.encoder.metadata = checkpoint["metadata"]
         self.global_batch = checkpoint["global_batch"] if self._trainer else 0  # that of a run to resume
 

@@ -282,6 +282,13 @@ def test_mistakes_are_one_line(tmp_path):
         ssl_vit.LinearProbe(encoder, 3, "beit", pool="cls")
     with pytest.raises(ValueError, match=r"layer=7 must be at most 3, the encoder's blocks"):
         ssl_vit.LinearProbe(encoder, 3, "mae", layer=7)
+    other = make_trainer(tmp_path)
+    other.strategy.connect(ssl_vit.LinearProbe(encoder, 4))
+    other.save_checkpoint(tmp_path / "four.ckpt")
+    with pytest.raises(ValueError, match=r"the checkpoint: heads.0.1.weight is \[4, 24\], but \[3, 24\] is needed"):
+        make_trainer(tmp_path, max_epochs=1).fit(
+            ssl_vit.LinearProbe(encoder, 3), loader(), ckpt_path=tmp_path / "four.ckpt"
+        )
     probe, (images, labels) = ssl_vit.LinearProbe(encoder, 3), make_images(4)[:]
     for batch, message in ((images, "a batch has no labels"), ((images.to(torch.uint8), labels), "images arrive as")):
         with pytest.raises(ValueError, match=message):
