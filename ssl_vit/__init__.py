@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ssl_vit.models.weights import load_encoder, save_encoder
     from ssl_vit.supervised.classifier import Classifier, load_classifier
     from ssl_vit.supervised.finetune import FineTune
+    from ssl_vit.supervised.linear_probe import LinearProbe
     from ssl_vit.tokenizers.base import load_tokenizer
 
 __version__ = "0.1.0"
@@ -26,6 +27,7 @@ __all__ = [
     "Classifier",
     "FineTune",
     "ImageDataModule",
+    "LinearProbe",
     "Method",
     "VisionTransformer",
     "load_classifier",
@@ -41,6 +43,7 @@ _HOME = {
     "Classifier": "ssl_vit.supervised.classifier",
     "FineTune": "ssl_vit.supervised.finetune",
     "ImageDataModule": "ssl_vit.data.datamodule",
+    "LinearProbe": "ssl_vit.supervised.linear_probe",
     "Method": "ssl_vit.methods.base",
     "VisionTransformer": "ssl_vit.models.vit",
     "load_classifier": "ssl_vit.supervised.classifier",

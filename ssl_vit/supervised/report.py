@@ -15,17 +15,17 @@ from ssl_vit.evaluate.few_shot import evaluate_few_shot
 from ssl_vit.evaluate.knn import evaluate_knn
 from ssl_vit.evaluate.linear import evaluate_grid, evaluate_logreg
 from ssl_vit.evaluate.metrics import confusion_image, figures
-from ssl_vit.evaluate.paper_probes import evaluate_attentive, evaluate_beit, evaluate_dino, evaluate_mae
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.parallel.distributed import process_group
 from ssl_vit.run.files import RUNS, newest_run, write_atomic, write_json
+from ssl_vit.supervised.linear_probe import evaluate_attentive, evaluate_live
 
 LINEAR = {
     "grid": evaluate_grid,
     "logreg": evaluate_logreg,
-    "mae": evaluate_mae,
-    "dino": evaluate_dino,
-    "beit": evaluate_beit,
+    "mae": evaluate_live,
+    "dino": evaluate_live,
+    "beit": evaluate_live,
     "attentive": evaluate_attentive,
 }
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from ssl_vit.evaluate.backbones import RawPixels
-from ssl_vit.evaluate.paper_probes import AttentiveHead, evaluate_attentive
+from ssl_vit.evaluate.paper_probes import AttentiveHead
+from ssl_vit.supervised.linear_probe import evaluate_attentive
 
 
 @pytest.mark.parametrize(("width", "heads"), [(24, 12), (20, 10), (13, 1)])

@@ -11,7 +11,8 @@ from ssl_vit.data.rng import permutation, seeded_generator, stratified, uniforms
 from ssl_vit.data.sources import open_source
 from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.evaluate.backbones import RawPixels
-from ssl_vit.evaluate.paper_probes import evaluate_beit, evaluate_dino, evaluate_mae, lars
+from ssl_vit.evaluate.paper_probes import lars
+from ssl_vit.supervised.linear_probe import evaluate_live
 
 EPOCHS, BATCH = 3, 12  # 30 images: the last batch of an epoch has 6
 
@@ -72,7 +73,7 @@ def test_mae_is_a_batch_norm_and_a_linear_map_by_lars(make_evaluation, backbone,
     with torch.no_grad():
         features = encoder.features(normalized_test_images(evaluation), [-1], pool or "cls")
         expected = head(norm(features)).softmax(1)
-    result = evaluate_mae(evaluation, backbone)
+    result = evaluate_live(evaluation, backbone)
     torch.testing.assert_close(result.probabilities, expected, atol=1e-5, rtol=1e-4)
     assert result.head == {"blocks": [3], "pool": pool or "cls", "lr": lr}
 
@@ -108,7 +109,7 @@ def test_dino_reads_by_width_and_steps_by_epoch(make_evaluation, backbone, encod
         schedule.step()
     with torch.no_grad():
         expected = head(encoder.features(normalized_test_images(evaluation), layers, pool)).softmax(1)
-    result = evaluate_dino(evaluation, backbone)
+    result = evaluate_live(evaluation, backbone)
     torch.testing.assert_close(result.probabilities, expected, atol=1e-6, rtol=1e-5)
     assert result.head == {"blocks": [1 + layer for layer in layers], "pool": pool, "lr": lr}
 
@@ -142,27 +143,25 @@ def test_beit_chooses_a_block_on_training_images_that_its_chooser_never_saw(make
     hits = [int((heads[b, True](features(train[held_out], b)).argmax(1) == truth).sum()) for b in range(3)]
     chosen = hits.index(max(hits))
     expected = heads[chosen, False](features(normalized_test_images(evaluation), chosen)).softmax(1).detach()
-    result = evaluate_beit(evaluation, backbone)
+    result = evaluate_live(evaluation, backbone)
     assert result.head == {"blocks": [1 + chosen], "pool": "both", "lr": lr}
     torch.testing.assert_close(result.probabilities, expected, atol=2e-3, rtol=1e-3)  # Adam divides by its noise
 
 
-@pytest.mark.parametrize(
-    ("protocol", "evaluate"), [("mae", evaluate_mae), ("dino", evaluate_dino), ("beit", evaluate_beit)]
-)
-def test_raw_pixels_are_evaluated_alike(make_evaluation, protocol, evaluate):
-    result = evaluate(evaluation_of(make_evaluation, protocol), RawPixels((16, 16), 3, 4))
+@pytest.mark.parametrize("protocol", ["mae", "dino", "beit"])
+def test_raw_pixels_are_evaluated_alike(make_evaluation, protocol):
+    result = evaluate_live(evaluation_of(make_evaluation, protocol), RawPixels((16, 16), 3, 4))
     assert result.head["pool"] == "whole"
     assert result.probabilities.shape == (12, 3)
 
 
 def test_a_last_batch_of_one_image_is_passed_over(make_evaluation, backbone):
     evaluation = make_evaluation(protocol="mae", epochs=1, batch_size=29)
-    assert evaluate_mae(evaluation, backbone).probabilities.isfinite().all()
+    assert evaluate_live(evaluation, backbone).probabilities.isfinite().all()
 
 
 def test_probing_leaves_the_encoder_alone(make_evaluation, backbone, encoder):
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    evaluate_beit(evaluation_of(make_evaluation, "beit"), backbone)
+    evaluate_live(evaluation_of(make_evaluation, "beit"), backbone)
     torch.testing.assert_close(encoder.state_dict(), before, atol=0, rtol=0)
     assert all(parameter.grad is None for parameter in encoder.parameters())
