@@ -151,9 +151,9 @@ def test_validation_and_test_log_what_the_scores_say(classes, names, tmp_path):
     probe = ssl_vit.LinearProbe(make_encoder(), classes=classes, protocol="mae")
     images, labels = make_images(10)[:]
     labels = torch.arange(10) % classes
-    data = DataLoader(TensorDataset(images, torch.cat([labels[:9], torch.tensor([-1])])), 4)
+    data = DataLoader(TensorDataset(images, torch.cat([labels[:9], torch.tensor([-1])])), batch_size=4)
     trainer = make_trainer(tmp_path)
-    scores = torch.cat(trainer.predict(probe, DataLoader(TensorDataset(images), 4)))[:9]
+    scores = torch.cat(trainer.predict(probe, DataLoader(TensorDataset(images), batch_size=4)))[:9]
     top = scores.topk(min(5, classes)).indices == labels[:9, None]
     expected = {"top1": top[:, 0], "top5": top.any(1), "loss": torch.nn.functional.cross_entropy(scores, labels[:9])}
     for stage, measure in (("val", trainer.validate), ("test", trainer.test)):
