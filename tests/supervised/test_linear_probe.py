@@ -178,7 +178,7 @@ def test_validation_chooses_beits_block_and_the_test_chooses_nothing(tmp_path):
     (found,) = trainer.validate(probe, loader(), verbose=False)
     assert (found["val/block"], int(probe.chosen)) == (1 + best, best)
     assert found["val/top1"] == pytest.approx(hits[best] / 24)
-    wrong = DataLoader(TensorDataset(images, (labels + 1) % 3), 8)
+    wrong = DataLoader(TensorDataset(images, (labels + 1) % 3), batch_size=8)
     assert trainer.test(probe, wrong, verbose=False)[0]["test/block"] == 1 + best
     torch.testing.assert_close(probe(images), probe.scores(best, values))
 
