@@ -57,5 +57,5 @@ def eval_splits(train: Source, test: Source | None, seed: int, key: str = "data.
         kept = np.setdiff1d(kept, held_out)
         note = f"held-out {100 * HELD_OUT:.0f} % of {key}, seed {seed}"
         note += "" if test is None else " (its test split has none of its classes)"
-    parts = (EvalSplit(train, train.labels, index) for index in (kept, held_out))
-    return EvalSplits(*parts, known, foreign, has_labels, note)
+    first, second = (EvalSplit(train, train.labels, index) for index in (kept, held_out))
+    return EvalSplits(first, second, known, foreign, has_labels, note)
