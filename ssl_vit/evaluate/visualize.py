@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.config.tool_schema import VisualizeConfig
-from ssl_vit.data.sources.folder import Folder, files_at
+from ssl_vit.data.sources.folder import Folder
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.evaluate.features import local_device
 from ssl_vit.models.vit import VisionTransformer
@@ -55,7 +55,7 @@ def visualize(config: VisualizeConfig) -> list[Path]:
 def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
     """(unique name, pixels) of the image file, or of the first `limit` images below a folder."""
     P, numbered = encoder.patch_size, Path(config.images).is_dir()
-    files = Folder(DataConfig(), encoder.config.channels, files_at("images", config.images))
+    files = Folder.at("images", config.images, DataConfig(), encoder.config.channels)
     for i in range(min(config.limit, len(files))):
         name = f"{i:03}-" * numbered + Path(files.name(i)).stem
         image = torch.from_numpy(files.read(i).copy()).permute(2, 0, 1)
