@@ -4,8 +4,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from ssl_vit.config.evaluation_schema import BenchmarkConfig as Config
 from ssl_vit.config.resolve import ConfigError, Resolved
-from ssl_vit.config.tool_schema import BenchmarkConfig as Config
 
 USAGE = "suite=views|step|startup|probe|memory|doctor [key=value ...]"
 TOOLS = Path(__file__).resolve().parents[2] / "tools"  # in a checkout; an installed package has no suites

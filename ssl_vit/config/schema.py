@@ -18,7 +18,7 @@ SOURCES = ("digits", "folder", "parquet", "torchvision", "hf", "webdataset")
 PIPE = "pipe:"  # begins a URL of WebDataset that is a shell command
 Pool = Literal["cls", "mean", "both"]
 LinearProtocol = Literal["grid", "logreg", "mae", "dino", "beit", "attentive"]
-POOLS, LINEAR_PROTOCOLS = get_args(Pool), get_args(LinearProtocol)
+POOLS = get_args(Pool)
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 

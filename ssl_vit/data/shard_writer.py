@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ssl_vit.config.checks import require
-from ssl_vit.config.tool_schema import ShardsConfig
+from ssl_vit.config.evaluation_schema import ShardsConfig
 from ssl_vit.data.cache import cores
 from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources import open_source

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from ssl_vit.config.evaluation_schema import VisualizeConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from ssl_vit.config.tool_schema import VisualizeConfig
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.evaluate.features import local_device

@@ -22,6 +22,15 @@ from ssl_vit.models.stem import PatchEmbed, patchify
 Images = Float[Tensor, "B C H W"]
 
 
+def pooled(layers: Sequence[Float[Tensor, "B S D"]], pool: str, prefix: int = 1) -> Float[Tensor, "B _"]:
+    """One vector per image: of each layer the class token, and or the mean of the tokens after the prefix."""
+    vectors = []
+    for tokens in layers:
+        vectors += [tokens[:, 0]] if pool != "mean" else []
+        vectors += [tokens[:, prefix:].mean(1)] if pool != "cls" else []
+    return torch.cat(vectors, dim=1)
+
+
 class VisionTransformer(nn.Module):
     """Images to tokens in three steps that a method may call apart: patchify, add_pos_embed, encode.
 
@@ -159,10 +168,8 @@ class VisionTransformer(nn.Module):
     def with_class_token(self, patches: Float[Tensor, "B n D"]) -> Float[Tensor, "B _ D"]:
         """Class token, registers, patches: what the first block sees."""
         class_token = self.cls_token + self.pos_embed[:, :1] if self.class_rows else self.cls_token
-        tokens = [class_token.expand(len(patches), -1, -1)]
-        if self.config.num_registers:
-            tokens.append(self.reg_token.expand(len(patches), -1, -1))
-        return torch.cat([*tokens, patches], dim=1)
+        tokens = [class_token, self.reg_token] if self.config.num_registers else [class_token]
+        return torch.cat([*(token.expand(len(patches), -1, -1) for token in tokens), patches], dim=1)
 
     def embed(self, images: Images) -> Float[Tensor, "B N D"]:
         """All patches of whole images with their positions: what encode takes."""
@@ -183,11 +190,7 @@ class VisionTransformer(nn.Module):
     def features(self, images: Images, layers: Sequence[int] = (-1,), pool: str = "cls") -> Float[Tensor, "B _"]:
         """One vector per image, by layer: class token ("cls"), mean of the patches ("mean"), or "both" in turn."""
         one_of("pool", pool, POOLS)
-        pooled = []
-        for tokens in self.layer_tokens(images, layers):
-            pooled += [tokens[:, 0]] if pool != "mean" else []
-            pooled += [tokens[:, 1:].mean(1)] if pool != "cls" else []
-        return torch.cat(pooled, dim=1)
+        return pooled(self.layer_tokens(images, layers), pool)
 
     def feature_maps(self, images: Images, layers: Sequence[int] = (-1,)) -> list[Float[Tensor, "B D h w"]]:
         """Patch features as maps for dense tasks, one for each layer."""
