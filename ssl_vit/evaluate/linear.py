@@ -6,7 +6,7 @@ Letters: n training images, m test images, H heads, K classes, D feature channel
 
 import math
 import warnings
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +53,7 @@ def logistic_scores(
     return scores
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(NamedTuple):
     """Linear heads that read one feature: logits = features @ weight + bias."""
 
     feature: Feature
@@ -68,8 +67,7 @@ class Heads:
         return torch.cat([F.linear(some, weight, bias) for some in values]).unflatten(1, self.bias.shape)
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """How the grid's heads are trained; the seed is of the order of the images and of what is held out."""
 
     classes: int

@@ -25,12 +25,9 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.files import ENCODER, METADATA, newest_checkpoint, write_atomic, write_json
 
 State = dict[str, Any]  # tensors by name; what a stranger wrapped around them is not known before it is read
-TRAINED = "encoder."
-"""Prefix of the encoder that the gradients move, in a method's state dict."""
-RELATIONS = "rel_pos_bias.relative_position_bias_table"
-"""timm's name of the table of relative positions that all blocks share."""
-AROUND = ("decoder", "mask_token", "head", "lm_head")
-"""How names begin of what the authors' methods have around the encoder."""
+TRAINED = "encoder."  # prefix of the encoder that the gradients move, in a method's state dict
+RELATIONS = "rel_pos_bias.relative_position_bias_table"  # timm's name of the table that all blocks share
+AROUND = ("decoder", "mask_token", "head", "lm_head")  # how names begin of what methods have around the encoder
 
 
 def write_weights(path: Path, state: State, metadata: dict[str, Any]) -> Path:
@@ -43,8 +40,7 @@ def write_weights(path: Path, state: State, metadata: dict[str, Any]) -> Path:
 def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
     """Tensors, on the CPU, and metadata of a safetensors file; what a file of torch.save holds, and {}.
 
-    Raises:
-        ValueError: it is damaged, holds more than tensors and plain containers (a module, for one), or no dict.
+    ValueError: it is damaged, holds more than tensors and plain containers (a module, for one), or no dict.
     """
     try:
         if path.suffix == ".safetensors":
@@ -64,10 +60,9 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
 
 
 def save_encoder(encoder: VisionTransformer, folder: Path, **metadata: Any) -> Path:
-    """Write encoder.safetensors (complete in itself) and encoder.json (its metadata, for people and tools).
+    """Write encoder.safetensors (complete in itself) and encoder.json (for people and tools).
 
-    Args:
-        metadata: JSON values worth keeping: mean, std, method, data, step.
+    metadata: JSON values worth keeping: mean, std, method, data, step.
     """
     metadata = {"encoder": asdict(encoder.config), **metadata}
     write_weights(folder / ENCODER, encoder.state_dict(), metadata)
@@ -82,12 +77,10 @@ def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
     the head, and with the norm of their mean as the encoder's. `encoder.metadata` holds what is known of it: mean and
     std of its images, and for our own its method and data.
 
-    Args:
-        which: teacher or student, of a method that has both; by default what the method exports, of DINO the teacher.
+    which: teacher or student, of a method that has both; by default what the method exports, of DINO the teacher.
 
-    Raises:
-        FileNotFoundError: there is nothing at source.
-        ValueError: it holds no encoder of ours or of the authors', or weights are missing, unknown or misshapen.
+    FileNotFoundError: there is nothing at source. ValueError: it holds no encoder of ours or of the authors', or its
+    weights do not fit.
     """
     if which:
         one_of("which", which, ("teacher", "student"))
@@ -185,10 +178,9 @@ def load_strictly(network: nn.Module, state: State, where: Path | str) -> None:
 def require_fit(own: State, state: State, where: Path | str) -> None:
     """ValueError in one line names what state, read from `where`, lacks, has too many, or has in another shape."""
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    for problem, names in (("lacks", missing), ("has the unknown", unknown)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{where} {problem} {', '.join(names[:3])}{more}: it was made by another architecture")
+    if names := missing or unknown:
+        problem, more = "lacks" if missing else "has the unknown", f" and {len(names) - 3} more" * (len(names) > 3)
+        raise ValueError(f"{where} {problem} {', '.join(names[:3])}{more}: it was made by another architecture")
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
             raise ValueError(
@@ -201,9 +193,7 @@ def transfer(start: VisionTransformer, encoder: VisionTransformer, where: str) -
     """Copy the weights of another encoder of the same shape; positions are resampled where the grid differs.
 
     A fixed sine-cosine table stays the encoder's own; where the encoder learns its positions, it starts from one.
-
-    Args:
-        where: what to call the start in an error.
+    where: what to call the start in an error.
     """
     state, rows = start.state_dict(), encoder.class_rows
     ours, theirs = encoder.config.pos_embed, start.config.pos_embed

@@ -16,16 +16,10 @@ from ssl_vit.run.lock import hold
 
 
 def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | None]:
-    """The run's directory with its config.yaml, and the checkpoint to resume, if any.
+    """The run's directory with its config.yaml, and the checkpoint to resume; name begins one that is made up.
 
-    Args:
-        name: begins the directory's name, where run_dir= is empty.
-
-    Raises:
-        ImportError: the package of trainer.strategy is missing.
-        FileExistsError: run_dir holds another run already.
-        BlockingIOError: another process is writing into it.
-        FileNotFoundError, ValueError: it has no checkpoint to resume, or none that is whole.
+    ImportError: the package of trainer.strategy is missing. FileExistsError: run_dir holds a run already.
+    BlockingIOError: another process writes into it. FileNotFoundError, ValueError: no whole checkpoint to resume.
     """
     if config.trainer.strategy == "deepspeed" and find_spec("deepspeed") is None:
         raise ImportError("trainer.strategy=deepspeed needs the package deepspeed: `pip install deepspeed`")

@@ -28,9 +28,7 @@ CHECKPOINTS, IMAGES = "checkpoints", "images"
 def write_atomic(path: Path, content: bytes | str, damage: Callable[[Path], str] = lambda _: "") -> None:
     """Write a file so that it is whole or, after a crash or on a full disk, as it was before.
 
-    Args:
-        damage: of the written file, read back before it is renamed, what is wrong with it; "" for nothing.
-
+    damage: of the written file, read back before it is renamed, what is wrong with it; "" for nothing.
     OSError: the disk is full, the folder cannot be written, or the file reads back damaged; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

@@ -41,11 +41,7 @@ class Signals:
     received = 0
 
     def listen(self, prints: bool = True) -> None:
-        """Install the handlers, where this is the main thread, which alone can.
-
-        Args:
-            prints: whether to print what Ctrl-C does.
-        """
+        """Install the handlers, where this is the main thread, which alone can; prints: say what Ctrl-C does."""
         self.prints = prints
         if threading.current_thread() is threading.main_thread():
             requeue = [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []

@@ -15,15 +15,7 @@ from ssl_vit.config.checks import one_of, require
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import (
-    load_encoder,
-    load_strictly,
-    read_weights,
-    require_fit,
-    save_encoder,
-    transfer,
-    write_weights,
-)
+from ssl_vit.models.weights import load_encoder, load_strictly, read_weights, save_encoder, transfer, write_weights
 from ssl_vit.run.files import MODEL
 
 
@@ -34,9 +26,8 @@ class Classifier(nn.Module):
         encoder: not copied; with pool=mean its final norm is removed.
         classes: names, in the order of the scores.
         pool: what the head reads: mean (of patches, through a norm of its own, as MAE's) or cls (after the encoder's).
-        distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4); ValueError in
-            an encoder with relative positions.
-        head_std: std of the head's initial weights; biases are 0.
+        distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4); not with
+            relative positions. head_std: std of a head's initial weights; biases are 0.
     """
 
     def __init__(
@@ -159,7 +150,6 @@ def load_classifier(source: str | Path) -> Classifier:
     if "classifier" not in metadata:
         raise ValueError(f"{path} holds no classifier: make one with `python tools/finetune.py encoder={source}`")
     model = Classifier(VisionTransformer(EncoderConfig(**metadata["encoder"])), **metadata["classifier"])
-    require_fit(model.state_dict(), state, path)
-    model.load_state_dict(state)
+    load_strictly(model, state, path)
     model.metadata = metadata
     return model.eval()

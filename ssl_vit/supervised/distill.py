@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 from ssl_vit.evaluate.backbones import timm_model
-from ssl_vit.models.weights import require_fit
+from ssl_vit.models.weights import load_strictly
 from ssl_vit.supervised.classifier import load_classifier
 
 Statistics = tuple[list[float], list[float]]  # mean and std of each channel, of pixels in [0, 1]
@@ -75,8 +75,7 @@ def _from_timm(key: str, source: str, classes: int, channels: int) -> tuple[nn.M
         from timm.models import load_state_dict
 
         state = load_state_dict(file, use_ema=False, weights_only=True)
-        require_fit(network.state_dict(), state, key)
-        network.load_state_dict(state)
+        load_strictly(network, state, key)
     else:
         try:
             network = timm_model(key, name, pretrained=True)

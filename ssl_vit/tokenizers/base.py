@@ -74,11 +74,9 @@ def vocabulary_use(tokens: Int64[Tensor, "*shape"], vocab_size: int) -> dict[str
 
 def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None:
     """ValueError in one line unless the tokenizer, named `where`, makes one token for each of the encoder's patches."""
-    channels = getattr(tokenizer, "channels", patches.channels)
-    if channels != patches.channels:
-        raise ValueError(
-            f"tokenizer={where} reads images of {channels} channels, but encoder.channels={patches.channels}"
-        )
+    if (channels := getattr(tokenizer, "channels", patches.channels)) != patches.channels:
+        line = f"tokenizer={where} reads images of {channels} channels"
+        raise ValueError(f"{line}, but encoder.channels={patches.channels}")
     grid, own = getattr(tokenizer, "grid", None) or patches.grid, patches.grid
     if tuple(grid) != own:
         raise ValueError(
@@ -98,9 +96,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, **metadata: Any) -> Path:
 def load_tokenizer(source: str | Path) -> nn.Module:
     """A tokenizer in eval mode, frozen: of a run, its tokenizer.safetensors, or OpenAI's dVAE as a plain state dict.
 
-    Raises:
-        FileNotFoundError: there is nothing at source.
-        ValueError: it holds no tokenizer, or weights are missing, unknown or misshapen.
+    FileNotFoundError: there is nothing at source. ValueError: it holds no tokenizer, or weights do not fit.
     """
     path = Path(source)
     path = path / WEIGHTS if path.is_dir() else path

@@ -31,15 +31,13 @@ from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, crop_of, load_tokenizer,
 from ssl_vit.tokenizers.kmeans import fit_kmeans
 from ssl_vit.train.trainer import Session, data_of
 
-MAX_IMAGES = 5000
-"""Most images that a tokenizer's use of its vocabulary, and its reconstructions, are measured on."""
+MAX_IMAGES = 5000  # most that a tokenizer's use of its vocabulary, and its reconstructions, are measured on
 
 
 def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, Any]] | None:
     """Train to the end; the run directory with the tokenizer, and its metrics, on the first rank, None on the others.
 
-    Raises:
-        ValueError, OSError: bad input or a full disk; what is written stays, and the log has how to resume.
+    ValueError, OSError: bad input or a full disk; what is written stays, and the log has how to resume.
     """
     session = Session(config, kind, prefix="tokenizer")
     if isinstance(config, KMeansRun):
@@ -87,9 +85,8 @@ def pixels_of(batch: Batch, tokenizer: Tokenizer) -> Float[Tensor, "B C H W"]:
 def evaluate_tokenizer(tokenizer: Tokenizer, data: ImageDataModule) -> dict[str, Any]:
     """How much of its vocabulary a tokenizer uses on training images, and how well it reconstructs test images.
 
-    Returns:
-        vocab_size, codes_used (tokens that occur), perplexity (exp of the tokens' entropy), most_frequent (fraction of
-        the commonest token), psnr (in dB, of pixels in [0, 1]; None where the tokenizer does not decode).
+    codes_used: tokens that occur; perplexity: exp of their entropy; most_frequent: fraction of the commonest; psnr: in
+    dB, of pixels in [0, 1], None where the tokenizer does not decode.
     """
     counts = torch.zeros(tokenizer.vocab_size)
     for batch in data.eval_dataloader("train", MAX_IMAGES):
