@@ -91,8 +91,7 @@ class LinearProbeConfig(EvaluationConfig):
         yield from super().rules()
         protocol, of = PROTOCOLS[self.protocol], f"with protocol={self.protocol}"
         for name in ("epochs", "batch_size", "base_lr"):
-            known = getattr(self, name) is None or getattr(protocol, name) is not None
-            yield known, name, f"null {of}, which has none"
+            yield getattr(self, name) is None or getattr(protocol, name) is not None, name, f"null {of}, which has none"
         for name in () if self.few else ("pool", "layer", "blocks"):
             free = getattr(self, name) is None or name in protocol.readout
             yield free, name, f"null {of}, which says itself what it reads"

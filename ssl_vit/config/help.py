@@ -38,8 +38,7 @@ def help_page(config_class: type, usage: str, arguments: Iterable[str] = ()) -> 
         return overview(usage)
     found, name, _ = trained(config_class, named)
     note = _wrap("A recipe changes some of the defaults below; --dry-run shows what a run resolves to.")
-    lines = [usage, "", "recipes", *_recipe_lines(family(section, name), "  "), note]
-    return help_text(found, "\n".join(lines))
+    return help_text(found, "\n".join([usage, "", "recipes", *_recipe_lines(family(section, name), "  "), note]))
 
 
 def overview(usage: str) -> str:

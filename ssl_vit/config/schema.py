@@ -243,8 +243,7 @@ class ReadoutConfig(Bounded, section="readout"):
     """Linear probe where the command names none: grid, or logreg for small sets; docs/evaluation.md has them all."""
 
     def rules(self) -> checks.Rules:
-        legal = self.blocks == 1 or self.layer != "best"
-        yield legal, "blocks", "1 with readout.layer=best, which tries single blocks"
+        yield self.blocks == 1 or self.layer != "best", "blocks", "1 with readout.layer=best, which tries single blocks"
 
 
 @dataclass(kw_only=True)

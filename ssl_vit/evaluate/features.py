@@ -151,8 +151,7 @@ def best_feature(
 
 def feature_std(features: Float[Tensor, "n D"]) -> Float[Tensor, ""]:
     """Spread of unit-length features, times sqrt(D): 1 even, 0 collapsed (SimSiam, arXiv:2011.10566, section 4.1)."""
-    unit = torch.nn.functional.normalize(features, dim=1)
-    return unit.std(0).mean() * features.shape[1] ** 0.5
+    return torch.nn.functional.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5
 
 
 def rankme(features: Float[Tensor, "n D"]) -> float:

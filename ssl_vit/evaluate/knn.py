@@ -45,8 +45,7 @@ def nearest(
             if start == 0:
                 similarity[rows, : near.shape[1]], index[rows, : near.shape[1]] = near, column
                 continue
-            both = torch.cat([similarity[rows], near], dim=1)
-            similarity[rows], order = both.topk(k, dim=1)
+            similarity[rows], order = torch.cat([similarity[rows], near], dim=1).topk(k, dim=1)
             index[rows] = torch.cat([index[rows], column + start], dim=1).gather(1, order)
     return similarity, index
 

@@ -74,8 +74,7 @@ def _write(path: Path, images: list[UInt8[Tensor, "3 H W"]]) -> Path:
     from torchvision.io import encode_png
     from torchvision.utils import make_grid
 
-    grid = make_grid(images, nrow=4, padding=2, pad_value=255)
-    write_atomic(path, encode_png(grid).numpy().tobytes())
+    write_atomic(path, encode_png(make_grid(images, nrow=4, padding=2, pad_value=255)).numpy().tobytes())
     return path
 
 

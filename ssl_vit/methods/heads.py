@@ -67,8 +67,7 @@ class BatchNorm(nn.BatchNorm1d):
         self.running_mean.lerp_(mean.detach(), self.momentum)  # pyright: ignore
         self.running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)  # pyright: ignore
         self.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
-        normed = centered * (variance + self.eps).rsqrt()
-        return torch.addcmul(self.bias, normed, self.weight).to(x.dtype)
+        return torch.addcmul(self.bias, centered * (variance + self.eps).rsqrt(), self.weight).to(x.dtype)
 
 
 class ProjectionHead(nn.Module):

@@ -151,9 +151,7 @@ def compile_blocks(network: nn.Module) -> None:
 
 
 trunc_normal = partial(nn.init.trunc_normal_, std=0.02)  # cut at +-2, which is never met (DINO, timm)
-narrow_normal = partial(
-    nn.init.trunc_normal_, std=0.02, a=-0.02, b=0.02
-)  # which leaves a std of .0108 (BEiT's authors)
+narrow_normal = partial(nn.init.trunc_normal_, std=0.02, a=-0.02, b=0.02)  # its std is .0108 (BEiT's authors)
 SCHEMES = {"xavier": nn.init.xavier_uniform_, "trunc_normal": trunc_normal, "beit": narrow_normal}
 
 

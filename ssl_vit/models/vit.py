@@ -37,8 +37,7 @@ class VisionTransformer(nn.Module):
     MAE takes the first two for the visible patches only; BEiT swaps patches for its mask token between them; DINO and
     every evaluation call all three. The encoder knows no method and no mask.
 
-    Args:
-        config: the whole architecture; or give its fields as keywords, `VisionTransformer(size="small")`.
+    config: the whole architecture; or give its fields as keywords, `VisionTransformer(size="small")`.
     """
 
     pos_embed: Tensor

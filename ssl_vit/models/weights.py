@@ -110,8 +110,7 @@ def _read_checkpoint(content: dict[str, Any], which: str, path: Path) -> tuple[E
     prefix = TRAINED if which == "student" else content["exported"]
     if which and content["exported"] == TRAINED:
         raise ValueError(f"which={which}: {path} is of a method without a teacher")
-    weights = content["state_dict"]
-    state = {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    state = {name[len(prefix) :]: tensor for name, tensor in content["state_dict"].items() if name.startswith(prefix)}
     return EncoderConfig(**content["hyper_parameters"]["encoder"]), state, content.get("metadata", {})
 
 
@@ -198,8 +197,7 @@ def transfer(start: VisionTransformer, encoder: VisionTransformer, where: str) -
     state, rows = start.state_dict(), encoder.class_rows
     ours, theirs = encoder.config.pos_embed, start.config.pos_embed
     if ours == theirs and encoder.config.relative:
-        tables = relative_tables(state)
-        state |= {name: resample_relations(state[name], start.grid, encoder.grid) for name in tables}
+        state |= {name: resample_relations(state[name], start.grid, encoder.grid) for name in relative_tables(state)}
     elif (theirs, ours) == ("relative", "relative_per_block"):
         shared = resample_relations(state.pop(RELATIONS), start.grid, encoder.grid)
         state |= {name: shared.clone() for name in relative_tables(encoder.state_dict())}

@@ -56,7 +56,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def run_prefix(method: str, recipe: str) -> str:
     """`mae-digits-` for method=mae recipe=digits; `simmim-steel-` for acme.simmim:SimMIM and configs/steel.yaml."""
-    names = (method.rpartition(":")[2].lower(), Path(recipe).stem)
+    names = method.rpartition(":")[2].lower(), Path(recipe).stem
     return "".join(re.sub(r"[^\w.]+", "_", name) + "-" for name in names)
 
 

@@ -59,7 +59,6 @@ class Signals:
 def requeue() -> None:
     """Queue this SLURM job again; a failure is logged."""
     try:
-        args = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
-        subprocess.run(args, check=True, capture_output=True, text=True)
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         log.error(f"SLURM did not queue the job again, do it by hand ({getattr(error, 'stderr', '') or error})")

@@ -74,8 +74,7 @@ def _from_timm(key: str, source: str, classes: int, channels: int) -> tuple[nn.M
             raise FileNotFoundError(f"{key}: there is no file {file}")
         from timm.models import load_state_dict
 
-        state = load_state_dict(file, use_ema=False, weights_only=True)
-        load_strictly(network, state, key)
+        load_strictly(network, load_state_dict(file, use_ema=False, weights_only=True), key)
     else:
         try:
             network = timm_model(key, name, pretrained=True)

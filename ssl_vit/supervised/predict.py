@@ -55,8 +55,7 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
 def classify(model: Classifier, pixels: UInt8[Tensor, "B C H W"], top: int) -> list[dict[str, float]]:
     """The most probable classes of each image, best first, with their probabilities."""
     mean, std = model.metadata.get("mean", IMAGENET_MEAN), model.metadata.get("std", IMAGENET_STD)
-    probabilities = model(normalize(pixels, mean, std)).float().softmax(1)
-    fractions, numbers = probabilities.topk(min(top, len(model.classes)))
+    fractions, numbers = model(normalize(pixels, mean, std)).float().softmax(1).topk(min(top, len(model.classes)))
     return [
         {model.classes[number]: round(fraction, 6) for fraction, number in zip(row, which, strict=True)}
         for row, which in zip(fractions.tolist(), numbers.tolist(), strict=True)

@@ -110,7 +110,6 @@ def load_tokenizer(source: str | Path) -> nn.Module:
     if kind not in TOKENIZERS:
         raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(metadata)}")
     options = metadata["config"] | {"crop_scale": tuple(metadata["config"]["crop_scale"])}  # JSON has no tuples
-    config = type(TOKENIZERS[kind].config().own_config)(**options)
-    tokenizer = load_class(TOKENIZERS[kind].home)(config)
+    tokenizer = load_class(TOKENIZERS[kind].home)(type(TOKENIZERS[kind].config().own_config)(**options))
     load_strictly(tokenizer, state, path)
     return tokenizer.requires_grad_(False).eval()

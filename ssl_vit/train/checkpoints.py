@@ -84,8 +84,7 @@ class Checkpoints(Checkpoint):
         self.inside = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        accumulating = trainer.global_step == self._step
-        self.inside = accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        self.inside = trainer.global_step == self._step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
     def _between_steps(self, trainer: Any) -> None:
         request = self.signals.received

@@ -77,8 +77,7 @@ def endless(data: ImageDataModule) -> Iterator[Float[Tensor, "B C H W"]]:
 
 def pixels_of(batch: Batch, tokenizer: Tokenizer) -> Float[Tensor, "B C H W"]:
     """A batch's images in [0, 1], on the tokenizer's device."""
-    device = next(iter(tokenizer.state_dict().values())).device
-    return batch["images"].to(device).float() / 255
+    return batch["images"].to(next(iter(tokenizer.state_dict().values())).device).float() / 255
 
 
 @torch.inference_mode()
@@ -90,8 +89,7 @@ def evaluate_tokenizer(tokenizer: Tokenizer, data: ImageDataModule) -> dict[str,
     """
     counts = torch.zeros(tokenizer.vocab_size)
     for batch in data.eval_dataloader("train", MAX_IMAGES):
-        tokens = tokenizer(pixels_of(batch, tokenizer)).cpu()
-        counts += torch.bincount(tokens.flatten(), minlength=len(counts))
+        counts += torch.bincount(tokenizer(pixels_of(batch, tokenizer)).cpu().flatten(), minlength=len(counts))
     fraction, errors = counts / counts.sum(), []
     for batch in data.eval_dataloader("test", MAX_IMAGES) if tokenizer.decodes else []:
         pixels = pixels_of(batch, tokenizer)

@@ -86,8 +86,7 @@ class StreamedRows(Shards):
         try:
             # iter() and not for: that would share the rows among a loader's workers once more.
             for batch in self.rows.shard(num_shards=len(self.names), index=shard).iter(_ROWS):
-                labels = batch.get("label", [None] * _ROWS)
-                for value, label in zip(batch[self.column], labels, strict=False):
+                for value, label in zip(batch[self.column], batch.get("label", [None] * _ROWS), strict=False):
                     name = f"{self.names[shard]} row {row}"
                     yield Sample(_bytes(value), label if type(label) is int and label >= 0 else -1, name)
                     row += 1

@@ -66,9 +66,8 @@ class Parquet(FileSource):
 
 
 def _opened(file: Path) -> Any:
-    parquet = import_extra("parquet", "pyarrow.parquet")
     try:
-        return parquet.ParquetFile(file)
+        return import_extra("parquet", "pyarrow.parquet").ParquetFile(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"data.path={file} cannot be read as parquet: {one_line(error)}") from error
 
@@ -113,8 +112,7 @@ def _encoded(column: Any) -> tuple[np.ndarray, Int64[np.ndarray, " rows"]]:
     column = column.fill_null(b"").cast(pa.large_binary())
     _, offset_buffer, value_buffer = column.buffers()
     offsets = np.frombuffer(offset_buffer, np.int64)[column.offset : column.offset + len(column) + 1]
-    values = np.frombuffer(value_buffer or b"", np.uint8)
-    return values[offsets[0] : offsets[-1]], np.diff(offsets)
+    return np.frombuffer(value_buffer or b"", np.uint8)[offsets[0] : offsets[-1]], np.diff(offsets)
 
 
 def labels_of(rows: Any) -> Int64[np.ndarray, " rows"]:
