@@ -96,9 +96,8 @@ class VisionTransformer(nn.Module):
         if self.config.channels != C:
             raise ValueError(f"images have {C} channels, but encoder.channels={self.config.channels}")
         if H % self.patch_size or W % self.patch_size:
-            raise ValueError(
-                f"images are {H} x {W} pixels; both sides must be multiples of encoder.patch_size={self.patch_size}"
-            )
+            line = f"images are {H} x {W} pixels"
+            raise ValueError(f"{line}; both sides must be multiples of encoder.patch_size={self.patch_size}")
         return H // self.patch_size, W // self.patch_size
 
     def patchify(self, images: Images, index: Int[Tensor, "B n"] | None = None) -> Float[Tensor, "B _ D"]:

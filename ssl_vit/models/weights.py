@@ -157,10 +157,8 @@ def architecture_of(state: State, path: Path) -> EncoderConfig:
     side = math.isqrt(patches)
     heads = {(w, d): h for w, d, h in SIZES.values()}.get((width, depth))
     if heads is None or side * side != patches:
-        raise ValueError(
-            f"{path}: heads and grid cannot be read off a ViT {width} wide, {depth} deep with {rows} positions; build "
-            "VisionTransformer(...) yourself and load_state_dict"
-        )
+        line = f"{path}: heads and grid cannot be read off a ViT {width} wide, {depth} deep with {rows} positions"
+        raise ValueError(f"{line}; build VisionTransformer(...) yourself and load_state_dict")
     image = {"patch_size": patch_size, "image_size": side * patch_size, "channels": channels}
     shape = {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden / width}
     gain = 1.0 if "blocks.0.ls1.gamma" in state else None
@@ -182,10 +180,8 @@ def require_fit(own: State, state: State, where: Path | str) -> None:
         raise ValueError(f"{where} {problem} {', '.join(names[:3])}{more}: it was made by another architecture")
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
-            raise ValueError(
-                f"{where}: {name} is {list(state[name].shape)}, but {list(tensor.shape)} is needed; "
-                "give the encoder.* and method.* settings that it was trained with"
-            )
+            line = f"{where}: {name} is {list(state[name].shape)}, but {list(tensor.shape)} is needed"
+            raise ValueError(f"{line}; give the encoder.* and method.* settings that it was trained with")
 
 
 def transfer(start: VisionTransformer, encoder: VisionTransformer, where: str) -> None:

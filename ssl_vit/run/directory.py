@@ -47,10 +47,8 @@ def default_run_dir(name: str, config: TrainingRun) -> Path:
     if "LOCAL_RANK" in os.environ and "SSL_VIT_RUN_DIR" in os.environ:  # started by Lightning
         return Path(os.environ["SSL_VIT_RUN_DIR"])
     if config.trainer.num_nodes > 1:
-        raise ValueError(
-            f"run_dir= is missing: trainer.num_nodes={config.trainer.num_nodes} machines cannot agree on a directory "
-            "unless torchrun or SLURM starts them; give the same one to each"
-        )
+        line = f"run_dir= is missing: trainer.num_nodes={config.trainer.num_nodes} machines cannot agree on a"
+        raise ValueError(f"{line} directory unless torchrun or SLURM starts them; give the same one to each")
     return files.new_run_dir(name, config.recipe)
 
 

@@ -140,10 +140,8 @@ def load_classifier(source: str | Path) -> Classifier:
     if path.is_dir():
         path = path / MODEL
         if not path.exists():
-            raise FileNotFoundError(
-                f"model={source} has no {MODEL}: make one with `python tools/finetune.py encoder={source}`, or with "
-                f"resume={source} where it is a fine-tuning that was stopped"
-            )
+            line = f"model={source} has no {MODEL}: make one with `python tools/finetune.py encoder={source}`"
+            raise FileNotFoundError(f"{line}, or with resume={source} where it is a fine-tuning that was stopped")
     if path.suffix != ".safetensors":
         raise ValueError(f"model={source} must be a fine-tuned run or its {MODEL}")
     state, metadata = read_weights(path)

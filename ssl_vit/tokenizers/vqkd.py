@@ -100,16 +100,12 @@ class VQKDTraining(TokenizerTraining):
         super().__init__(*args, **kwargs)
         cfg = self.config
         if not cfg.teacher:
-            raise ValueError(
-                "tokenizer.teacher= is missing: the encoder whose features are predicted; make one with "
-                "`python tools/pretrain.py method=dino` and give tokenizer.teacher=RUN"
-            )
+            line = "tokenizer.teacher= is missing: the encoder whose features are predicted; make one with"
+            raise ValueError(f"{line} `python tools/pretrain.py method=dino` and give tokenizer.teacher=RUN")
         self.teacher = load_encoder(cfg.teacher).requires_grad_(False)
         if self.teacher.config.channels != cfg.channels:
-            raise ValueError(
-                f"tokenizer.teacher={cfg.teacher} reads {self.teacher.config.channels} channels, tokenizer.channels="
-                f"{cfg.channels}"
-            )
+            line = f"tokenizer.teacher={cfg.teacher} reads {self.teacher.config.channels} channels"
+            raise ValueError(f"{line}, tokenizer.channels={cfg.channels}")
         self.tokenizer = VQKD(cfg)
         self.decoder = transformer(cfg, cfg.decoder_depth)
         del self.decoder.patch_embed  # its patches are vectors
