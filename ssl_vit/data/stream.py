@@ -62,10 +62,7 @@ class Buffer:
 
 @dataclass(eq=False)
 class Stream(Dataset):
-    """One transform of each image of some shards, a whole batch at a time; what it has open serves the next batch.
-
-    ValueError for uncounted shards that are fewer than the worker streams.
-    """
+    """One transform of each image of shards, batch by batch; ValueError: uncounted and fewer than worker streams."""
 
     shards: Shards
     transform: Transform

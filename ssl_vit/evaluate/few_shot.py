@@ -1,7 +1,4 @@
-"""Few labels: a few training images of each class, or a fraction of them, drawn five times.
-
-Letters: n training images.
-"""
+"""Few labels: training images of each class, or a fraction of all, drawn five times. Letters: n training images."""
 
 from statistics import mean, stdev
 from typing import Any

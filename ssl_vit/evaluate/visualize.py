@@ -24,10 +24,7 @@ QUANTILE_ROWS = 1_000_000  # patches that quantiles are of, evenly spread: torch
 
 
 def visualize(config: VisualizeConfig) -> list[Path]:
-    """Write <name>-attention.png, -mask.png and -pca.png for each image, cut to a multiple of the patch.
-
-    FileNotFoundError or ValueError where there is no encoder or no image, or an image cannot be read.
-    """
+    """Write <name>-attention.png, -mask.png, -pca.png of each image. FileNotFoundError, ValueError: none to be read."""
     source = Path(config.encoder) if config.encoder else newest_run()
     encoder = load_encoder(source).to(local_device())
     mean, std = encoder.metadata.get("mean", IMAGENET_MEAN), encoder.metadata.get("std", IMAGENET_STD)

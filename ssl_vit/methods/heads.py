@@ -1,7 +1,4 @@
-"""Heads on an encoder in training: DINO's projection head (arXiv:2104.14294, appendix C).
-
-Letters: n vectors, D encoder width, d bottleneck width, K prototypes.
-"""
+"""DINO's projection head (arXiv:2104.14294, appendix C). Letters: n vectors, D, d widths in and out, K prototypes."""
 
 from typing import Any
 

@@ -16,10 +16,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def mesh_of(trainer: pl.Trainer | None) -> Any:
-    """The DeviceMesh that a trainer shards weights over; None where each rank has all, and outside a trainer.
-
-    ValueError: the strategy splits single layers over ranks (tensor parallelism), which nothing here supports.
-    """
+    """The DeviceMesh that a trainer shards weights over, None without; ValueError where it splits single layers."""
     if trainer is None or not isinstance(trainer.strategy, ModelParallelStrategy):
         return None
     mesh = trainer.strategy.device_mesh

@@ -36,10 +36,7 @@ def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | 
 
 
 def default_run_dir(name: str, config: TrainingRun) -> Path:
-    """A directory that no run has yet, the same on all ranks, under SLURM named by the job.
-
-    ValueError: the ranks have no way to agree on one.
-    """
+    """A directory that no run has yet, under SLURM named by the job; ValueError where ranks cannot agree on one."""
     if TorchElasticEnvironment.detect():
         return Path(broadcast_object(str(files.new_run_dir(name, config.recipe))))
     if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
@@ -53,10 +50,7 @@ def default_run_dir(name: str, config: TrainingRun) -> Path:
 
 
 def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
-    """The checkpoint that resume= means: a file, or the newest of run_dir that is whole; for auto None without any.
-
-    FileNotFoundError: run_dir has none. ValueError: it is damaged, or all are.
-    """
+    """The checkpoint that resume= means, None for auto without any. FileNotFoundError; ValueError: none is whole."""
     if resume and Path(resume).is_file():
         if problem := files.damage(Path(resume)):
             raise ValueError(f"resume={resume} is damaged ({problem}): give another, or resume={run_dir}")

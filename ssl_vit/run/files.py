@@ -68,10 +68,7 @@ def new_run_dir(method: str, recipe: str) -> Path:
 
 
 def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
-    """The run whose `holding` (a file, or a folder with files) is newest; encoders only of pretrainings.
-
-    FileNotFoundError: no run has one; the message has the command that makes it.
-    """
+    """The run whose `holding` (a file, a folder with files) is newest, encoders of pretrainings; FileNotFoundError."""
     found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
     if holding == ENCODER:  # a fine-tuned one lies beside its model, and has to be named
         found = [path for path in found if not (path.parent / MODEL).exists()]
@@ -93,10 +90,7 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The whole checkpoint of a run's latest step; each damaged one that is skipped is logged.
-
-    FileNotFoundError: it has none. ValueError: it has none that is whole.
-    """
+    """A run's latest whole checkpoint; damaged ones are logged. FileNotFoundError: none. ValueError: none whole."""
     found = checkpoints_of(run)
     if not found:
         raise FileNotFoundError(f"resume={run}: there is no checkpoint in {run / CHECKPOINTS}")
@@ -108,10 +102,7 @@ def newest_checkpoint(run: Path) -> Path:
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint on the disk; "" where every entry of it has its checksum.
-
-    torch.save writes a zip file, with a CRC-32 of each entry and their directory at its end.
-    """
+    """What is wrong with a checkpoint, a zip file, on the disk; "" where every entry of it has its checksum."""
     try:
         with checkpoint.open("rb") as file:
             if hasattr(os, "posix_fadvise"):  # so that the disk is read, and not the page cache

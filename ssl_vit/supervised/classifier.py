@@ -1,7 +1,4 @@
-"""A classifier: a Vision Transformer with a head, in training, in files and in use.
-
-Letters: B images, C channels, H x W pixels, D width, N patches, S tokens, K classes.
-"""
+"""A Vision Transformer with a head. Letters: B images, C channels, H x W pixels, D width, N patches, K classes."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -130,10 +127,7 @@ def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:
 
 
 def load_classifier(source: str | Path) -> Classifier:
-    """A classifier in eval mode from a fine-tuned run or its model.safetensors.
-
-    FileNotFoundError without one, ValueError where it holds no classifier or weights do not fit.
-    """
+    """A classifier in eval mode of a fine-tuned run or its model.safetensors. FileNotFoundError; ValueError: no fit."""
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"model={source}: there is no such file or run")

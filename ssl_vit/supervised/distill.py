@@ -1,7 +1,4 @@
-"""The teacher of a distillation: any timm model or fine-tuned classifier, frozen, on the student's own images.
-
-Letters: B images, C channels, H x W pixels, K classes.
-"""
+"""A frozen teacher: any timm model or fine-tuned classifier. Letters: B images, C channels, H x W pixels, K classes."""
 
 from pathlib import Path
 

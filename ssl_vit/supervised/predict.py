@@ -1,7 +1,4 @@
-"""Classes of images by a fine-tuned model, as a CSV or JSON file: one row an image, unreadable ones among them.
-
-Letters: B images, C channels, H x W pixels.
-"""
+"""Classes of images, as a CSV or JSON file with a row for each. Letters: B images, C channels, H x W pixels."""
 
 import csv
 import io

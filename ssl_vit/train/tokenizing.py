@@ -35,10 +35,7 @@ MAX_IMAGES = 5000  # most that a tokenizer's use of its vocabulary, and its reco
 
 
 def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, Any]] | None:
-    """Train to the end; the run directory with the tokenizer, and its metrics, on the first rank, None on the others.
-
-    ValueError, OSError: bad input or a full disk; what is written stays, and the log has how to resume.
-    """
+    """(run directory, metrics) of a tokenizer trained to the end, None but on the first rank; ValueError, OSError."""
     session = Session(config, kind, prefix="tokenizer")
     if isinstance(config, KMeansRun):
         session.open()
