@@ -16,6 +16,5 @@ def run(resolved: Resolved[Config]) -> None:
     suite = resolved.config.suite
     if not (TOOLS / "benchmarks").is_dir():
         raise ConfigError(f"suite={suite} belongs to the repository, which is not here; suite=doctor is installed")
-    if str(TOOLS) not in sys.path:
-        sys.path.insert(0, str(TOOLS))
+    sys.path.insert(0, str(TOOLS))
     importlib.import_module(f"benchmarks.{suite}").run(resolved.config)

@@ -56,7 +56,15 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         if config.num_registers:
             self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, self.embed_dim))
-        self._make_positions()
+        # As in timm's models: with registers the table is the patches' alone.
+        self.class_rows = 0 if config.num_registers or config.relative else 1
+        kind, (h, w) = config.pos_embed, self.grid
+        if config.relative:
+            self.rel_pos_bias = RelativePositionBias(self.grid, self.num_heads if kind == "relative" else 0)
+        elif kind == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.class_rows + h * w, self.embed_dim))
+        else:  # a buffer: a frozen parameter would stop plain DDP
+            self.register_buffer("pos_embed", F.pad(sincos_2d(h, w, self.embed_dim), (0, 0, self.class_rows, 0)))
         rates = [config.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
         rows = relations(self.grid) if config.pos_embed == "relative_per_block" else 0
         self.blocks = nn.ModuleList(
@@ -65,17 +73,6 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
         if not self.cls_token.is_meta:  # shapes alone: no values, and random ones would import torch._dynamo
             self._init_weights()
-
-    def _make_positions(self) -> None:
-        # As in timm's models: with registers the table is the patches' alone.
-        self.class_rows = 0 if self.config.num_registers or self.config.relative else 1
-        kind, (h, w) = self.config.pos_embed, self.grid
-        if self.config.relative:
-            self.rel_pos_bias = RelativePositionBias(self.grid, self.num_heads if kind == "relative" else 0)
-        elif kind == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, self.class_rows + h * w, self.embed_dim))
-        else:  # a buffer: a frozen parameter would stop plain DDP
-            self.register_buffer("pos_embed", F.pad(sincos_2d(h, w, self.embed_dim), (0, 0, self.class_rows, 0)))
 
     def _init_weights(self) -> None:
         scheme = self.config.init
