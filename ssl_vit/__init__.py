@@ -7,35 +7,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ssl_vit.data.datamodule import ImageDataModule
-    from ssl_vit.methods.base import Method
-    from ssl_vit.methods.beit import BEiT
-    from ssl_vit.methods.dino import DINO
-    from ssl_vit.methods.mae import MAE
-    from ssl_vit.models.vit import VisionTransformer
-    from ssl_vit.models.weights import load_encoder, save_encoder
-    from ssl_vit.supervised.classifier import Classifier, load_classifier
-    from ssl_vit.supervised.finetune import FineTune
-    from ssl_vit.supervised.linear_probe import LinearProbe
-    from ssl_vit.tokenizers.base import load_tokenizer
+    from ssl_vit.data.datamodule import ImageDataModule as ImageDataModule
+    from ssl_vit.methods.base import Method as Method
+    from ssl_vit.methods.beit import BEiT as BEiT
+    from ssl_vit.methods.dino import DINO as DINO
+    from ssl_vit.methods.mae import MAE as MAE
+    from ssl_vit.models.vit import VisionTransformer as VisionTransformer
+    from ssl_vit.models.weights import load_encoder as load_encoder
+    from ssl_vit.models.weights import save_encoder as save_encoder
+    from ssl_vit.supervised.classifier import Classifier as Classifier
+    from ssl_vit.supervised.classifier import load_classifier as load_classifier
+    from ssl_vit.supervised.finetune import FineTune as FineTune
+    from ssl_vit.supervised.linear_probe import LinearProbe as LinearProbe
+    from ssl_vit.tokenizers.base import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
-__all__ = [
-    "DINO",
-    "MAE",
-    "BEiT",
-    "Classifier",
-    "FineTune",
-    "ImageDataModule",
-    "LinearProbe",
-    "Method",
-    "VisionTransformer",
-    "load_classifier",
-    "load_encoder",
-    "load_tokenizer",
-    "save_encoder",
-]
-
 _HOME = {
     "BEiT": "ssl_vit.methods.beit",
     "DINO": "ssl_vit.methods.dino",
@@ -51,6 +37,7 @@ _HOME = {
     "load_tokenizer": "ssl_vit.tokenizers.base",
     "save_encoder": "ssl_vit.models.weights",
 }
+__all__ = [*_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

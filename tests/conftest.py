@@ -1,6 +1,7 @@
 """One thread a process, shapes checked where single functions are tested, and fixtures of all rooms."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, and for the processes that tests start
 
 ROOT = Path(__file__).resolve().parents[1]
+if sys.dont_write_bytecode:  # so each process that tests start would compile all it imports, which takes 20 seconds
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(ROOT / ".pytest_cache" / "bytecode")
+    sys.dont_write_bytecode = False
 # Not config, which answers a value of another type in a line of its own.
 ROOMS = [f"ssl_vit.{room.name}" for room in (ROOT / "ssl_vit").iterdir() if room.is_dir() and room.name != "config"]
 jaxtyping.install_import_hook(ROOMS, "typecheck.checked")
@@ -54,6 +59,17 @@ def _seeded() -> None:
     import torch
 
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def _digits() -> None:
+    forks.keep_digits()
+
+
+@pytest.fixture(autouse=True)
+def _drawn_once(request: pytest.FixtureRequest) -> None:
+    if _trains(request.node.path):
+        request.getfixturevalue("_digits")
 
 
 @pytest.fixture

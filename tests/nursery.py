@@ -2,7 +2,8 @@
 
 Run as a script it is the process that forks. A line of JSON starts one, {"file": .., "function": .., "args": [..],
 "variables": {..}, "folder": .., "output": file}, and is answered by its process id; a file without a function is a
-script. {"wait": [ids]} is answered by their exit statuses, negative for a signal.
+script, which finds modules in the PYTHONPATH of its variables too. {"wait": [ids]} is answered by their exit statuses,
+negative for a signal.
 """
 
 import importlib
@@ -21,6 +22,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+PAID = (
+    *("torch.distributed.fsdp", "torch.distributed.launcher.api", "torch.distributed.nn.functional"),
+    *("torch.distributed.tensor.parallel", "torchvision.io", "sklearn.datasets", "sklearn.linear_model"),
+    *("ssl_vit.methods.mae", "ssl_vit.methods.dino", "ssl_vit.methods.beit"),
+    *("ssl_vit.train.pretraining", "ssl_vit.train.finetuning", "ssl_vit.supervised.predict"),
+)
+"""Modules that runs of one or of several processes import."""
 
 
 def free_port() -> int:
@@ -33,6 +41,16 @@ def free_port() -> int:
                 return port
             except OSError:
                 continue
+
+
+def keep_digits() -> None:
+    """Draw the digits of data.source=digits once for all runs of this process, and of those that it forks."""
+    from sklearn.datasets import load_digits
+
+    from ssl_vit.data.sources import digits
+
+    drawn = [digits.draw_digit(strokes, number) for number, strokes in enumerate(load_digits().images)]
+    digits.draw_digit = lambda strokes, number: drawn[number]
 
 
 class Nursery:
@@ -75,16 +93,20 @@ class Nursery:
         """The exit status of a tool."""
         return self.wait(self.start(folder, *args, tool=tool, **variables))[0]
 
+    def call(self, folder: Path, function: Callable[..., None], *args: Any, **variables: str) -> int:
+        """The process id of function(*args), a module's own; the args are passed as JSON."""
+        request = {"file": inspect.getfile(function), "function": function.__name__, "folder": folder}
+        return self._request({**request, "args": args, "variables": variables, "output": folder / "output"})
+
     def ranks(self, folder: Path, function: Callable[..., None], *args: Any, processes: int = 2) -> None:
         """Run function(rank, *args) in processes that torchrun might have started; the args are passed as JSON."""
         torchrun = {"LOCAL_WORLD_SIZE": str(processes), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "tests"}
-        variables, output = _group(processes) | torchrun, folder / "output"
-        request = {"file": inspect.getfile(function), "function": function.__name__, "folder": folder, "output": output}
-        started = []
-        for rank in range(processes):
-            own = {"RANK": str(rank), "LOCAL_RANK": str(rank), **variables}
-            started.append(self._request({**request, "args": [rank, *args], "variables": own}))
-        assert self.wait(*started) == [0] * processes, output.read_text()
+        variables = _group(processes) | torchrun
+        started = [
+            self.call(folder, function, rank, *args, RANK=str(rank), LOCAL_RANK=str(rank), **variables)
+            for rank in range(processes)
+        ]
+        assert self.wait(*started) == [0] * processes, (folder / "output").read_text()
 
     def signal_when(self, happened: Callable[[], bool], number: int, *processes: int) -> list[int]:
         """Send a signal as soon as something has happened; the exit statuses."""
@@ -124,19 +146,16 @@ def _call(file: Path, function: str, args: list[Any]) -> None:
     if function:
         getattr(importlib.import_module(file.stem), function)(*args)
     else:
+        sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
         sys.argv = [str(file), *args]
         runpy.run_path(str(file), run_name="__main__")
 
 
 def _serve() -> None:
     """Answer requests until their pipe is closed; a fork leaves by SystemExit."""
-    import sklearn.datasets
-    import sklearn.linear_model  # noqa: F401
-    import torchvision.io  # noqa: F401
-
-    import ssl_vit.train.pretraining  # noqa: F401
-    from ssl_vit.methods import beit, dino, mae  # noqa: F401
-
+    for module in PAID:
+        importlib.import_module(module)
+    keep_digits()
     ended: dict[int, int] = {}
     for line in sys.stdin:
         request = json.loads(line)

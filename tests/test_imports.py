@@ -15,53 +15,34 @@ HEAVY = {
 }
 
 
-def loaded_after(code: str) -> set[str]:
-    """Top-level modules of a fresh interpreter after running code."""
-    script = f"import sys\n{code}\nprint(' '.join(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return set(done.stdout.splitlines()[-1].split())
+def loaded_after(*stages: str) -> list[set[str]]:
+    """Top-level modules that a fresh interpreter has after each of some pieces of code, run in turn."""
+    show = "print(*{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    script = "\n".join(["import sys", *(f"{stage}\n{show}" for stage in stages)])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [set(line.split()) for line in done.stderr.splitlines()[-len(stages) :]]
 
 
-def test_import_ssl_vit_loads_nothing():
-    assert not loaded_after("import ssl_vit") & (HEAVY | {"torch", "numpy", "yaml"})
-
-
-def test_the_encoder_needs_torch_alone():
-    code = "import ssl_vit; ssl_vit.VisionTransformer(size='tiny', image_size=32)"
-    assert not loaded_after(code) & (HEAVY | {"yaml", "safetensors", "PIL"})
-
-
-def test_load_encoder_needs_torch_and_safetensors_alone(tmp_path):
-    loaded = loaded_after(
-        f"import ssl_vit; e = ssl_vit.VisionTransformer(size='tiny', image_size=32); from pathlib import Path\n"
-        f"ssl_vit.save_encoder(e, Path({str(tmp_path)!r})); ssl_vit.load_encoder({str(tmp_path)!r})"
+def test_what_the_package_and_a_typo_and_a_dry_run_load():
+    package, name, typo, plan = loaded_after(
+        "import ssl_vit",
+        "try: ssl_vit.SimCLR\nexcept AttributeError as error: assert 'MAE' in str(error)\nelse: 1 / 0",
+        "from ssl_vit.cli.main import guarded\nassert guarded(['pretrain', 'method=mae', 'optim.lr=1']) == 2",
+        "assert guarded(['pretrain', 'method=mae', '--dry-run']) == 0",
     )
+    assert not (package | name) & (HEAVY | {"torch", "numpy", "yaml"})
+    assert not typo & (HEAVY | {"torch", "numpy"})
+    assert "torch" in plan
+    assert not plan & (HEAVY | {"sympy"})  # sympy comes with torch._dynamo, four seconds
+
+
+def test_the_encoder_needs_torch_alone_and_load_encoder_safetensors_too(tmp_path):
+    encoder, loaded = loaded_after(
+        "import ssl_vit; encoder = ssl_vit.VisionTransformer(size='tiny', image_size=32)",
+        f"import pathlib; ssl_vit.save_encoder(encoder, pathlib.Path({str(tmp_path)!r}))\n"
+        f"ssl_vit.load_encoder({str(tmp_path)!r})",
+    )
+    assert not encoder & (HEAVY | {"yaml", "safetensors", "PIL"})
     assert "safetensors" in loaded
     assert not loaded & (HEAVY | {"yaml", "PIL"})
-
-
-def test_a_typo_is_answered_without_torch():
-    code = """
-from ssl_vit.cli.main import main
-try: main(["pretrain", "method=mae", "optim.lr=1"])
-except SystemExit as done: assert done.code == 2
-"""
-    assert not loaded_after(code) & (HEAVY | {"torch", "numpy"})
-
-
-def test_a_dry_run_loads_torch_but_not_lightning():
-    code = """
-from ssl_vit.cli.settings import print_plan, resolve_run
-from ssl_vit.config.schema import RunConfig
-print_plan(resolve_run(RunConfig, ["method=mae"]))
-"""
-    loaded = loaded_after(code)
-    assert "torch" in loaded
-    assert not loaded & (HEAVY | {"sympy"})  # sympy comes with torch._dynamo, four seconds
-
-
-def test_an_unknown_name_is_answered_with_the_known_ones():
-    code = (
-        "import ssl_vit\ntry: ssl_vit.SimCLR\nexcept AttributeError as error: assert 'MAE' in str(error)\nelse: 1 / 0"
-    )
-    loaded_after(code)

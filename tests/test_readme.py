@@ -9,13 +9,12 @@ import torch
 
 import ssl_vit
 from ssl_vit.cli.settings import resolve_run
-from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
+from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig, ShardsConfig
 from ssl_vit.config.finetune_schema import FinetuneRun, PredictConfig
 from ssl_vit.config.pretrain_schema import METHODS
 from ssl_vit.config.resolve import resolve
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
-from ssl_vit.config.tool_schema import ShardsConfig
 from ssl_vit.methods import method_named
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,8 +4,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from ssl_vit.config.evaluation_schema import BenchmarkConfig as Config
 from ssl_vit.config.resolve import ConfigError, Resolved
-from ssl_vit.config.tool_schema import BenchmarkConfig as Config
 
 USAGE = "suite=views|step|startup|probe|memory|doctor [key=value ...]"
 TOOLS = Path(__file__).resolve().parents[2] / "tools"  # in a checkout; an installed package has no suites
@@ -16,6 +16,5 @@ def run(resolved: Resolved[Config]) -> None:
     suite = resolved.config.suite
     if not (TOOLS / "benchmarks").is_dir():
         raise ConfigError(f"suite={suite} belongs to the repository, which is not here; suite=doctor is installed")
-    if str(TOOLS) not in sys.path:
-        sys.path.insert(0, str(TOOLS))
+    sys.path.insert(0, str(TOOLS))
     importlib.import_module(f"benchmarks.{suite}").run(resolved.config)

@@ -39,8 +39,7 @@ def guarded(args: Sequence[str]) -> int:
     try:
         run_command(*args or ["--help"])
     except Stopped as stop:
-        stopped = [*shlex.split(typed(args[0])), *args[1:]]
-        print(f"{stop}; go on with: {stop.command(stopped)}", file=sys.stderr)
+        print(f"{stop}; go on with: {stop.command([*shlex.split(typed(args[0])), *args[1:]])}", file=sys.stderr)
         return stop.status
     except KeyboardInterrupt:
         return 130

@@ -1,7 +1,7 @@
 """Draw what an encoder attends to and how its patch features differ."""
 
+from ssl_vit.config.evaluation_schema import VisualizeConfig as Config
 from ssl_vit.config.resolve import Resolved
-from ssl_vit.config.tool_schema import VisualizeConfig as Config
 
 USAGE = "images=FILE_OR_FOLDER [encoder=RUN_OR_FILE] [key=value ...]"
 

@@ -1,7 +1,7 @@
-"""Settings of the evaluations: the linear probe with its protocols, and k-NN; schema.py has the rest."""
+"""Settings of the commands that train nothing: linear probe, k-NN, visualization, shards, benchmarks."""
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from ssl_vit.config import checks
 from ssl_vit.config.checks import Bounded, NonNegativeInt, PositiveFloat, PositiveInt, Rules, fresh
@@ -69,8 +69,8 @@ class EvaluationConfig(Bounded):
 
     @property
     def as_trained(self) -> bool:
-        """Whether the encoder's run says what is read: its readout.pool, layer and blocks are the defaults."""
-        return True
+        """Whether the encoder's run says what is read: with logistic regression, which reads one feature, and k-NN."""
+        return self.few or getattr(self, "protocol", "logreg") == "logreg"
 
 
 @dataclass(kw_only=True)
@@ -91,8 +91,7 @@ class LinearProbeConfig(EvaluationConfig):
         yield from super().rules()
         protocol, of = PROTOCOLS[self.protocol], f"with protocol={self.protocol}"
         for name in ("epochs", "batch_size", "base_lr"):
-            known = getattr(self, name) is None or getattr(protocol, name) is not None
-            yield known, name, f"null {of}, which has none"
+            yield getattr(self, name) is None or getattr(protocol, name) is not None, name, f"null {of}, which has none"
         for name in () if self.few else ("pool", "layer", "blocks"):
             free = getattr(self, name) is None or name in protocol.readout
             yield free, name, f"null {of}, which says itself what it reads"
@@ -100,16 +99,11 @@ class LinearProbeConfig(EvaluationConfig):
         yield legal, "layer", f"last or a number {of}; protocol=logreg and k-NN can choose"
 
     @property
-    def as_trained(self) -> bool:
-        """Whether the encoder's run says what is read: with logistic regression, which reads one feature."""
-        return self.protocol == "logreg" or self.few
-
-    @property
     def schedule(self) -> tuple[int, int, float]:
         """(epochs, images a step, learning rate per 256 images): as set, else the protocol's own; 0 for none."""
         own = PROTOCOLS[self.protocol]
-        chosen = self.epochs or own.epochs, self.batch_size or own.batch_size, self.base_lr or own.base_lr
-        return chosen[0] or 0, chosen[1] or 0, chosen[2] or 0.0
+        epochs, batch_size = self.epochs or own.epochs or 0, self.batch_size or own.batch_size or 0
+        return epochs, batch_size, self.base_lr or own.base_lr or 0.0
 
 
 @dataclass(kw_only=True)
@@ -121,3 +115,55 @@ class KNNConfig(EvaluationConfig):
     """k: one, or several of which held-out training images choose; at most the training images."""
     temperature: PositiveFloat = 0.07
     """Softness of the votes: exp(cosine similarity / temperature)."""
+
+
+@dataclass(kw_only=True)
+class VisualizeConfig(Bounded):
+    """Attention of the class token, masks of it, and principal components of patch features, as PNG."""
+
+    images: str = ""
+    """An image, or a folder of images."""
+    encoder: str = ""
+    """A run, encoder.safetensors, a checkpoint; by default the newest run."""
+    out: str = ""
+    """Folder to write to; by default visualize/ beside the encoder."""
+    mass: Annotated[float, checks.inside("(0, 1]")] = 0.6
+    """Fraction of each head's attention that its mask holds."""
+    size: NonNegativeInt = 0
+    """Short side that images are scaled to, in pixels; 0: their own."""
+    limit: PositiveInt = 16
+    """Most images of a folder."""
+
+
+@dataclass(kw_only=True)
+class ShardsConfig(Bounded):
+    """Pack images of any source into tar shards for data.source=webdataset, with their labels, in a mixed order."""
+
+    data: DataConfig = fresh(DataConfig)
+    out: str = ""
+    """Folder to write to; it must be empty or new."""
+    shard_mb: PositiveFloat = 256
+    """Size at which a shard ends, in MB."""
+    size: NonNegativeInt = 0
+    """Short side that larger images are scaled down to, in pixels; 0: the files' bytes as they are."""
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig(Bounded):
+    """Time a part beside what the field uses for the same work, in turn in one process; medians."""
+
+    suite: Literal["views", "step", "startup", "probe", "memory", "doctor"] = "step"
+    """views (crops), step (of a method), startup (until commands answer), probe (grid, k-NN), memory (of an epoch), or
+    doctor: where a run's time goes; with it give method=, recipe=, data.path= and all else as to pretrain."""
+    repeats: PositiveInt = 7
+    """Turns of each baseline."""
+    method: Literal["mae", "dino", "beit"] = "mae"
+    """Whose step."""
+    size: Literal["small", "base"] = "small"
+    """Encoder of a step, with patches of 16 pixels."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Of a step; bf16 is autocast."""
+    batch_size: PositiveInt = 16
+    """Images of a step."""
+    compile: bool = False
+    """torch.compile the blocks of all baselines."""

@@ -26,10 +26,7 @@ COMMON = (
 
 
 def help_page(config_class: type, usage: str, arguments: Iterable[str] = ()) -> str:
-    """What `--help` answers: the recipes and settings of what the arguments name, or an overview of the methods.
-
-    Raises ConfigError.
-    """
+    """What `--help` answers: recipes and settings of what is named, or an overview of methods. Raises ConfigError."""
     if not issubclass(config_class, TrainingRun):
         return help_text(config_class, usage)
     section = config_class.own_section

@@ -47,7 +47,11 @@ def resolve(
 
     RunConfig and TokenizerRun stand for that of the method or tokenizer named; lower: nested settings, origin: whose.
     """
-    args = _once(_pairs(arguments))
+    pairs = [arg.partition("=") for arg in arguments]
+    for key, equals, text in pairs:
+        if not (key and equals):
+            raise ConfigError(f"{key}{equals}{text} is not a setting: settings are written key=value")
+    args = _once((key, text) for key, _, text in pairs)
     found, name, origins = trained(config_class, args)
     base: Any = found()
     settings = settings_of(base)
@@ -135,14 +139,6 @@ def _scalar(text: str, hint: Any) -> Any:
     return int(text) if hint is int else text  # of a choice its bound knows whether it is one
 
 
-def _pairs(arguments: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for arg in arguments:
-        key, equals, text = arg.partition("=")
-        if not (key and equals):
-            raise ConfigError(f"{arg} is not a setting: settings are written key=value")
-        yield key, text
-
-
 def _once(pairs: Iterable[tuple[str, Any]], where: str = "") -> dict[str, Any]:
     values = {}
     for key, value in pairs:
@@ -202,11 +198,7 @@ def _legal(key: str, settings: Mapping[str, Setting]) -> str:
 
 
 def _build(base: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
-    made = {}
-    for field in fields(base):
-        key, default = prefix + field.name, getattr(base, field.name)
-        if is_dataclass(default):
-            made[field.name] = _build(default, values, f"{key}.")
-        elif field.init:
-            made[field.name] = values[key]
-    return type(base)(**made)
+    def made(key: str, default: Any) -> Any:
+        return _build(default, values, f"{key}.") if is_dataclass(default) else values[key]
+
+    return type(base)(**{f.name: made(prefix + f.name, getattr(base, f.name)) for f in fields(base) if f.init})

@@ -22,7 +22,7 @@ LOGGERS = checks.Bound(
 )
 Pool = Literal["cls", "mean", "both"]
 LinearProtocol = Literal["grid", "logreg", "mae", "dino", "beit", "attentive"]
-POOLS, LINEAR_PROTOCOLS = get_args(Pool), get_args(LinearProtocol)
+POOLS = get_args(Pool)
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
 
@@ -253,8 +253,7 @@ class ReadoutConfig(Bounded, section="readout"):
     """Linear probe where the command names none: grid, or logreg for small sets; docs/evaluation.md has them all."""
 
     def rules(self) -> checks.Rules:
-        legal = self.blocks == 1 or self.layer != "best"
-        yield legal, "blocks", "1 with readout.layer=best, which tries single blocks"
+        yield self.blocks == 1 or self.layer != "best", "blocks", "1 with readout.layer=best, which tries single blocks"
 
 
 @dataclass(kw_only=True)

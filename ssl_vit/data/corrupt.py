@@ -109,15 +109,11 @@ class ReadErrors:
 
 @dataclass(eq=False)
 class Replacements:
-    """What data.on_error does where an image of a source cannot be read; skips: skip it where its batch has others.
-
-    labels: of all images; those of one label may replace one another, and any image one without a label. members:
-    sorted numbers of the images that may: an image held out for evaluation is never trained on in another's place.
-    """
+    """What data.on_error does where an image of a source cannot be read; skips: skip it where its batch has others."""
 
     source: Source
-    labels: Int64[np.ndarray, " n"]
-    members: Int64[np.ndarray, " m"]
+    labels: Int64[np.ndarray, " n"]  # of all; those of one label may replace one another, and any one without
+    members: Int64[np.ndarray, " m"]  # sorted numbers of those that may: none that is held out for evaluation
     read_errors: ReadErrors
     skips: bool = False
     unreadable: set[int] = field(default_factory=set, init=False)  # not tried again in the place of others

@@ -9,9 +9,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, WebPImagePlugin  # n
 # PIL chooses by content, not by name; some of its other formats start outside programs (EPS) or are slow to rule out.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
-SLIMMEST = 100
-"""Largest ratio of an image's sides. Evaluation enlarges the shorter one to that of its crop: of 1 x 60,000 pixels,
-which a few bytes can claim, 256 x 15,360,000 would be made."""
+SLIMMEST = 100  # largest ratio of sides: evaluation would enlarge 1 x 60,000 pixels, of few bytes, to 256 x 15,360,000
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 
 

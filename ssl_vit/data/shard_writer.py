@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from ssl_vit.config.checks import require
-from ssl_vit.config.tool_schema import ShardsConfig
+from ssl_vit.config.evaluation_schema import ShardsConfig
 from ssl_vit.data.cache import cores
 from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources import open_source
@@ -22,7 +22,6 @@ from ssl_vit.data.sources.webdataset import INDEX, MEMBERS, scan
 from ssl_vit.run.files import write_atomic, write_json
 
 log = logging.getLogger("ssl_vit")
-SPLITS: tuple[Split, ...] = ("train", "test")
 JPEG_QUALITY = 95  # Of images that are scaled down.
 # By PIL's name of the format; MPO is a JPEG with further images behind it.
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}
@@ -39,7 +38,9 @@ def make_shards(config: ShardsConfig) -> dict[str, Any]:
     free = bool(config.out) and (not out.exists() or (out.is_dir() and not any(out.iterdir())))
     require(free, "out", config.out, "an empty or a new folder")
     # The number of channels matters to decoding alone.
-    sources = [(split, source) for split in SPLITS if (source := open_source(config.data, 3, split)) is not None]
+    sources = [
+        (split, source) for split in get_args(Split) if (source := open_source(config.data, 3, split)) is not None
+    ]
     out.mkdir(parents=True, exist_ok=True)
     classes = list(dict.fromkeys(name for _, source in sources for name in source.classes))
     shards, members = dict[str, dict[str, int]](), [np.empty((0, 3), np.int64)]
@@ -110,8 +111,7 @@ def encoded(image: Image.Image, size: int) -> tuple[bytes, str]:
     if shrink:
         ImageOps.exif_transpose(image, in_place=True)
         image = image.convert("RGBA" if "transparency" in image.info else "RGB") if image.mode == "P" else image
-        scale = size / min(image.size)
-        width, height = (max(size, round(side * scale)) for side in image.size)
+        width, height = (max(size, round(side * (size / min(image.size)))) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     stored, kind = BytesIO(), "JPEG" if ending == "jpg" else "PNG"
     image.save(stored, kind, **({"quality": JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}))

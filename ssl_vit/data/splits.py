@@ -36,9 +36,8 @@ class FileSource(Source):
             tests = [groups[name] for name in TEST_NAMES if name in groups]
             if len(tests) > 1:
                 tests.sort(key=lambda files: not cls.labeled(files))
-            if not tests and data.test_path:
-                return [file for group in groups.values() for file in group]
-            return tests[0] if tests else None
+            everything = [file for group in groups.values() for file in group] if data.test_path else None
+            return tests[0] if tests else everything
         groups = cls._by_split("data.path", data.path)
         if Path(data.path).is_file():
             return groups[""]

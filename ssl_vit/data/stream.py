@@ -62,12 +62,7 @@ class Buffer:
 
 @dataclass(eq=False)
 class Stream(Dataset):
-    """One transform of each image of some shards, a whole batch at a time; what it has open serves the next batch.
-
-    batches: of an epoch, for each process. worker_streams: segments that a process reads at once. ranks: (rank,
-    world_size). read_errors: the record of unreadable images, which raise UnreadableImageError without it.
-    ValueError for uncounted shards that are fewer than the worker streams.
-    """
+    """One transform of each image of shards, batch by batch; ValueError: uncounted and fewer than worker streams."""
 
     shards: Shards
     transform: Transform
@@ -75,10 +70,10 @@ class Stream(Dataset):
     channels: int
     seed: int
     batch_size: int
-    batches: int
-    worker_streams: int
-    ranks: tuple[int, int]
-    read_errors: ReadErrors | None
+    batches: int  # of an epoch, for each process
+    worker_streams: int  # segments that a process reads at once
+    ranks: tuple[int, int]  # (rank, world_size)
+    read_errors: ReadErrors | None  # the record of unreadable images, which raise UnreadableImageError without it
 
     def __post_init__(self) -> None:
         counts, shards, world_size = self.shards.counts, len(self.shards.names), self.ranks[1]

@@ -18,7 +18,7 @@ from ssl_vit.config.checks import nearest, require
 from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import POOLS
 from ssl_vit.data.sources.base import one_line
-from ssl_vit.models.vit import VisionTransformer, patchify
+from ssl_vit.models.vit import VisionTransformer, patchify, pooled
 
 WHOLE = "whole"  # the pooling of a backbone with one feature an image: pixels, a convolutional network's pooled output
 
@@ -71,12 +71,7 @@ class Backbone:
         self, images: Float[Tensor, "B C H W"], layers: Sequence[int], pool: str, normed: bool = True
     ) -> Float[Tensor, "B _"]:
         """One vector per image: for each block the class token and, or, the mean of the patches, side by side."""
-        patches = slice(1 if "cls" in self.pools else 0, None)
-        vectors = []
-        for tokens in self.tokens(images, layers, normed):
-            vectors += [tokens[:, 0]] if pool != "mean" else []
-            vectors += [tokens[:, patches].mean(1)] if pool != "cls" else []
-        return torch.cat(vectors, dim=1).float()
+        return pooled(self.tokens(images, layers, normed), pool, int("cls" in self.pools)).float()
 
     def extractor(self, feature: Feature, normed: bool = True) -> Callable[[Tensor], Tensor]:
         """The function from images [B, C, H, W] to a feature of them [B, D], in float32."""

@@ -9,8 +9,8 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
@@ -26,8 +26,7 @@ from ssl_vit.parallel.distributed import all_gather
 MIN_HELD_OUT = 1000  # images on which something is chosen, at least
 
 
-@dataclass(frozen=True)
-class Resources:
+class Resources(NamedTuple):
     """The device that features are computed on, the ranks that share the images, and room for the features."""
 
     device: str = "cpu"
@@ -103,8 +102,7 @@ def tracked(loader: DataLoader, bar: str) -> Iterable:
     return track(loader, bar, transient=True, console=Console(stderr=True))
 
 
-@dataclass(frozen=True)
-class FeatureBank:
+class FeatureBank(NamedTuple):
     """Features of images, blocks side by side, of which some can be selected."""
 
     values: Float[Tensor, "n D"]
@@ -153,8 +151,7 @@ def best_feature(
 
 def feature_std(features: Float[Tensor, "n D"]) -> Float[Tensor, ""]:
     """Spread of unit-length features, times sqrt(D): 1 even, 0 collapsed (SimSiam, arXiv:2011.10566, section 4.1)."""
-    unit = torch.nn.functional.normalize(features, dim=1)
-    return unit.std(0).mean() * features.shape[1] ** 0.5
+    return torch.nn.functional.normalize(features, dim=1).std(0).mean() * features.shape[1] ** 0.5
 
 
 def rankme(features: Float[Tensor, "n D"]) -> float:

@@ -1,15 +1,12 @@
-"""Few labels: a few training images of each class, or a fraction of them, drawn five times.
+"""Few labels: training images of each class, or a fraction of all, drawn five times. Letters: n training images."""
 
-Letters: n training images.
-"""
-
+from functools import partial
 from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from torch import Tensor
 
 from ssl_vit.config.evaluation_schema import EvaluationConfig, KNNConfig
 from ssl_vit.data.rng import permutation
@@ -37,20 +34,16 @@ def evaluate_few_shot(evaluation: Evaluation[EvaluationConfig], backbone: Backbo
 
     k-NN takes the fewest of its neighbors. ValueError where a class has fewer training images than `shots` takes.
     """
-    config, device, how = evaluation.config, evaluation.resources.device, "logistic regression, C=1"
-    labels, names = evaluation.train_labels, evaluation.data.classes
+    config, labels, names = evaluation.config, evaluation.train_labels, evaluation.data.classes
     count, least = min((int((labels == label).sum()), int(label)) for label in labels.unique())
     for shots in config.shots:
         if count < shots:
             raise ValueError(f"shots={shots}: class {names[least]!r} has only {count} training images")
+    how, device, scores_of = "logistic regression, C=1", "cpu", logistic_scores
     if isinstance(config, KNNConfig):
-        how = f"{min(config.neighbors)}-NN or all, cosine, T={config.temperature:g}"
-
-    def scores_of(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-        if isinstance(config, KNNConfig):
-            return knn_scores(train, labels, test.to(device), min(config.neighbors), config.temperature).cpu()
-        return logistic_scores(train, labels, test)
-
+        k, device = min(config.neighbors), evaluation.resources.device
+        how = f"{k}-NN or all, cosine, T={config.temperature:g}"
+        scores_of = partial(knn_scores, k=k, temperature=config.temperature)
     (feature,) = evaluation.readable(backbone)
     train, test = evaluation.banks(backbone, [feature])
     row: dict[str, Any] = {"how": how, "head": feature.metadata}
@@ -58,7 +51,8 @@ def evaluate_few_shot(evaluation: Evaluation[EvaluationConfig], backbone: Backbo
         top1, top5 = [], []
         for number in range(SUBSETS):
             some = torch.from_numpy(random_subset(labels.numpy(), kind, amount, config.seed + number))
-            scores = evaluation.as_classes(scores_of(train.select(feature, some), labels[some], test.select(feature)))
+            scores = scores_of(train.select(feature, some), labels[some], test.select(feature).to(device)).cpu()
+            scores = evaluation.as_classes(scores)
             top1.append(top_k(scores, test.labels, 1))
             top5.append(top_k(scores, test.labels, 5))
         row["top1"], row["top5"] = round(mean(top1), 4), None if None in top5 else round(mean(top5), 4)

@@ -45,8 +45,7 @@ def nearest(
             if start == 0:
                 similarity[rows, : near.shape[1]], index[rows, : near.shape[1]] = near, column
                 continue
-            both = torch.cat([similarity[rows], near], dim=1)
-            similarity[rows], order = both.topk(k, dim=1)
+            similarity[rows], order = torch.cat([similarity[rows], near], dim=1).topk(k, dim=1)
             index[rows] = torch.cat([index[rows], column + start], dim=1).gather(1, order)
     return similarity, index
 
@@ -58,10 +57,7 @@ def knn_votes(
     neighbors: Sequence[int],
     temperature: float = 0.07,
 ) -> list[Float[Tensor, "m K"]]:
-    """Fraction of the votes for the classes 0 .. max(labels), for each k of `neighbors`, at most n, from one search.
-
-    A neighbor weighs exp(similarity / temperature).
-    """
+    """Fractions of votes exp(similarity / temperature) for the classes 0 .. max(labels), for each k, at most n."""
     similarity, index = nearest(train, test, min(max(neighbors), len(train)))
     votes, classes = (similarity / temperature).exp(), labels.to(index.device)[index]
     fractions = []

@@ -6,7 +6,7 @@ Letters: n training images, m test images, H heads, K classes, D feature channel
 
 import math
 import warnings
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,8 +53,7 @@ def logistic_scores(
     return scores
 
 
-@dataclass(frozen=True)
-class Heads:
+class Heads(NamedTuple):
     """Linear heads that read one feature: logits = features @ weight + bias."""
 
     feature: Feature
@@ -68,8 +67,7 @@ class Heads:
         return torch.cat([F.linear(some, weight, bias) for some in values]).unflatten(1, self.bias.shape)
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """How the grid's heads are trained; the seed is of the order of the images and of what is held out."""
 
     classes: int
@@ -107,8 +105,7 @@ def best_head(bank: FeatureBank, features: list[Feature], training: Training) ->
     for held_out in held_out_folds(bank.labels, training.seed):
         rows = held_out.nonzero()[:, 0]
         for number, heads in enumerate(train_heads(bank, features, rates, (~held_out).nonzero()[:, 0], training)):
-            guesses = heads.logits(bank, rows).argmax(2).cpu()
-            hits[number] += (guesses == bank.labels[rows, None]).sum(0)
+            hits[number] += (heads.logits(bank, rows).argmax(2).cpu() == bank.labels[rows, None]).sum(0)
     number, which = divmod(int(hits.argmax()), len(rates))
     (winner,) = train_heads(bank, [features[number]], [rates[which]], torch.arange(len(bank.labels)), training)
     return winner, RATES[which]
@@ -135,8 +132,7 @@ def train_heads(
         loss = torch.zeros((), device=device)
         for feature, weight, bias in zip(features, weights, biases, strict=True):
             logits = F.linear(bank.holds.select(values, feature), weight, bias).view(-1, classes)  # [B * H, K]
-            losses = F.cross_entropy(logits, labels, reduction="none").view(-1, H).mean(0)
-            loss = loss + (scale * losses).sum()
+            loss = loss + (scale * F.cross_entropy(logits, labels, reduction="none").view(-1, H).mean(0)).sum()
         return loss
 
     batches = shuffled_rows(rows, training.seed, epochs, training.batch_size)

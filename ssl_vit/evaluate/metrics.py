@@ -1,7 +1,4 @@
-"""How good class scores are: top-1, top-5, each class by itself, calibration, and the confusion matrix.
-
-Letters: m test images, K classes.
-"""
+"""How good class scores are: top-k, each class, calibration, confusion matrix. Letters: m test images, K classes."""
 
 from typing import Any
 

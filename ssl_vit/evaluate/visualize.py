@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from ssl_vit.config.evaluation_schema import VisualizeConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from ssl_vit.config.tool_schema import VisualizeConfig
-from ssl_vit.data.sources.folder import Folder, files_at
+from ssl_vit.data.sources.folder import Folder
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.evaluate.features import local_device
 from ssl_vit.models.vit import VisionTransformer
@@ -24,10 +24,7 @@ QUANTILE_ROWS = 1_000_000  # patches that quantiles are of, evenly spread: torch
 
 
 def visualize(config: VisualizeConfig) -> list[Path]:
-    """Write <name>-attention.png, -mask.png and -pca.png for each image, cut to a multiple of the patch.
-
-    FileNotFoundError or ValueError where there is no encoder or no image, or an image cannot be read.
-    """
+    """Write <name>-attention.png, -mask.png, -pca.png of each image. FileNotFoundError, ValueError: none to be read."""
     source = Path(config.encoder) if config.encoder else newest_run()
     encoder = load_encoder(source).to(local_device())
     mean, std = encoder.metadata.get("mean", IMAGENET_MEAN), encoder.metadata.get("std", IMAGENET_STD)
@@ -55,7 +52,7 @@ def visualize(config: VisualizeConfig) -> list[Path]:
 def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
     """(unique name, pixels) of the image file, or of the first `limit` images below a folder."""
     P, numbered = encoder.patch_size, Path(config.images).is_dir()
-    files = Folder(DataConfig(), encoder.config.channels, files_at("images", config.images))
+    files = Folder.at("images", config.images, DataConfig(), encoder.config.channels)
     for i in range(min(config.limit, len(files))):
         name = f"{i:03}-" * numbered + Path(files.name(i)).stem
         image = torch.from_numpy(files.read(i).copy()).permute(2, 0, 1)
@@ -74,8 +71,7 @@ def _write(path: Path, images: list[UInt8[Tensor, "3 H W"]]) -> Path:
     from torchvision.io import encode_png
     from torchvision.utils import make_grid
 
-    grid = make_grid(images, nrow=4, padding=2, pad_value=255)
-    write_atomic(path, encode_png(grid).numpy().tobytes())
+    write_atomic(path, encode_png(make_grid(images, nrow=4, padding=2, pad_value=255)).numpy().tobytes())
     return path
 
 

@@ -23,7 +23,7 @@ from ssl_vit.methods.masking import block_masks, scaled_block
 from ssl_vit.models.blocks import Block, init_linear, narrow_normal, run_blocks, shrink_residuals
 from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import mean_over_ranks
-from ssl_vit.tokenizers.base import architecture_of, as_tokenizer, load_tokenizer, require_tokens
+from ssl_vit.tokenizers.base import as_tokenizer, load_tokenizer, rebuild_options, require_tokens
 
 Images = Float[Tensor, "B C H W"]
 Mask = Bool[Tensor, "B N"]
@@ -48,7 +48,7 @@ class BEiT(Method):
         if tokenizer is None:
             raise ValueError("tokenizer= is missing: give the one of your own that the checkpoint was trained with")
         tokenizer = as_tokenizer(tokenizer)
-        self.keep_hyperparameters(tokenizer=architecture_of(tokenizer))
+        self.keep_hyperparameters(tokenizer=rebuild_options(tokenizer))
         require_tokens(tokenizer, self.encoder_config, type(tokenizer).__name__)
         self.tokenizer = tokenizer.requires_grad_(False).eval() if isinstance(tokenizer, nn.Module) else tokenizer
         width = self.encoder.embed_dim

@@ -1,7 +1,4 @@
-"""Heads on an encoder in training: DINO's projection head (arXiv:2104.14294, appendix C).
-
-Letters: n vectors, D encoder width, d bottleneck width, K prototypes.
-"""
+"""DINO's projection head (arXiv:2104.14294, appendix C). Letters: n vectors, D, d widths in and out, K prototypes."""
 
 from typing import Any
 
@@ -67,8 +64,7 @@ class BatchNorm(nn.BatchNorm1d):
         self.running_mean.lerp_(mean.detach(), self.momentum)  # pyright: ignore
         self.running_var.lerp_(variance.detach() * (count / (count - 1)), self.momentum)  # pyright: ignore
         self.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
-        normed = centered * (variance + self.eps).rsqrt()
-        return torch.addcmul(self.bias, normed, self.weight).to(x.dtype)
+        return torch.addcmul(self.bias, centered * (variance + self.eps).rsqrt(), self.weight).to(x.dtype)
 
 
 class ProjectionHead(nn.Module):

@@ -20,10 +20,7 @@ def num_keep(patches: int, ratio: float) -> int:
 
 
 def random_masking(noise: Float[Tensor, "B N"], kept: int) -> tuple[Int[Tensor, "B n"], Int[Tensor, "B M"]]:
-    """visible_index, hidden_index: the `kept` patches of lowest noise of each image, and the others, in its order.
-
-    MAE's (arXiv:2111.06377, section 3, 'Simple implementation').
-    """
+    """visible_index, hidden_index: the `kept` patches of lowest noise, and the others (arXiv:2111.06377, section 3)."""
     order = noise.argsort(dim=1)
     return order[:, :kept], order[:, kept:]
 

@@ -13,10 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Layout = list[tuple[int, int]]
-"""How sequences are packed into T tokens, one behind another: batches of B sequences of S tokens, (B, S) for each."""
-Biases = Sequence[Tensor | None]
-"""What is added to the attention scores of each batch, [heads, S, S] of its S, if anything."""
+Layout = list[tuple[int, int]]  # of sequences packed one behind another: (B, S) of each batch of them
+Biases = Sequence[Tensor | None]  # what is added to the attention scores of each batch, [heads, S, S] of its S
 
 
 def attend(
@@ -152,10 +150,8 @@ def compile_blocks(network: nn.Module) -> None:
             module.compile()
 
 
-trunc_normal = partial(nn.init.trunc_normal_, std=0.02)
-"""Normal of std .02, cut at +-2, which is never met (DINO, timm)."""
-narrow_normal = partial(nn.init.trunc_normal_, std=0.02, a=-0.02, b=0.02)
-"""Normal of std .02, cut at one std, which leaves a std of .0108 (BEiT, arXiv:2106.08254, the authors')."""
+trunc_normal = partial(nn.init.trunc_normal_, std=0.02)  # cut at +-2, which is never met (DINO, timm)
+narrow_normal = partial(nn.init.trunc_normal_, std=0.02, a=-0.02, b=0.02)  # its std is .0108 (BEiT's authors)
 SCHEMES = {"xavier": nn.init.xavier_uniform_, "trunc_normal": trunc_normal, "beit": narrow_normal}
 
 

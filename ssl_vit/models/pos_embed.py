@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-Grid = tuple[int, int]
-"""Patches (h, w) of an image."""
+Grid = tuple[int, int]  # patches (h, w) of an image
 
 
 def sincos_2d(h: int, w: int, width: int) -> Float[Tensor, "1 N D"]:

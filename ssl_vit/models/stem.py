@@ -15,8 +15,7 @@ def patchify(
 ) -> Float[Tensor, "B _ F"]:
     """Cut images into flat patches, row-major over the grid; inside a patch channel, row, column.
 
-    Args:
-        index: which patches of each image, in which order; None means all. Only those are copied.
+    index: which patches of each image, in which order; None means all. Only those are copied.
     """
     B, C, H, W = images.shape
     P, h, w = patch_size, H // patch_size, W // patch_size

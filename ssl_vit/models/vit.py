@@ -22,14 +22,22 @@ from ssl_vit.models.stem import PatchEmbed, patchify
 Images = Float[Tensor, "B C H W"]
 
 
+def pooled(layers: Sequence[Float[Tensor, "B S D"]], pool: str, prefix: int = 1) -> Float[Tensor, "B _"]:
+    """One vector per image: of each layer the class token, and or the mean of the tokens after the prefix."""
+    vectors = []
+    for tokens in layers:
+        vectors += [tokens[:, 0]] if pool != "mean" else []
+        vectors += [tokens[:, prefix:].mean(1)] if pool != "cls" else []
+    return torch.cat(vectors, dim=1)
+
+
 class VisionTransformer(nn.Module):
     """Images to tokens in three steps that a method may call apart: patchify, add_pos_embed, encode.
 
     MAE takes the first two for the visible patches only; BEiT swaps patches for its mask token between them; DINO and
     every evaluation call all three. The encoder knows no method and no mask.
 
-    Args:
-        config: the whole architecture; or give its fields as keywords, `VisionTransformer(size="small")`.
+    config: the whole architecture; or give its fields as keywords, `VisionTransformer(size="small")`.
     """
 
     pos_embed: Tensor
@@ -48,7 +56,15 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, self.embed_dim))
         if config.num_registers:
             self.reg_token = nn.Parameter(torch.zeros(1, config.num_registers, self.embed_dim))
-        self._make_positions()
+        # As in timm's models: with registers the table is the patches' alone.
+        self.class_rows = 0 if config.num_registers or config.relative else 1
+        kind, (h, w) = config.pos_embed, self.grid
+        if config.relative:
+            self.rel_pos_bias = RelativePositionBias(self.grid, self.num_heads if kind == "relative" else 0)
+        elif kind == "learned":
+            self.pos_embed = nn.Parameter(torch.zeros(1, self.class_rows + h * w, self.embed_dim))
+        else:  # a buffer: a frozen parameter would stop plain DDP
+            self.register_buffer("pos_embed", F.pad(sincos_2d(h, w, self.embed_dim), (0, 0, self.class_rows, 0)))
         rates = [config.drop_path * i / max(1, self.depth - 1) for i in range(self.depth)]
         rows = relations(self.grid) if config.pos_embed == "relative_per_block" else 0
         self.blocks = nn.ModuleList(
@@ -57,17 +73,6 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
         if not self.cls_token.is_meta:  # shapes alone: no values, and random ones would import torch._dynamo
             self._init_weights()
-
-    def _make_positions(self) -> None:
-        # As in timm's models: with registers the table is the patches' alone.
-        self.class_rows = 0 if self.config.num_registers or self.config.relative else 1
-        kind, (h, w) = self.config.pos_embed, self.grid
-        if self.config.relative:
-            self.rel_pos_bias = RelativePositionBias(self.grid, self.num_heads if kind == "relative" else 0)
-        elif kind == "learned":
-            self.pos_embed = nn.Parameter(torch.zeros(1, self.class_rows + h * w, self.embed_dim))
-        else:  # a buffer: a frozen parameter would stop plain DDP
-            self.register_buffer("pos_embed", F.pad(sincos_2d(h, w, self.embed_dim), (0, 0, self.class_rows, 0)))
 
     def _init_weights(self) -> None:
         scheme = self.config.init
@@ -88,9 +93,8 @@ class VisionTransformer(nn.Module):
         if self.config.channels != C:
             raise ValueError(f"images have {C} channels, but encoder.channels={self.config.channels}")
         if H % self.patch_size or W % self.patch_size:
-            raise ValueError(
-                f"images are {H} x {W} pixels; both sides must be multiples of encoder.patch_size={self.patch_size}"
-            )
+            line = f"images are {H} x {W} pixels"
+            raise ValueError(f"{line}; both sides must be multiples of encoder.patch_size={self.patch_size}")
         return H // self.patch_size, W // self.patch_size
 
     def patchify(self, images: Images, index: Int[Tensor, "B n"] | None = None) -> Float[Tensor, "B _ D"]:
@@ -159,10 +163,8 @@ class VisionTransformer(nn.Module):
     def with_class_token(self, patches: Float[Tensor, "B n D"]) -> Float[Tensor, "B _ D"]:
         """Class token, registers, patches: what the first block sees."""
         class_token = self.cls_token + self.pos_embed[:, :1] if self.class_rows else self.cls_token
-        tokens = [class_token.expand(len(patches), -1, -1)]
-        if self.config.num_registers:
-            tokens.append(self.reg_token.expand(len(patches), -1, -1))
-        return torch.cat([*tokens, patches], dim=1)
+        tokens = [class_token, self.reg_token] if self.config.num_registers else [class_token]
+        return torch.cat([*(token.expand(len(patches), -1, -1) for token in tokens), patches], dim=1)
 
     def embed(self, images: Images) -> Float[Tensor, "B N D"]:
         """All patches of whole images with their positions: what encode takes."""
@@ -183,11 +185,7 @@ class VisionTransformer(nn.Module):
     def features(self, images: Images, layers: Sequence[int] = (-1,), pool: str = "cls") -> Float[Tensor, "B _"]:
         """One vector per image, by layer: class token ("cls"), mean of the patches ("mean"), or "both" in turn."""
         one_of("pool", pool, POOLS)
-        pooled = []
-        for tokens in self.layer_tokens(images, layers):
-            pooled += [tokens[:, 0]] if pool != "mean" else []
-            pooled += [tokens[:, 1:].mean(1)] if pool != "cls" else []
-        return torch.cat(pooled, dim=1)
+        return pooled(self.layer_tokens(images, layers), pool)
 
     def feature_maps(self, images: Images, layers: Sequence[int] = (-1,)) -> list[Float[Tensor, "B D h w"]]:
         """Patch features as maps for dense tasks, one for each layer."""

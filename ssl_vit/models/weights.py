@@ -25,12 +25,9 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.files import ENCODER, METADATA, newest_checkpoint, write_atomic, write_json
 
 State = dict[str, Any]  # tensors by name; what a stranger wrapped around them is not known before it is read
-TRAINED = "encoder."
-"""Prefix of the encoder that the gradients move, in a method's state dict."""
-RELATIONS = "rel_pos_bias.relative_position_bias_table"
-"""timm's name of the table of relative positions that all blocks share."""
-AROUND = ("decoder", "mask_token", "head", "lm_head")
-"""How names begin of what the authors' methods have around the encoder."""
+TRAINED = "encoder."  # prefix of the encoder that the gradients move, in a method's state dict
+RELATIONS = "rel_pos_bias.relative_position_bias_table"  # timm's name of the table that all blocks share
+AROUND = ("decoder", "mask_token", "head", "lm_head")  # how names begin of what methods have around the encoder
 
 
 def write_weights(path: Path, state: State, metadata: dict[str, Any]) -> Path:
@@ -43,8 +40,7 @@ def write_weights(path: Path, state: State, metadata: dict[str, Any]) -> Path:
 def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
     """Tensors, on the CPU, and metadata of a safetensors file; what a file of torch.save holds, and {}.
 
-    Raises:
-        ValueError: it is damaged, holds more than tensors and plain containers (a module, for one), or no dict.
+    ValueError: it is damaged, holds more than tensors and plain containers (a module, for one), or no dict.
     """
     try:
         if path.suffix == ".safetensors":
@@ -64,10 +60,9 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
 
 
 def save_encoder(encoder: VisionTransformer, folder: Path, **metadata: Any) -> Path:
-    """Write encoder.safetensors (complete in itself) and encoder.json (its metadata, for people and tools).
+    """Write encoder.safetensors (complete in itself) and encoder.json (for people and tools).
 
-    Args:
-        metadata: JSON values worth keeping: mean, std, method, data, step.
+    metadata: JSON values worth keeping: mean, std, method, data, step.
     """
     metadata = {"encoder": asdict(encoder.config), **metadata}
     write_weights(folder / ENCODER, encoder.state_dict(), metadata)
@@ -82,12 +77,10 @@ def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
     the head, and with the norm of their mean as the encoder's. `encoder.metadata` holds what is known of it: mean and
     std of its images, and for our own its method and data.
 
-    Args:
-        which: teacher or student, of a method that has both; by default what the method exports, of DINO the teacher.
+    which: teacher or student, of a method that has both; by default what the method exports, of DINO the teacher.
 
-    Raises:
-        FileNotFoundError: there is nothing at source.
-        ValueError: it holds no encoder of ours or of the authors', or weights are missing, unknown or misshapen.
+    FileNotFoundError: there is nothing at source. ValueError: it holds no encoder of ours or of the authors', or its
+    weights do not fit.
     """
     if which:
         one_of("which", which, ("teacher", "student"))
@@ -126,8 +119,7 @@ def _read_checkpoint(content: dict[str, Any], which: str, path: Path) -> tuple[E
     prefix = TRAINED if which == "student" else content["exported"]
     if which and content["exported"] == TRAINED:
         raise ValueError(f"which={which}: {path} is of a method without a teacher")
-    weights = content["state_dict"]
-    state = {name[len(prefix) :]: tensor for name, tensor in weights.items() if name.startswith(prefix)}
+    state = {name[len(prefix) :]: tensor for name, tensor in content["state_dict"].items() if name.startswith(prefix)}
     return EncoderConfig(**content["hyper_parameters"]["encoder"]), state, content.get("metadata", {})
 
 
@@ -174,10 +166,8 @@ def architecture_of(state: State, path: Path) -> EncoderConfig:
     side = math.isqrt(patches)
     heads = {(w, d): h for w, d, h in SIZES.values()}.get((width, depth))
     if heads is None or side * side != patches:
-        raise ValueError(
-            f"{path}: heads and grid cannot be read off a ViT {width} wide, {depth} deep with {rows} positions; build "
-            "VisionTransformer(...) yourself and load_state_dict"
-        )
+        line = f"{path}: heads and grid cannot be read off a ViT {width} wide, {depth} deep with {rows} positions"
+        raise ValueError(f"{line}; build VisionTransformer(...) yourself and load_state_dict")
     image = {"patch_size": patch_size, "image_size": side * patch_size, "channels": channels}
     shape = {"embed_dim": width, "depth": depth, "num_heads": heads, "mlp_ratio": hidden / width}
     gain = 1.0 if "blocks.0.ls1.gamma" in state else None
@@ -194,31 +184,25 @@ def load_strictly(network: nn.Module, state: State, where: Path | str) -> None:
 def require_fit(own: State, state: State, where: Path | str) -> None:
     """ValueError in one line names what state, read from `where`, lacks, has too many, or has in another shape."""
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    for problem, names in (("lacks", missing), ("has the unknown", unknown)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{where} {problem} {', '.join(names[:3])}{more}: it was made by another architecture")
+    if names := missing or unknown:
+        problem, more = "lacks" if missing else "has the unknown", f" and {len(names) - 3} more" * (len(names) > 3)
+        raise ValueError(f"{where} {problem} {', '.join(names[:3])}{more}: it was made by another architecture")
     for name, tensor in own.items():
         if tensor.shape != state[name].shape:
-            raise ValueError(
-                f"{where}: {name} is {list(state[name].shape)}, but {list(tensor.shape)} is needed; "
-                "give the encoder.* and method.* settings that it was trained with"
-            )
+            line = f"{where}: {name} is {list(state[name].shape)}, but {list(tensor.shape)} is needed"
+            raise ValueError(f"{line}; give the encoder.* and method.* settings that it was trained with")
 
 
 def transfer(start: VisionTransformer, encoder: VisionTransformer, where: str) -> None:
     """Copy the weights of another encoder of the same shape; positions are resampled where the grid differs.
 
     A fixed sine-cosine table stays the encoder's own; where the encoder learns its positions, it starts from one.
-
-    Args:
-        where: what to call the start in an error.
+    where: what to call the start in an error.
     """
     state, rows = start.state_dict(), encoder.class_rows
     ours, theirs = encoder.config.pos_embed, start.config.pos_embed
     if ours == theirs and encoder.config.relative:
-        tables = relative_tables(state)
-        state |= {name: resample_relations(state[name], start.grid, encoder.grid) for name in tables}
+        state |= {name: resample_relations(state[name], start.grid, encoder.grid) for name in relative_tables(state)}
     elif (theirs, ours) == ("relative", "relative_per_block"):
         shared = resample_relations(state.pop(RELATIONS), start.grid, encoder.grid)
         state |= {name: shared.clone() for name in relative_tables(encoder.state_dict())}

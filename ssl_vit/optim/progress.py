@@ -3,8 +3,7 @@
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Timer
 
-SLACK = 0.01
-"""Fraction of a run by which its clock must be ahead of its steps before the clock counts."""
+SLACK = 0.01  # fraction of a run by which its clock must be ahead of its steps before the clock counts
 
 
 def fraction_done(trainer: pl.Trainer | None, broadcast: bool = True) -> float:

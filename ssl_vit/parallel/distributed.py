@@ -117,8 +117,7 @@ class MaxOverRanks:
         if self._group is None:
             return number
         largest, before = torch.tensor(number), self._pending
-        work = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True)  # pyright: ignore
-        self._pending = work, largest
+        self._pending = dist.all_reduce(largest, dist.ReduceOp.MAX, self._group, async_op=True), largest  # pyright: ignore
         if before is None:
             return 0
         before[0].wait()

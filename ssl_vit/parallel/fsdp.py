@@ -29,10 +29,8 @@ def mesh_of(trainer: pl.Trainer | None) -> Any:
         return None
     mesh = trainer.strategy.device_mesh
     if mesh["tensor_parallel"].size() > 1:
-        raise ValueError(
-            "ModelParallelStrategy must have tensor_parallel_size=1 and data_parallel_size=<number of processes>: "
-            "weights are sharded by block, layers are not split"
-        )
+        line = "ModelParallelStrategy must have tensor_parallel_size=1 and data_parallel_size=<number of processes>"
+        raise ValueError(f"{line}: weights are sharded by block, layers are not split")
     return mesh["data_parallel"]
 
 

@@ -16,16 +16,10 @@ from ssl_vit.run.lock import hold
 
 
 def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | None]:
-    """The run's directory with its config.yaml, and the checkpoint to resume, if any.
+    """The run's directory with its config.yaml, and the checkpoint to resume; name begins one that is made up.
 
-    Args:
-        name: begins the directory's name, where run_dir= is empty.
-
-    Raises:
-        ImportError: the package of trainer.strategy is missing.
-        FileExistsError: run_dir holds another run already.
-        BlockingIOError: another process is writing into it.
-        FileNotFoundError, ValueError: it has no checkpoint to resume, or none that is whole.
+    ImportError: the package of trainer.strategy is missing. FileExistsError: run_dir holds a run already.
+    BlockingIOError: another process writes into it. FileNotFoundError, ValueError: no whole checkpoint to resume.
     """
     if config.trainer.strategy == "deepspeed" and find_spec("deepspeed") is None:
         raise ImportError("trainer.strategy=deepspeed needs the package deepspeed: `pip install deepspeed`")
@@ -42,10 +36,7 @@ def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | 
 
 
 def default_run_dir(name: str, config: TrainingRun) -> Path:
-    """A directory that no run has yet, the same on all ranks, under SLURM named by the job.
-
-    ValueError: the ranks have no way to agree on one.
-    """
+    """A directory that no run has yet, under SLURM named by the job; ValueError where ranks cannot agree on one."""
     if TorchElasticEnvironment.detect():
         return Path(broadcast_object(str(files.new_run_dir(name, config.recipe))))
     if SLURMEnvironment.detect() and int(os.environ["SLURM_NTASKS"]) > 1:
@@ -53,18 +44,13 @@ def default_run_dir(name: str, config: TrainingRun) -> Path:
     if "LOCAL_RANK" in os.environ and "SSL_VIT_RUN_DIR" in os.environ:  # started by Lightning
         return Path(os.environ["SSL_VIT_RUN_DIR"])
     if config.trainer.num_nodes > 1:
-        raise ValueError(
-            f"run_dir= is missing: trainer.num_nodes={config.trainer.num_nodes} machines cannot agree on a directory "
-            "unless torchrun or SLURM starts them; give the same one to each"
-        )
+        line = f"run_dir= is missing: trainer.num_nodes={config.trainer.num_nodes} machines cannot agree on a"
+        raise ValueError(f"{line} directory unless torchrun or SLURM starts them; give the same one to each")
     return files.new_run_dir(name, config.recipe)
 
 
 def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
-    """The checkpoint that resume= means: a file, or the newest of run_dir that is whole; for auto None without any.
-
-    FileNotFoundError: run_dir has none. ValueError: it is damaged, or all are.
-    """
+    """The checkpoint that resume= means, None for auto without any. FileNotFoundError; ValueError: none is whole."""
     if resume and Path(resume).is_file():
         if problem := files.damage(Path(resume)):
             raise ValueError(f"resume={resume} is damaged ({problem}): give another, or resume={run_dir}")

@@ -28,9 +28,7 @@ CHECKPOINTS, IMAGES = "checkpoints", "images"
 def write_atomic(path: Path, content: bytes | str, damage: Callable[[Path], str] = lambda _: "") -> None:
     """Write a file so that it is whole or, after a crash or on a full disk, as it was before.
 
-    Args:
-        damage: of the written file, read back before it is renamed, what is wrong with it; "" for nothing.
-
+    damage: of the written file, read back before it is renamed, what is wrong with it; "" for nothing.
     OSError: the disk is full, the folder cannot be written, or the file reads back damaged; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -68,7 +66,7 @@ def append_json(path: Path, row: dict[str, Any]) -> None:
 
 def run_prefix(method: str, recipe: str) -> str:
     """`mae-digits-` for method=mae recipe=digits; `simmim-steel-` for acme.simmim:SimMIM and configs/steel.yaml."""
-    names = (method.rpartition(":")[2].lower(), Path(recipe).stem)
+    names = method.rpartition(":")[2].lower(), Path(recipe).stem
     return "".join(re.sub(r"[^\w.]+", "_", name) + "-" for name in names)
 
 
@@ -80,10 +78,7 @@ def new_run_dir(method: str, recipe: str) -> Path:
 
 
 def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
-    """The run whose `holding` (a file, or a folder with files) is newest; encoders only of pretrainings.
-
-    FileNotFoundError: no run has one; the message has the command that makes it.
-    """
+    """The run whose `holding` (a file, a folder with files) is newest, encoders of pretrainings; FileNotFoundError."""
     found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
     if holding == ENCODER:  # a fine-tuned one lies beside its model, and has to be named
         found = [path for path in found if not (path.parent / MODEL).exists()]
@@ -105,10 +100,7 @@ def checkpoints_of(run: Path) -> list[Path]:
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The whole checkpoint of a run's latest step; each damaged one that is skipped is logged.
-
-    FileNotFoundError: it has none. ValueError: it has none that is whole.
-    """
+    """A run's latest whole checkpoint; damaged ones are logged. FileNotFoundError: none. ValueError: none whole."""
     found = checkpoints_of(run)
     if not found:
         raise FileNotFoundError(f"resume={run}: there is no checkpoint in {run / CHECKPOINTS}")
@@ -120,10 +112,7 @@ def newest_checkpoint(run: Path) -> Path:
 
 
 def damage(checkpoint: Path) -> str:
-    """What is wrong with a checkpoint on the disk; "" where every entry of it has its checksum.
-
-    torch.save writes a zip file, with a CRC-32 of each entry and their directory at its end.
-    """
+    """What is wrong with a checkpoint, a zip file, on the disk; "" where every entry of it has its checksum."""
     try:
         with checkpoint.open("rb") as file:
             if hasattr(os, "posix_fadvise"):  # so that the disk is read, and not the page cache

@@ -41,11 +41,7 @@ class Signals:
     received = 0
 
     def listen(self, prints: bool = True) -> None:
-        """Install the handlers, where this is the main thread, which alone can.
-
-        Args:
-            prints: whether to print what Ctrl-C does.
-        """
+        """Install the handlers, where this is the main thread, which alone can; prints: say what Ctrl-C does."""
         self.prints = prints
         if threading.current_thread() is threading.main_thread():
             requeue = [signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else []
@@ -63,7 +59,6 @@ class Signals:
 def requeue() -> None:
     """Queue this SLURM job again; a failure is logged."""
     try:
-        args = ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]]
-        subprocess.run(args, check=True, capture_output=True, text=True)
+        subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         log.error(f"SLURM did not queue the job again, do it by hand ({getattr(error, 'stderr', '') or error})")

@@ -1,7 +1,4 @@
-"""A classifier: a Vision Transformer with a head, in training, in files and in use.
-
-Letters: B images, C channels, H x W pixels, D width, N patches, S tokens, K classes.
-"""
+"""A Vision Transformer with a head. Letters: B images, C channels, H x W pixels, D width, N patches, K classes."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,15 +12,7 @@ from ssl_vit.config.checks import one_of, require
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import (
-    load_encoder,
-    load_strictly,
-    read_weights,
-    require_fit,
-    save_encoder,
-    transfer,
-    write_weights,
-)
+from ssl_vit.models.weights import load_encoder, load_strictly, read_weights, save_encoder, transfer, write_weights
 from ssl_vit.run.files import MODEL
 
 
@@ -34,9 +23,8 @@ class Classifier(nn.Module):
         encoder: not copied; with pool=mean its final norm is removed.
         classes: names, in the order of the scores.
         pool: what the head reads: mean (of patches, through a norm of its own, as MAE's) or cls (after the encoder's).
-        distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4); ValueError in
-            an encoder with relative positions.
-        head_std: std of the head's initial weights; biases are 0.
+        distilled: add a token and a head that learn from a teacher (DeiT, arXiv:2012.12877, section 4); not with
+            relative positions. head_std: std of a head's initial weights; biases are 0.
     """
 
     def __init__(
@@ -139,27 +127,21 @@ def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:
 
 
 def load_classifier(source: str | Path) -> Classifier:
-    """A classifier in eval mode from a fine-tuned run or its model.safetensors.
-
-    FileNotFoundError without one, ValueError where it holds no classifier or weights do not fit.
-    """
+    """A classifier in eval mode of a fine-tuned run or its model.safetensors. FileNotFoundError; ValueError: no fit."""
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"model={source}: there is no such file or run")
     if path.is_dir():
         path = path / MODEL
         if not path.exists():
-            raise FileNotFoundError(
-                f"model={source} has no {MODEL}: make one with `python tools/finetune.py encoder={source}`, or with "
-                f"resume={source} where it is a fine-tuning that was stopped"
-            )
+            line = f"model={source} has no {MODEL}: make one with `python tools/finetune.py encoder={source}`"
+            raise FileNotFoundError(f"{line}, or with resume={source} where it is a fine-tuning that was stopped")
     if path.suffix != ".safetensors":
         raise ValueError(f"model={source} must be a fine-tuned run or its {MODEL}")
     state, metadata = read_weights(path)
     if "classifier" not in metadata:
         raise ValueError(f"{path} holds no classifier: make one with `python tools/finetune.py encoder={source}`")
     model = Classifier(VisionTransformer(EncoderConfig(**metadata["encoder"])), **metadata["classifier"])
-    require_fit(model.state_dict(), state, path)
-    model.load_state_dict(state)
+    load_strictly(model, state, path)
     model.metadata = metadata
     return model.eval()

@@ -1,7 +1,4 @@
-"""The teacher of a distillation: any timm model or fine-tuned classifier, frozen, on the student's own images.
-
-Letters: B images, C channels, H x W pixels, K classes.
-"""
+"""A frozen teacher: any timm model or fine-tuned classifier. Letters: B images, C channels, H x W pixels, K classes."""
 
 from pathlib import Path
 
@@ -12,7 +9,7 @@ from torch import Tensor, nn
 from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 from ssl_vit.evaluate.backbones import timm_model
-from ssl_vit.models.weights import require_fit
+from ssl_vit.models.weights import load_strictly
 from ssl_vit.supervised.classifier import load_classifier
 
 Statistics = tuple[list[float], list[float]]  # mean and std of each channel, of pixels in [0, 1]
@@ -74,9 +71,7 @@ def _from_timm(key: str, source: str, classes: int, channels: int) -> tuple[nn.M
             raise FileNotFoundError(f"{key}: there is no file {file}")
         from timm.models import load_state_dict
 
-        state = load_state_dict(file, use_ema=False, weights_only=True)
-        require_fit(network.state_dict(), state, key)
-        network.load_state_dict(state)
+        load_strictly(network, load_state_dict(file, use_ema=False, weights_only=True), key)
     else:
         try:
             network = timm_model(key, name, pretrained=True)

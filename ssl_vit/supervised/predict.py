@@ -1,7 +1,4 @@
-"""Classes of images by a fine-tuned model, as a CSV or JSON file: one row an image, unreadable ones among them.
-
-Letters: B images, C channels, H x W pixels.
-"""
+"""Classes of images, as a CSV or JSON file with a row for each. Letters: B images, C channels, H x W pixels."""
 
 import csv
 import io
@@ -16,7 +13,7 @@ from torch import Tensor
 from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.sources.folder import Folder, files_at
+from ssl_vit.data.sources.folder import Folder
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.data.transforms.crops import CenterCrop
 from ssl_vit.evaluate.features import local_device
@@ -29,10 +26,9 @@ Row = dict[str, Any]
 
 def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     """Classify a file or a folder's images by name: (file written, rows). FileNotFoundError, ValueError without any."""
-    listing, out = files_at("images", config.images), Path(config.out)
-    model = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device())
+    model, out = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device()), Path(config.out)
     data = DataConfig(**model.metadata.get("data", {}))
-    files = Folder(data, model.encoder.config.channels, listing)
+    files = Folder.at("images", config.images, data, model.encoder.config.channels)
     transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), list[Row]()
     for first in range(0, len(files), config.batch_size):
         readable, images = list[Row](), list[Tensor]()
@@ -56,8 +52,7 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
 def classify(model: Classifier, pixels: UInt8[Tensor, "B C H W"], top: int) -> list[dict[str, float]]:
     """The most probable classes of each image, best first, with their probabilities."""
     mean, std = model.metadata.get("mean", IMAGENET_MEAN), model.metadata.get("std", IMAGENET_STD)
-    probabilities = model(normalize(pixels, mean, std)).float().softmax(1)
-    fractions, numbers = probabilities.topk(min(top, len(model.classes)))
+    fractions, numbers = model(normalize(pixels, mean, std)).float().softmax(1).topk(min(top, len(model.classes)))
     return [
         {model.classes[number]: round(fraction, 6) for fraction, number in zip(row, which, strict=True)}
         for row, which in zip(fractions.tolist(), numbers.tolist(), strict=True)

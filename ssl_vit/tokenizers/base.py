@@ -74,11 +74,9 @@ def vocabulary_use(tokens: Int64[Tensor, "*shape"], vocab_size: int) -> dict[str
 
 def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None:
     """ValueError in one line unless the tokenizer, named `where`, makes one token for each of the encoder's patches."""
-    channels = getattr(tokenizer, "channels", patches.channels)
-    if channels != patches.channels:
-        raise ValueError(
-            f"tokenizer={where} reads images of {channels} channels, but encoder.channels={patches.channels}"
-        )
+    if (channels := getattr(tokenizer, "channels", patches.channels)) != patches.channels:
+        line = f"tokenizer={where} reads images of {channels} channels"
+        raise ValueError(f"{line}, but encoder.channels={patches.channels}")
     grid, own = getattr(tokenizer, "grid", None) or patches.grid, patches.grid
     if tuple(grid) != own:
         raise ValueError(
@@ -89,7 +87,7 @@ def require_tokens(tokenizer: nn.Module, patches: PatchGrid, where: str) -> None
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, **metadata: Any) -> Path:
     """Write tokenizer.safetensors (complete in itself) and tokenizer.json (its metadata, for people and tools)."""
-    metadata = {**(architecture_of(tokenizer) or {}), **metadata}
+    metadata = {**(rebuild_options(tokenizer) or {}), **metadata}
     write_weights(folder / WEIGHTS, tokenizer.state_dict(), metadata)
     write_json(folder / ABOUT, metadata)
     return folder / WEIGHTS
@@ -98,9 +96,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, **metadata: Any) -> Path:
 def load_tokenizer(source: str | Path) -> nn.Module:
     """A tokenizer in eval mode, frozen: of a run, its tokenizer.safetensors, or OpenAI's dVAE as a plain state dict.
 
-    Raises:
-        FileNotFoundError: there is nothing at source.
-        ValueError: it holds no tokenizer, or weights are missing, unknown or misshapen.
+    FileNotFoundError: there is nothing at source. ValueError: it holds no tokenizer, or weights do not fit.
     """
     path = Path(source)
     path = path / WEIGHTS if path.is_dir() else path
@@ -118,7 +114,7 @@ def load_tokenizer(source: str | Path) -> nn.Module:
 
 
 def as_tokenizer(given: Any) -> Any:
-    """A tokenizer as it is; load_tokenizer's of a path; of what architecture_of says one with random weights."""
+    """A tokenizer as it is; load_tokenizer's of a path; of what rebuild_options says one with random weights."""
     if isinstance(given, str | Path):
         return load_tokenizer(given)
     if not isinstance(given, dict):
@@ -130,7 +126,7 @@ def as_tokenizer(given: Any) -> Any:
     return load_class(TOKENIZERS[given["kind"]].home)(config)
 
 
-def architecture_of(tokenizer: Any) -> dict[str, Any] | None:
+def rebuild_options(tokenizer: Any) -> dict[str, Any] | None:
     """What a tokenizer can be made of again, without its weights, as plain values; None for one of your own."""
     if isinstance(tokenizer, DallE):
         return {"kind": tokenizer.kind, "config": tokenizer.config}

@@ -79,16 +79,11 @@ class DallE(nn.Module):
         return self.logits(images).argmax(1).flatten(1)
 
     def logits(self, images: Float[Tensor, "B C H W"]) -> Float32[Tensor, "B vocabulary h w"]:
-        """Unnormalized log-probabilities of the tokens at each patch, of RGB images in [0, 1], not normalized further.
-
-        Raises:
-            ValueError: images have no 3 channels, or a side that is no multiple of 8.
-        """
+        """Unnormalized log-probabilities of the tokens at each patch of RGB images in [0, 1]; else ValueError."""
         _, C, H, W = images.shape
         if self.channels != C or H % self.patch_size or W % self.patch_size:
-            raise ValueError(
-                f"images are {list(images.shape)}; the tokenizer needs [B, 3, H, W] with sides that are multiples of 8"
-            )
+            line = f"images are {list(images.shape)}"
+            raise ValueError(f"{line}; the tokenizer needs [B, 3, H, W] with sides that are multiples of 8")
         with torch.autocast(images.device.type, enabled=False):
             return self.blocks(0.8 * images.float() + 0.1)  # map_pixels of dall_e/utils.py; the paper's appendix A.3
 

@@ -13,8 +13,7 @@ from ssl_vit.config.tokenizer_schema import KMeansConfig
 from ssl_vit.models.stem import patchify, unpatchify
 from ssl_vit.tokenizers.base import Tokenizer
 
-CHUNK = 2**24
-"""Distances at a time: 64 MB."""
+CHUNK = 2**24  # distances at a time: 64 MB
 
 
 class KMeans(Tokenizer):
@@ -26,8 +25,7 @@ class KMeans(Tokenizer):
 
     def __init__(self, config: KMeansConfig) -> None:
         super().__init__(config)
-        pixels = config.channels * config.patch_size**2
-        self.register_buffer("centers", torch.zeros(config.vocab_size, pixels))
+        self.register_buffer("centers", torch.zeros(config.vocab_size, config.channels * config.patch_size**2))
 
     @torch.no_grad()
     def forward(self, images: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B N"]:

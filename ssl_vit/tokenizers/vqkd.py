@@ -100,16 +100,12 @@ class VQKDTraining(TokenizerTraining):
         super().__init__(*args, **kwargs)
         cfg = self.config
         if not cfg.teacher:
-            raise ValueError(
-                "tokenizer.teacher= is missing: the encoder whose features are predicted; make one with "
-                "`python tools/pretrain.py method=dino` and give tokenizer.teacher=RUN"
-            )
+            line = "tokenizer.teacher= is missing: the encoder whose features are predicted; make one with"
+            raise ValueError(f"{line} `python tools/pretrain.py method=dino` and give tokenizer.teacher=RUN")
         self.teacher = load_encoder(cfg.teacher).requires_grad_(False)
         if self.teacher.config.channels != cfg.channels:
-            raise ValueError(
-                f"tokenizer.teacher={cfg.teacher} reads {self.teacher.config.channels} channels, tokenizer.channels="
-                f"{cfg.channels}"
-            )
+            line = f"tokenizer.teacher={cfg.teacher} reads {self.teacher.config.channels} channels"
+            raise ValueError(f"{line}, tokenizer.channels={cfg.channels}")
         self.tokenizer = VQKD(cfg)
         self.decoder = transformer(cfg, cfg.decoder_depth)
         del self.decoder.patch_embed  # its patches are vectors
@@ -155,8 +151,7 @@ class VQKDTraining(TokenizerTraining):
         tokens = self.tokenizer.nearest(codes.detach())
         vectors = self.tokenizer.codebook[tokens]
         embedded = self.from_code(codes + (vectors - codes).detach())  # straight through
-        decoded = self.decoder.encode(self.decoder.add_pos_embed(embedded, *cfg.grid))
-        predicted = self.to_features(decoded[:, 1:])
+        predicted = self.to_features(self.decoder.encode(self.decoder.add_pos_embed(embedded, *cfg.grid))[:, 1:])
         distillation = 1 - F.cosine_similarity(predicted.float(), self.teacher_features(images), dim=-1).mean()
         commitment = cfg.commitment * F.mse_loss(codes, vectors)
         if self.training:
@@ -178,8 +173,7 @@ class VQKDTraining(TokenizerTraining):
     def random_index(self, count: int) -> Int64[Tensor, " K"]:
         """One of `count` patches for each token, without repetition where they are enough."""
         K, device = self.config.vocab_size, self.device
-        noise = torch.rand(max(count, K), device=device, generator=self.generator(device))
-        return noise.argsort()[:K] % count
+        return torch.rand(max(count, K), device=device, generator=self.generator(device)).argsort()[:K] % count
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -28,8 +28,7 @@ DUE = 1  # requests a checkpoint of all ranks; a signal's number, which is large
 class AtomicCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its final name, reads it back and renames it; else the old one stays."""
 
-    error: OSError | None = None
-    """Of the last one, which is logged."""
+    error: OSError | None = None  # of the last one, which is logged
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         buffer, self.error = io.BytesIO(), None
@@ -48,9 +47,8 @@ class Checkpoints(Checkpoint):
     between two steps (an image that cannot be read) a single process writes one too; within a step the weights may have
     moved and their average not yet.
 
-    Args:
-        every_steps: optimizer steps between two checkpoints; None: ten minutes. keep: how many are kept, the newest.
-        step: optimizer steps that are done; checkpoints of later ones are of an attempt that was not resumed.
+    every_steps: optimizer steps between two checkpoints; None: ten minutes. keep: how many are kept, the newest.
+    step: optimizer steps that are done; checkpoints of later ones are of an attempt that was not resumed.
     """
 
     def __init__(self, run_dir: Path, every_steps: int | None, keep: int, step: int = 0) -> None:
@@ -86,8 +84,7 @@ class Checkpoints(Checkpoint):
         self.inside = True
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        accumulating = trainer.global_step == self._step
-        self.inside = accumulating or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        self.inside = trainer.global_step == self._step or trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
     def _between_steps(self, trainer: Any) -> None:
         request = self.signals.received

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, islice, repeat
+from itertools import chain, islice, pairwise, repeat
 from statistics import mean, median
 from typing import Any
 
@@ -20,9 +20,8 @@ from torch.utils.data import DataLoader
 from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.data.cache import Cached, cores
-from ssl_vit.data.datamodule import ImageDataModule
-from ssl_vit.data.dataset import AugmentedDataset, Batch
-from ssl_vit.data.loader import TrainLoader, whole_batch
+from ssl_vit.data.dataset import Batch
+from ssl_vit.data.loader import whole_batch
 from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks
@@ -42,30 +41,21 @@ MEANING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Seconds a batch, and what advice depends on.
+    """Seconds a batch, and what advice depends on."""
 
-    Args:
-        stages: seconds of each, in the order of MEANING; the first two on one core.
-        supply: seconds from one batch of the loader to the next, where nobody keeps it waiting.
-        in_memory: the images are decoded already. decoded_gb: of all images, estimated from one batch.
-        short_side: of those images, their median, in pixels. crop_side: that of the training image.
-        bf16: whether the device multiplies matrices in it.
-        memory_fraction: of the GPU's memory, most of it that was in use at once; None on a CPU.
-    """
-
-    stages: dict[str, float]
-    supply: float
+    stages: dict[str, float]  # seconds of each, in the order of MEANING; the first two on one core
+    supply: float  # seconds from one batch of the loader to the next, where nobody keeps it waiting
     batch_size: int
     workers: int
     cores: int
-    in_memory: bool
-    decoded_gb: float
-    short_side: int
-    crop_side: int
+    in_memory: bool  # the images are decoded already
+    decoded_gb: float  # of all images, estimated from one batch
+    short_side: int  # of those images, their median, in pixels
+    crop_side: int  # that of the training image
     precision: str
-    bf16: bool
+    bf16: bool  # whether the device multiplies matrices in it
     compiled: bool
-    memory_fraction: float | None
+    memory_fraction: float | None  # of the GPU's memory, most of it that was in use at once; None on a CPU
 
     @property
     def demand(self) -> float:
@@ -121,11 +111,13 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """Of one call, the device's work included."""
-    start = _now()
-    work()
-    return _now() - start
+def _seconds(work: Callable[[], object], times: int = 1) -> float:
+    """Of one call, the device's work included; of several their median."""
+    marks = [_now()]
+    for _ in range(times):
+        work()
+        marks.append(_now())
+    return median(end - start for start, end in pairwise(marks))
 
 
 def measure(config: RunConfig, method_name: str) -> Measured:
@@ -139,11 +131,24 @@ def measure(config: RunConfig, method_name: str) -> Measured:
     loader = data.train_dataloader()
     dataset: Any = loader.dataset
     index = [key[1] for key in islice(loader.sampler, loader.batch_size)]
-    decode, crops = worker_seconds(dataset, index)
-    supply, batch = supply_seconds(loader)
-    hand_over = max(0.0, supply - (decode + crops) / max(1, loader.num_workers))
-    transfer, color, batch = device_seconds(data, batch)
-    step, memory_fraction = step_seconds(config, method, batch)
+    threads, workers = torch.get_num_threads(), max(1, loader.num_workers)
+    torch.set_num_threads(1)  # as in a worker
+    try:  # reading from the disk counts as decoding
+        decode, again = (_seconds(lambda: [dataset.source.read(i) for i in index]) for _ in range(2))
+        crops = max(0.0, _seconds(lambda: dataset.__getitems__([(0, i) for i in index]), WARM_UP + 1) - again)
+    finally:
+        torch.set_num_threads(threads)
+    batches = chain.from_iterable(repeat(loader))  # epoch follows epoch
+    for _ in range(1 + workers):  # until every worker has delivered its first ones
+        next(batches)
+    # Of w workers w batches come at about the same time, so the median is over means of as many.
+    supply = _seconds(lambda: [next(batches) for _ in range(workers)], BATCHES) / workers
+    hand_over, batch = max(0.0, supply - (decode + crops) / workers), next(batches)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    moved = move_data_to_device(batch, device)
+    transfer = _seconds(lambda: move_data_to_device(batch, device), BATCHES)
+    color = _seconds(lambda: data.on_after_batch_transfer(moved, 0), BATCHES)
+    step, memory_fraction = step_seconds(config, method, data.on_after_batch_transfer(moved, 0))
     sizes = [dataset.source.size(i) for i in index]
     return Measured(
         stages=dict(zip(MEANING, (decode, crops, hand_over, transfer, color, step), strict=True)),
@@ -162,37 +167,6 @@ def measure(config: RunConfig, method_name: str) -> Measured:
     )
 
 
-def worker_seconds(dataset: AugmentedDataset, index: list[int]) -> tuple[float, float]:
-    """Of decoding a batch and of its crops, on one core. Reading from the disk counts as decoding."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a worker
-    try:
-        decode, again = (_seconds(lambda: [dataset.source.read(i) for i in index]) for _ in range(2))
-        whole = median(_seconds(lambda: dataset.__getitems__([(0, i) for i in index])) for _ in range(WARM_UP + 1))
-    finally:
-        torch.set_num_threads(threads)
-    return decode, max(0.0, whole - again)
-
-
-def supply_seconds(loader: TrainLoader) -> tuple[float, Batch]:
-    """From batch to batch, once every worker has delivered its first ones; and a batch. Epoch follows epoch."""
-    workers, batches = max(1, loader.num_workers), chain.from_iterable(repeat(loader))
-    for _ in range(1 + workers):
-        next(batches)
-    # Of w workers w batches come at about the same time, so the median is over means of as many.
-    waits = [_seconds(lambda: [next(batches) for _ in range(workers)]) / workers for _ in range(BATCHES)]
-    return median(waits), next(batches)
-
-
-def device_seconds(data: ImageDataModule, batch: Batch) -> tuple[float, float, Batch]:
-    """Of a batch's way to the device and of its color there; and the batch, ready for the method."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    moved = move_data_to_device(batch, device)
-    transfer = median(_seconds(lambda: move_data_to_device(batch, device)) for _ in range(BATCHES))
-    color = median(_seconds(lambda: data.on_after_batch_transfer(moved, 0)) for _ in range(BATCHES))
-    return transfer, color, data.on_after_batch_transfer(moved, 0)
-
-
 def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float, float | None]:
     """Of a training step on one batch, as the run has it but on one device; and Measured.memory_fraction."""
     if config.trainer.compile:
@@ -206,7 +180,7 @@ def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float
     if on_gpu := torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     trainer.fit(method, DataLoader([batch] * (WARM_UP + BATCHES), batch_size=None, collate_fn=whole_batch))  # pyright: ignore
-    seconds = [end - start for start, end in zip(times[::2], times[1::2], strict=True)][WARM_UP:]
+    seconds = [end - start for start, end in pairwise(times)][2 * WARM_UP :: 2]
     return mean(seconds), torch.cuda.max_memory_reserved() / torch.cuda.mem_get_info()[1] if on_gpu else None
 
 
@@ -220,8 +194,8 @@ def run(config: RunConfig, method_name: str) -> None:
         print(f"{name:12}{1000 * seconds:12.1f}{rate:>12}  {MEANING[name]}")
     slower = "the images" if measured.supply > measured.demand else "the device"
     rate, advice = measured.batch_size / measured.seconds, measured.advice()
-    rates = f"{rate:,.0f} images/s with data.workers={measured.workers}"
-    print(f"\nbottleneck   {measured.bottleneck}: the run waits for {slower}, {rates}")
+    print(f"\nbottleneck   {measured.bottleneck}: the run waits for {slower}, ", end="")
+    print(f"{rate:,.0f} images/s with data.workers={measured.workers}")
     for line in advice or ["nothing: no option makes this stage faster"]:
         print(f"to set       {line}")
     line = {

@@ -15,10 +15,7 @@ log = logging.getLogger("ssl_vit")
 
 
 class JsonLines(Logger):
-    """One JSON object per logged step: {"step": .., "train/loss": .., ...}, appended and flushed at once.
-
-    Numbers that are not finite are null.
-    """
+    """One JSON object per logged step, {"step": .., "train/loss": ..}, appended and flushed; not finite: null."""
 
     name, version = "metrics", ""  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 

@@ -31,16 +31,11 @@ from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, crop_of, load_tokenizer,
 from ssl_vit.tokenizers.kmeans import fit_kmeans
 from ssl_vit.train.trainer import Session, data_of
 
-MAX_IMAGES = 5000
-"""Most images that a tokenizer's use of its vocabulary, and its reconstructions, are measured on."""
+MAX_IMAGES = 5000  # most that a tokenizer's use of its vocabulary, and its reconstructions, are measured on
 
 
 def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, Any]] | None:
-    """Train to the end; the run directory with the tokenizer, and its metrics, on the first rank, None on the others.
-
-    Raises:
-        ValueError, OSError: bad input or a full disk; what is written stays, and the log has how to resume.
-    """
+    """(run directory, metrics) of a tokenizer trained to the end, None but on the first rank; ValueError, OSError."""
     session = Session(config, kind, prefix="tokenizer")
     if isinstance(config, KMeansRun):
         session.open()
@@ -79,22 +74,19 @@ def endless(data: ImageDataModule) -> Iterator[Float[Tensor, "B C H W"]]:
 
 def pixels_of(batch: Batch, tokenizer: Tokenizer) -> Float[Tensor, "B C H W"]:
     """A batch's images in [0, 1], on the tokenizer's device."""
-    device = next(iter(tokenizer.state_dict().values())).device
-    return batch["images"].to(device).float() / 255
+    return batch["images"].to(next(iter(tokenizer.state_dict().values())).device).float() / 255
 
 
 @torch.inference_mode()
 def evaluate_tokenizer(tokenizer: Tokenizer, data: ImageDataModule) -> dict[str, Any]:
     """How much of its vocabulary a tokenizer uses on training images, and how well it reconstructs test images.
 
-    Returns:
-        vocab_size, codes_used (tokens that occur), perplexity (exp of the tokens' entropy), most_frequent (fraction of
-        the commonest token), psnr (in dB, of pixels in [0, 1]; None where the tokenizer does not decode).
+    codes_used: tokens that occur; perplexity: exp of their entropy; most_frequent: fraction of the commonest; psnr: in
+    dB, of pixels in [0, 1], None where the tokenizer does not decode.
     """
     counts = torch.zeros(tokenizer.vocab_size)
     for batch in data.eval_dataloader("train", MAX_IMAGES):
-        tokens = tokenizer(pixels_of(batch, tokenizer)).cpu()
-        counts += torch.bincount(tokens.flatten(), minlength=len(counts))
+        counts += torch.bincount(tokenizer(pixels_of(batch, tokenizer)).cpu().flatten(), minlength=len(counts))
     fraction, errors = counts / counts.sum(), []
     for batch in data.eval_dataloader("test", MAX_IMAGES) if tokenizer.decodes else []:
         pixels = pixels_of(batch, tokenizer)

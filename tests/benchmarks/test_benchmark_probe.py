@@ -3,7 +3,7 @@ import json
 import torch
 from benchmarks import probe
 
-from ssl_vit.config.tool_schema import BenchmarkConfig
+from ssl_vit.config.evaluation_schema import BenchmarkConfig
 
 
 def test_each_side_gives_a_time(capsys, monkeypatch):

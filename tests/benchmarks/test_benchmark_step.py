@@ -6,8 +6,8 @@ import torch
 from benchmarks import baselines, startup, step, step_beit, step_dino, step_mae
 from benchmarks.baselines import StepSetting
 
+from ssl_vit.config.evaluation_schema import BenchmarkConfig
 from ssl_vit.config.schema import SIZES
-from ssl_vit.config.tool_schema import BenchmarkConfig
 from ssl_vit.methods.beit import BEiT
 from ssl_vit.methods.mae import MAE
 

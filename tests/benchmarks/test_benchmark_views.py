@@ -2,7 +2,7 @@ import json
 
 from benchmarks import views
 
-from ssl_vit.config.tool_schema import BenchmarkConfig
+from ssl_vit.config.evaluation_schema import BenchmarkConfig
 
 
 def test_each_size_gives_three_rates_and_two_ratios(capsys, monkeypatch):

@@ -127,19 +127,18 @@ def test_benchmarks_are_those_of_the_repository(answer, monkeypatch, tmp_path):
     assert "suite=memory belongs to the repository" in errors
 
 
-def test_someone_elses_method_is_a_full_citizen(tmp_path):
+def test_someone_elses_method_is_a_full_citizen(nursery, tmp_path):
     (tmp_path / "acme.py").write_text(
         "from ssl_vit.methods.mae import MAE\n\nclass Half(MAE):\n"
         "    def losses(self, images, noise=None):\n"
         "        return {'half': super().losses(images, noise)['reconstruction'] / 2}\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "tools/pretrain.py"), "method=acme:Half", *DIGITS, "run_dir=run"],
-        capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    small = ["encoder.embed_dim=16", "encoder.num_heads=2", "method=acme:Half"]
+    status = nursery.run(tmp_path, *small, *DIGITS, "run_dir=run", PYTHONPATH=str(tmp_path))
+    printed = (tmp_path / "output").read_text()
+    assert status == 0, printed
     assert (tmp_path / "run" / "encoder.safetensors").exists()
-    assert f"next: python {ROOT / 'tools/linear_probe.py'} encoder=run" in done.stdout
+    assert f"next: python {ROOT / 'tools/linear_probe.py'} encoder=run" in printed
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the setting is glibc's")

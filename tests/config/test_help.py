@@ -14,7 +14,6 @@ from ssl_vit.config import (
     pretrain_schema,
     schema,
     tokenizer_schema,
-    tool_schema,
 )
 from ssl_vit.config.checks import Bounded, PositiveInt, interval
 from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
@@ -25,7 +24,7 @@ from ssl_vit.config.resolve import ConfigError, resolve, settings_of
 from ssl_vit.config.schema import DataConfig, RunConfig
 from ssl_vit.config.tokenizer_schema import TokenizerRun
 
-PAGES = (schema, pretrain_schema, tokenizer_schema, finetune_schema, evaluation_schema, tool_schema)
+PAGES = (schema, pretrain_schema, tokenizer_schema, finetune_schema, evaluation_schema)
 CONFIGS = {
     item for page in PAGES for item in vars(page).values() if inspect.isclass(item) and dataclasses.is_dataclass(item)
 }

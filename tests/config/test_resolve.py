@@ -7,14 +7,13 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.config import recipes as recipes_of
-from ssl_vit.config.evaluation_schema import KNNConfig
+from ssl_vit.config.evaluation_schema import KNNConfig, ShardsConfig
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.pretrain_schema import METHODS, DINOConfig, MAEConfig, MAERun
 from ssl_vit.config.recipes import FINETUNE, TOKENIZER, recipes
 from ssl_vit.config.resolve import ConfigError, resolve, to_yaml
 from ssl_vit.config.schema import DataConfig, EncoderConfig, OptimConfig, RunConfig
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, DVAERun, TokenizerConfig, TokenizerRun
-from ssl_vit.config.tool_schema import ShardsConfig
 
 OPTIM = f"optim has {', '.join(field.name for field in dataclasses.fields(OptimConfig))}"
 ROOT = (

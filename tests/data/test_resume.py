@@ -5,8 +5,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from ssl_vit.config.evaluation_schema import ShardsConfig
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.config.tool_schema import ShardsConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.shard_writer import make_shards
 from ssl_vit.data.transforms.crops import RandomCrop

@@ -12,8 +12,8 @@ from PIL import Image
 pytest.importorskip("webdataset", reason="needs the extra webdataset")
 from webdataset.writer import TarWriter
 
+from ssl_vit.config.evaluation_schema import ShardsConfig
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.config.tool_schema import ShardsConfig
 from ssl_vit.data.shard_writer import make_shards
 from ssl_vit.data.sources import count, open_source
 

@@ -240,7 +240,7 @@ def module(path, **options) -> ImageDataModule:
 @pytest.fixture
 def packed(tmp_path, write):
     """30 images of two classes in several shards."""
-    from ssl_vit.config.tool_schema import ShardsConfig
+    from ssl_vit.config.evaluation_schema import ShardsConfig
     from ssl_vit.data.shard_writer import make_shards
 
     for i in range(30):

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_vit.config.tool_schema import VisualizeConfig
+from ssl_vit.config.evaluation_schema import VisualizeConfig
 from ssl_vit.evaluate.visualize import attention_images, attention_mask, enlarge, principal_colors, visualize
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder

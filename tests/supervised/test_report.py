@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from ssl_vit.cli.main import run_command
 from ssl_vit.cli.settings import resolve_evaluation
 from ssl_vit.config.evaluation_schema import PROTOCOLS, KNNConfig, LinearProbeConfig
 from ssl_vit.config.resolve import ConfigError
-from ssl_vit.config.schema import LINEAR_PROTOCOLS
+from ssl_vit.config.schema import LinearProtocol
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder
 from ssl_vit.supervised.report import LINEAR, evaluate, show
@@ -52,7 +53,7 @@ def knn(run_dir: Path, *args: str):
 
 
 def test_every_protocol_has_settings_and_a_function():
-    assert LINEAR.keys() == PROTOCOLS.keys() == set(LINEAR_PROTOCOLS)
+    assert LINEAR.keys() == PROTOCOLS.keys() == set(get_args(LinearProtocol))
 
 
 def test_the_runs_protocol_is_the_default_of_the_command(tmp_path, encoder):

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +22,6 @@ from ssl_vit.run.files import newest_run
 from ssl_vit.supervised.predict import predict
 from ssl_vit.train.finetuning import finetune
 
-ROOT = Path(__file__).resolve().parents[2]
 ENCODER = {"embed_dim": 16, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 32, "pos_embed": "sincos"}
 DATA = {"source": "digits", "path": "", "batch_size": 64, "eval_crop": 1.0, "mean": [0.2] * 3, "std": [0.3] * 3}
 SHORT = ["trainer.max_steps=4", "trainer.max_minutes=null", "data.workers=0", "monitor.every_epochs=0"]
@@ -348,22 +344,19 @@ def test_data_is_the_encoders_until_another_place_is_given():
     assert resolve_run(FinetuneRun, ["data.path=new"]).config.data.source == "folder"
 
 
-def test_from_the_command_line():
+def test_from_the_command_line(nursery, tmp_path):
     pretrained()
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def command(tool: str, *args: str) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, str(ROOT / "tools" / tool), *args]
-        return subprocess.run(line, capture_output=True, text=True, env=environment)
-
-    done = command("finetune.py", *SHORT, "run_dir=made")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["task"] == "finetune"
     folder_of("images", ["ant"])
-    done = command("predict.py", "model=made", "images=images", "out=table.json")
-    assert done.returncode == 0, done.stderr
-    assert "4 images classified, 0 could not be read: table.json" in done.stdout
-    dry = command("finetune.py", "--dry-run", "image_size=40")
-    assert dry.returncode == 0, dry.stderr
-    assert "5 x 5 = 25 patches" in dry.stdout
-    assert "ViT 16 wide, 2 deep" in dry.stdout
+
+    def printed(tool: str, *args: str) -> str:
+        output = tmp_path / "output"
+        output.write_text("")
+        assert nursery.run(tmp_path, *args, tool=tool) == 0, output.read_text()
+        return output.read_text()
+
+    assert json.loads(printed("finetune", *SHORT, "run_dir=made").splitlines()[-1])["task"] == "finetune"
+    line = "4 images classified, 0 could not be read: table.json"
+    assert line in printed("predict", "model=made", "images=images", "out=table.json")
+    dry = printed("finetune", "--dry-run", "image_size=40")
+    assert "5 x 5 = 25 patches" in dry
+    assert "ViT 16 wide, 2 deep" in dry

@@ -1,13 +1,11 @@
 """Runs of several processes as commands: one directory, one log, one output; how processes agree on a directory."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from ssl_vit.cli.main import guarded
 from ssl_vit.cli.settings import resolve_run
 from ssl_vit.config.resolve import resolve
 from ssl_vit.config.schema import RunConfig
@@ -15,8 +13,6 @@ from ssl_vit.models.weights import load_encoder
 from ssl_vit.run.directory import default_run_dir, open_run
 from ssl_vit.train.plan import plan_lines
 
-ROOT = Path(__file__).resolve().parents[2]
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 SMALL = [
     "method=dino",
     "encoder.embed_dim=16",
@@ -37,26 +33,28 @@ SMALL = [
 ]
 
 
-def run_of(args: list[str], folder: Path) -> tuple[str, Path]:
-    """What a command prints, and the one run that it leaves."""
-    environment = {name: value for name, value in os.environ.items() if name != "SSL_VIT_RUN_DIR"}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *args], cwd=folder, env=environment, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    (run_dir,) = (folder / "runs").iterdir()
-    return done.stdout, run_dir
+def torchrun(*args: str) -> None:
+    """What `torchrun --standalone --nproc_per_node=2` does, by its own agent, whose two processes are forked."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    rendezvous = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "tests"}
+    config = LaunchConfig(1, 1, 2, **rendezvous, max_restarts=0, start_method="fork", monitor_interval=0.1)
+    assert elastic_launch(config, guarded)(["pretrain", *args]) == {0: 0, 1: 0}
 
 
-@pytest.mark.parametrize(
-    ("launcher", "args"),
-    [(TORCHRUN, ["trainer.strategy=fsdp"]), ([], ["trainer.strategy=ddp", "trainer.devices=2"])],
-    ids=["torchrun", "Lightning"],
-)
-def test_two_processes_leave_one_run_and_print_once(launcher, args, tmp_path):
-    args = [*SMALL, *args]
-    printed, run_dir = run_of([*launcher, str(ROOT / "tools/pretrain.py"), *args], tmp_path)
+def by_torchrun(nursery, folder: Path, *args: str) -> int:
+    return nursery.wait(nursery.call(folder, torchrun, *args, "trainer.strategy=fsdp"))[0]
+
+
+def by_lightning(nursery, folder: Path, *args: str) -> int:
+    """The first process starts the second, as a command of its own."""
+    return nursery.run(folder, *args, "trainer.strategy=ddp", "trainer.devices=2")
+
+
+@pytest.mark.parametrize("start", [by_torchrun, by_lightning])
+def test_two_processes_leave_one_run_and_print_once(nursery, start, tmp_path):
+    assert start(nursery, tmp_path, *SMALL) == 0, (tmp_path / "output").read_text()
+    printed, (run_dir,) = (tmp_path / "output").read_text(), (tmp_path / "runs").iterdir()
     for line in ("run    ", "global batch  32 = 2 x 16", "100%", "saved ", "next: "):
         assert printed.count(line) == 1, line
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]

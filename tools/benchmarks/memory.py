@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ssl_vit.config.tool_schema import BenchmarkConfig
+from ssl_vit.config.evaluation_schema import BenchmarkConfig
 
 NUM_IMAGES = 200_000
 PER_SHARD = 10_000

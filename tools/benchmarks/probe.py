@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_vit.config.tool_schema import BenchmarkConfig
+from ssl_vit.config.evaluation_schema import BenchmarkConfig
 
 TRAIN, TEST, WIDTH, CLASSES = 50_000, 10_000, 384, 10
 NEIGHBORS, TEMPERATURE = 20, 0.07

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-from ssl_vit.config.tool_schema import BenchmarkConfig
+from ssl_vit.config.evaluation_schema import BenchmarkConfig
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 COMMANDS = {

@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import step_beit, step_dino, step_mae
 from benchmarks.baselines import Step, StepSetting, timed
-from ssl_vit.config.tool_schema import BenchmarkConfig
+from ssl_vit.config.evaluation_schema import BenchmarkConfig
 
 STEPS: dict[str, Any] = {"mae": step_mae, "dino": step_dino, "beit": step_beit}
 """By method: batch_of(batch_size, setting), and BASELINES, which makes each side's step; the first of them is ours."""

@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ssl_vit.config.evaluation_schema import BenchmarkConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from ssl_vit.config.tool_schema import BenchmarkConfig
 from ssl_vit.data.dataset import AugmentedDataset, Batch
 from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import Source

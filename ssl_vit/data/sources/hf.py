@@ -26,6 +26,7 @@ from ssl_vit.data.sources.base import (
     one_line,
 )
 from ssl_vit.data.sources.folder import TEST_NAMES
+from ssl_vit.data.sources.parquet import labels_of
 
 _ROWS = 16  # of a stream, read at once
 
@@ -85,8 +86,7 @@ class StreamedRows(Shards):
         try:
             # iter() and not for: that would share the rows among a loader's workers once more.
             for batch in self.rows.shard(num_shards=len(self.names), index=shard).iter(_ROWS):
-                labels = batch.get("label", [None] * _ROWS)
-                for value, label in zip(batch[self.column], labels, strict=False):
+                for value, label in zip(batch[self.column], batch.get("label", [None] * _ROWS), strict=False):
                     name = f"{self.names[shard]} row {row}"
                     yield Sample(_bytes(value), label if type(label) is int and label >= 0 else -1, name)
                     row += 1
@@ -155,5 +155,4 @@ def _bytes(value: Any) -> bytes:
 def _labels(rows: Any) -> Int64[np.ndarray, " n"]:
     if not str(getattr(rows.features.get("label"), "dtype", "")).startswith(("int", "uint")):
         return np.full(len(rows), -1)
-    table = rows.select_columns(["label"]).with_format("arrow")[:]
-    return np.maximum(table.column("label").fill_null(-1).to_numpy().astype(np.int64), -1)
+    return labels_of(rows.select_columns(["label"]).with_format("arrow")[:])

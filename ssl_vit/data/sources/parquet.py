@@ -33,7 +33,7 @@ class Parquet(FileSource):
                 values, lengths = _encoded(batch.column("image"))
                 store.write(values.data)
                 sizes.append(lengths)
-                labels.append(_labels(batch))
+                labels.append(labels_of(batch))
             lengths, labels = np.concatenate(sizes), np.concatenate(labels)
             store.flush()
             in_memory = isinstance(store, io.BytesIO)
@@ -41,7 +41,7 @@ class Parquet(FileSource):
         if not len(lengths):
             raise ValueError(f"data.path={data.path} holds no images: {len(files)} parquet files without a row")
         self.files, self.offsets = files, np.concatenate([[0], np.cumsum(lengths)])
-        self.first_rows = np.cumsum([0] + [_rows(file) for file in files])
+        self.first_rows = np.cumsum([0] + [_opened(file).metadata.num_rows for file in files])
         if data.on_error == "raise" and not lengths.all():
             empty = self.name(int(np.argmin(lengths)))
             raise ValueError(f"data.path={empty} holds no image bytes: embed them, or drop the row")
@@ -49,11 +49,11 @@ class Parquet(FileSource):
 
     @classmethod
     def count(cls, data: DataConfig) -> int:
-        return sum(_rows(file) for file in cls.find(data, "train") or [])
+        return sum(_opened(file).metadata.num_rows for file in cls.find(data, "train") or [])
 
     @classmethod
     def labeled(cls, files: list[Path]) -> bool:
-        return any((_labels(batch) >= 0).any() for file in files for batch in _batches(file, ["label"]))
+        return any((labels_of(batch) >= 0).any() for file in files for batch in _batches(file, ["label"]))
 
     def open_image(self, index: int) -> Image.Image:
         if self.offsets[index] == self.offsets[index + 1]:
@@ -65,14 +65,9 @@ class Parquet(FileSource):
         return f"{self.files[file]} row {index - self.first_rows[file]}"
 
 
-def _rows(file: Path) -> int:
-    return _opened(file).metadata.num_rows
-
-
 def _opened(file: Path) -> Any:
-    parquet = import_extra("parquet", "pyarrow.parquet")
     try:
-        return parquet.ParquetFile(file)
+        return import_extra("parquet", "pyarrow.parquet").ParquetFile(file)
     except (OSError, ValueError) as error:
         raise ValueError(f"data.path={file} cannot be read as parquet: {one_line(error)}") from error
 
@@ -117,14 +112,14 @@ def _encoded(column: Any) -> tuple[np.ndarray, Int64[np.ndarray, " rows"]]:
     column = column.fill_null(b"").cast(pa.large_binary())
     _, offset_buffer, value_buffer = column.buffers()
     offsets = np.frombuffer(offset_buffer, np.int64)[column.offset : column.offset + len(column) + 1]
-    values = np.frombuffer(value_buffer or b"", np.uint8)
-    return values[offsets[0] : offsets[-1]], np.diff(offsets)
+    return np.frombuffer(value_buffer or b"", np.uint8)[offsets[0] : offsets[-1]], np.diff(offsets)
 
 
-def _labels(batch: Any) -> Int64[np.ndarray, " rows"]:
-    if "label" not in batch.schema.names:
-        return np.full(batch.num_rows, -1)
-    return np.maximum(batch.column("label").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), -1)
+def labels_of(rows: Any) -> Int64[np.ndarray, " rows"]:
+    """The labels of an Arrow table or batch; -1 where there is none."""
+    if "label" not in rows.schema.names:
+        return np.full(rows.num_rows, -1)
+    return np.maximum(rows.column("label").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), -1)
 
 
 def _known_names(file: Path) -> list[str]:

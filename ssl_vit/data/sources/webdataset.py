@@ -151,8 +151,18 @@ def scan(file: Path) -> Int64[np.ndarray, "m 3"]:
 
 
 def _tables(files: list[Path]) -> list[Int64[np.ndarray, "m 3"]]:
-    known = {folder: _index(folder) for folder in dict.fromkeys(file.parent for file in files)}
-    return [scan(file) if (index := known[file.parent]) is None else _indexed(file, index) for file in files]
+    known, tables = {folder: _index(folder) for folder in {file.parent for file in files}}, []
+    for file in files:
+        if (index := known[file.parent]) is None:
+            tables.append(scan(file))
+            continue
+        if file.name not in index["shards"]:
+            raise ValueError(f"data.path={file} is not in the {INDEX} beside it: delete the one or the other")
+        size, written = file.stat().st_size, index["shards"][file.name]["bytes"]
+        if size != written:
+            raise ValueError(f"data.path={file} has {size} bytes, the {INDEX} beside it says {written}: copy it again")
+        tables.append(index["members"][file.name])
+    return tables
 
 
 def _index(folder: Path) -> dict[str, Any] | None:
@@ -169,15 +179,6 @@ def _index(folder: Path) -> dict[str, Any] | None:
         line = f"data.path={folder / INDEX} cannot be used: {_reason(error)}"
         raise ValueError(f"{line}: delete it, or make the shards again") from error
     return index | {"members": dict(zip(index["shards"], np.split(members, ends[:-1]), strict=True))}
-
-
-def _indexed(file: Path, index: dict[str, Any]) -> Int64[np.ndarray, "m 3"]:
-    if file.name not in index["shards"]:
-        raise ValueError(f"data.path={file} is not in the {INDEX} beside it: delete the one or the other")
-    size, written = file.stat().st_size, index["shards"][file.name]["bytes"]
-    if size != written:
-        raise ValueError(f"data.path={file} has {size} bytes, the {INDEX} beside it says {written}: copy it again")
-    return index["members"][file.name]
 
 
 def _samples(shard: tarfile.TarFile, url: str, located: bool) -> Iterator[tuple[Any, int]]:
@@ -200,16 +201,14 @@ def _samples(shard: tarfile.TarFile, url: str, located: bool) -> Iterator[tuple[
 
 
 def _label(sample: dict[str, Any], url: str) -> int:
-    label = -1
     if "cls" in sample:
         text = sample["cls"].decode(errors="replace").strip()
         if not re.fullmatch(r"-?\d+", text):
             line = f"{sample['__key__']}.cls of {url} holds {text[:40]!r}: a label must be an integer"
             raise UnreadableImageError(line)
-        label = int(text)
-    elif "json" in sample:
-        metadata = json.loads(sample["json"])
-        label = metadata.get("label", -1) if isinstance(metadata, dict) else -1
+        return max(int(text), -1)
+    metadata = json.loads(sample.get("json", "{}"))
+    label = metadata.get("label") if isinstance(metadata, dict) else None
     return max(label, -1) if type(label) is int else -1
 
 

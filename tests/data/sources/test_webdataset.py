@@ -146,7 +146,7 @@ def test_a_label_that_is_no_integer_is_one_line(tmp_path):
 @pytest.fixture
 def indexed(tmp_path):
     """Two shards with the index that make_shards writes."""
-    from ssl_vit.config.tool_schema import ShardsConfig
+    from ssl_vit.config.evaluation_schema import ShardsConfig
     from ssl_vit.data.shard_writer import make_shards
 
     for i in range(12):
