@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, LinearProbeConfig
+from ssl_vit.config.evaluation_schema import PROTOCOLS, TIMM, EvaluationConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.help import resolved_table
 from ssl_vit.config.recipes import FINETUNE, family, read_yaml, recipes
@@ -121,7 +121,7 @@ def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> R
     lower = {"data": known["data"]} if "data" in known else {}
     readout = dict(known.get("readout", {}))
     protocol = readout.pop("protocol", None)
-    if protocol and config_class is LinearProbeConfig:
+    if protocol in PROTOCOLS and config_class is LinearProbeConfig:  # of your own it is no file's to say
         lower["protocol"] = protocol
     config = resolve(config_class, args, lower).config
     if config.few and readout.get("layer") == "best":

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from ssl_vit.config import checks
 from ssl_vit.config.checks import Bounded, NonNegativeInt, PositiveFloat, PositiveInt, Rules, fresh
-from ssl_vit.config.schema import DataConfig, LinearProtocol, Pool
+from ssl_vit.config.schema import DataConfig, Pool
 
 POSITIVE_INTS = checks.each(checks.Bound("integers", checks.POSITIVE.holds), "positive")
 TIMM = "timm:"  # begins the name of an encoder that timm builds, such as timm:vit_small_patch16_224
@@ -15,20 +15,29 @@ class Protocol(NamedTuple):
     """What a linear protocol has of its own; None where it knows no such thing."""
 
     summary: str
+    home: str  # module:function of (evaluation, backbone), which returns an evaluation's Result
     epochs: int | None = None  # over a small set grid and attentive make more
     batch_size: int | None = None
     base_lr: float | None = None  # per 256 images
     readout: tuple[str, ...] = ("pool", "layer", "blocks")  # settings by which a user may change what it reads
 
 
+GRID = "learning rates x last 1 or 4 blocks x poolings, together (DINOv2, arXiv:2304.07193)"
+CACHED, LIVE = "ssl_vit.evaluate.linear", "ssl_vit.supervised.linear_probe:evaluate_live"
+QUERY, ATTENTIVE = "one learned query over the tokens (AIM, arXiv:2401.08541)", LIVE.replace("live", "attentive")
 PROTOCOLS = {
-    "grid": Protocol("learning rates x last 1 or 4 blocks x poolings, together (DINOv2, arXiv:2304.07193)", 10, 256),
-    "logreg": Protocol("logistic regression to its optimum (scikit-learn, C = 1), for small sets"),
-    "mae": Protocol("MAE's: non-affine BatchNorm, LARS, live crops (arXiv:2111.06377, A.1)", 90, 16384, 0.1),
-    "dino": Protocol("DINO's: SGD on the last class tokens, live crops (arXiv:2104.14294)", 100, 1024, 0.001),
-    "beit": Protocol("BEiT's: a head for each block, AdamW, live crops (arXiv:2106.08254)", 50, 1024, 1e-3, ()),
-    "attentive": Protocol("one learned query over the tokens (AIM, arXiv:2401.08541)", 30, 256, 1e-3, ("layer",)),
+    "grid": Protocol(GRID, f"{CACHED}:evaluate_grid", 10, 256),
+    "logreg": Protocol("logistic regression to its optimum (scikit-learn, C = 1)", f"{CACHED}:evaluate_logreg"),
+    "mae": Protocol("MAE's: non-affine BatchNorm, LARS, live crops (arXiv:2111.06377, A.1)", LIVE, 90, 16384, 0.1),
+    "dino": Protocol("DINO's: SGD on the last class tokens, live crops (arXiv:2104.14294)", LIVE, 100, 1024, 0.001),
+    "beit": Protocol("BEiT's: a head for each block, AdamW, live crops (arXiv:2106.08254)", LIVE, 50, 1024, 1e-3, ()),
+    "attentive": Protocol(QUERY, ATTENTIVE, 30, 256, 1e-3, ("layer",)),
 }
+
+
+def protocol_of(name: str) -> Protocol:
+    """The row of a protocol, or that of a package.module:function of your own."""
+    return PROTOCOLS.get(name) or Protocol("your own", "")
 
 
 @dataclass(kw_only=True)
@@ -78,8 +87,8 @@ class LinearProbeConfig(EvaluationConfig):
     """Evaluate an encoder by a linear classifier on its frozen features."""
 
     task: ClassVar[str] = "linear_probe"
-    protocol: LinearProtocol = "grid"
-    """docs/evaluation.md explains them; by default as the encoder's run had it."""
+    protocol: str = "grid"
+    """grid, logreg, mae, dino, beit, attentive (docs/evaluation.md), or package.module:function; else the run's."""
     epochs: PositiveInt | None = None
     """Passes over the training images; null: the protocol's own."""
     batch_size: PositiveInt | None = None
@@ -89,7 +98,9 @@ class LinearProbeConfig(EvaluationConfig):
 
     def rules(self) -> Rules:
         yield from super().rules()
-        protocol, of = PROTOCOLS[self.protocol], f"with protocol={self.protocol}"
+        if ":" not in self.protocol:
+            checks.one_of("protocol", self.protocol, PROTOCOLS)
+        protocol, of = protocol_of(self.protocol), f"with protocol={self.protocol}"
         for name in ("epochs", "batch_size", "base_lr"):
             yield getattr(self, name) is None or getattr(protocol, name) is not None, name, f"null {of}, which has none"
         for name in () if self.few else ("pool", "layer", "blocks"):
@@ -101,7 +112,7 @@ class LinearProbeConfig(EvaluationConfig):
     @property
     def schedule(self) -> tuple[int, int, float]:
         """(epochs, images a step, learning rate per 256 images): as set, else the protocol's own; 0 for none."""
-        own = PROTOCOLS[self.protocol]
+        own = protocol_of(self.protocol)
         epochs, batch_size = self.epochs or own.epochs or 0, self.batch_size or own.batch_size or 0
         return epochs, batch_size, self.base_lr or own.base_lr or 0.0
 

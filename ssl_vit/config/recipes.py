@@ -63,25 +63,31 @@ def method_class(method: str) -> type[TrainingRun]:
     """The RunConfig of a method by name, or of a class given as `package.module:Class`. Raises ConfigError."""
     if method in METHODS:
         return METHODS[method].config
-    module_name, colon, class_name = method.partition(":")
-    if not colon:
+    if ":" not in method:
         raise ConfigError(f"method={method} is not a method: {LEGAL_METHODS}{nearest(method, METHODS)}")
-    if not all(part.isidentifier() for part in (*module_name.split("."), class_name)):
-        raise ConfigError(f"method={method} must be {LEGAL_METHODS}")
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"method={method}: {error} (is it installed, or on PYTHONPATH?)") from error
-    if not hasattr(module, class_name):
-        raise ConfigError(f"method={method}: {module_name} has no {class_name}{nearest(class_name, vars(module))}")
-    found = getattr(getattr(module, class_name), "Config", None)
+    given = imported("method", method)
+    found = getattr(given, "Config", None)
     if not (isinstance(found, type) and issubclass(found, RunConfig)):
-        raise ConfigError(f"method={method}: {class_name}.Config must be a subclass of ssl_vit.config.schema.RunConfig")
+        raise ConfigError(f"method={method}: {given.__name__} must be a subclass of ssl_vit.Method")
     try:
         found()
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the defaults of {found.__module__}.{found.__name__} fail: {error}") from error
     return found
+
+
+def imported(key: str, path: str) -> Any:
+    """What `package.module:Name`, given as the setting `key`, names outside of this package. Raises ConfigError."""
+    module_name, _, name = path.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), name)):
+        raise ConfigError(f"{key}={path} must be a name, or package.module:Name")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"{key}={path}: {error} (is it installed, or on PYTHONPATH?)") from error
+    if not hasattr(module, name):
+        raise ConfigError(f"{key}={path}: {module_name} has no {name}{nearest(name, vars(module))}")
+    return getattr(module, name)
 
 
 def load_class(home: str) -> Any:

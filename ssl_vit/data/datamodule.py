@@ -38,8 +38,8 @@ class ImageDataModule(pl.LightningDataModule):
     """Images for training, and for evaluation; whatever is not given is that of the module being trained.
 
     Args:
-        transform: what training sees of an image: of data.transforms, or any callable on a PIL image, such as those of
-            torchvision and lightly (`data.transforms.seeded`). None: the module's transform().
+        transform: what training sees of an image: of data.transforms, or any callable on a PIL image or a uint8 tensor,
+            such as those of torchvision and lightly (`data.transforms.seeded`). None: the module's transform().
         data: a DataConfig, or give its fields as keywords; source= may also be a map-style Dataset of uint8 images.
         image_size: pixels of an evaluation image, a side or (height, width); None: the module's.
         channels: of an image; None: as many as data.mean has numbers, which must be the module's.

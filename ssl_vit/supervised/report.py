@@ -2,32 +2,23 @@
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, LinearProbeConfig
+from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, LinearProbeConfig, protocol_of
+from ssl_vit.config.recipes import imported, load_class
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.evaluate.backbones import Backbone, EncoderBackbone, RawPixels, load_timm
 from ssl_vit.evaluate.evaluation import Evaluation, Result
 from ssl_vit.evaluate.features import Resources, local_device
 from ssl_vit.evaluate.few_shot import evaluate_few_shot
 from ssl_vit.evaluate.knn import evaluate_knn
-from ssl_vit.evaluate.linear import evaluate_grid, evaluate_logreg
 from ssl_vit.evaluate.metrics import confusion_image, figures
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.parallel.distributed import process_group
 from ssl_vit.run.files import RUNS, newest_run, write_atomic, write_json
-from ssl_vit.supervised.linear_probe import evaluate_attentive, evaluate_live
-
-LINEAR = {
-    "grid": evaluate_grid,
-    "logreg": evaluate_logreg,
-    "mae": evaluate_live,
-    "dino": evaluate_live,
-    "beit": evaluate_live,
-    "attentive": evaluate_attentive,
-}
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
@@ -73,6 +64,14 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
         return result
 
 
+def evaluator_of(config: EvaluationConfig) -> Callable[[Evaluation, Backbone], Result]:
+    """The function of a protocol, or of k-NN. ConfigError: there is none of this name."""
+    if not isinstance(config, LinearProbeConfig):
+        return evaluate_knn
+    home = protocol_of(config.protocol).home
+    return load_class(home) if home else imported("protocol", config.protocol)
+
+
 def open_backbone(config: EvaluationConfig) -> tuple[Backbone, str, Path]:
     """The encoder to evaluate, its name, and the folder that its figures go to."""
     if config.encoder.startswith(TIMM):
@@ -97,8 +96,7 @@ def images_for(backbone: Backbone, name: str, config: EvaluationConfig) -> Image
 def full_row(evaluation: Evaluation, backbone: Backbone, draws_confusion: bool) -> dict[str, Any]:
     """Figures of a backbone from all training images, and where it is to be drawn a confusion image beside it."""
     config, labels = evaluation.config, evaluation.test_labels
-    protocol = LINEAR[config.protocol] if isinstance(config, LinearProbeConfig) else evaluate_knn
-    result: Result = protocol(evaluation, backbone)
+    result: Result = evaluator_of(config)(evaluation, backbone)
     if draws_confusion:
         from torchvision.io import encode_png
 

@@ -369,7 +369,7 @@ def test_an_unknown_tokenizer_is_answered_with_the_legal_ones(recipe):
     ("name", "answer"),
     [
         ("SimMim", "method={}: acme_methods has no SimMim (did you mean SimMIM?)"),
-        ("NoConfig", "method={}: NoConfig.Config must be a subclass of ssl_vit.config.schema.RunConfig"),
+        ("NoConfig", "method={}: NoConfig must be a subclass of ssl_vit.Method"),
         ("Named", "method={}: NamedRun cannot have method.name, where runs keep that"),
         ("Needy", "the defaults of acme_methods.NeedyRun fail: "),
     ],

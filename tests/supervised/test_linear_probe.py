@@ -21,7 +21,7 @@ from ssl_vit.evaluate.features import Resources
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.parallel.distributed import process_group
 from ssl_vit.supervised import linear_probe
-from ssl_vit.supervised.report import LINEAR
+from ssl_vit.supervised.report import evaluator_of
 
 PROTOCOLS = ["mae", "dino", "beit", "attentive"]
 
@@ -256,7 +256,7 @@ def test_an_evaluation_on_two_processes_trains_the_heads_of_one(protocol, labele
         with process_group() as ranks:
             data = ssl_vit.ImageDataModule(None, data_config, image_size=16)
             evaluation = Evaluation(LinearProbeConfig(**settings), data, Resources("cpu", ranks))
-            result = LINEAR[protocol](evaluation, EncoderBackbone(make_encoder()))
+            result = evaluator_of(evaluation.config)(evaluation, EncoderBackbone(make_encoder()))
         monkeypatch.undo()
         arrays = [tensor.numpy() for step in steps for tensor in step]
         return result.probabilities.numpy(), (result.how, result.head), arrays

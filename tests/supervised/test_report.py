@@ -15,11 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ssl_vit.cli.main import run_command
 from ssl_vit.cli.settings import resolve_evaluation
 from ssl_vit.config.evaluation_schema import PROTOCOLS, KNNConfig, LinearProbeConfig
+from ssl_vit.config.recipes import load_class
 from ssl_vit.config.resolve import ConfigError
 from ssl_vit.config.schema import LinearProtocol
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder
-from ssl_vit.supervised.report import LINEAR, evaluate, show
+from ssl_vit.supervised.report import evaluate, show
 
 KEYS = {"task", "top1", "top5", "encoder", "data", "layer", "protocol", "controls", "test_images", "seed", "seconds"}
 
@@ -53,7 +54,8 @@ def knn(run_dir: Path, *args: str):
 
 
 def test_every_protocol_has_settings_and_a_function():
-    assert LINEAR.keys() == PROTOCOLS.keys() == set(get_args(LinearProtocol))
+    assert PROTOCOLS.keys() == set(get_args(LinearProtocol))
+    assert all(callable(load_class(protocol.home)) for protocol in PROTOCOLS.values())
 
 
 def test_the_runs_protocol_is_the_default_of_the_command(tmp_path, encoder):

@@ -1,7 +1,6 @@
 """Where images lie: one table of the kinds of data.source. Needs no torch, so that a dry run can count images."""
 
-import importlib
-
+from ssl_vit.config.recipes import imported, load_class
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.base import Shards, Source, Split
 
@@ -18,12 +17,7 @@ SOURCES = {
 
 def source_class(name: str) -> type[Source]:
     """The class of a data.source. ValueError where it is no Source that can be imported."""
-    path = SOURCES.get(name, name)
-    module, _, cls = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), cls)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"data.source={name} cannot be imported: {error}: give package.module:Class") from error
+    found = load_class(SOURCES[name]) if name in SOURCES else imported("data.source", name)
     if not (isinstance(found, type) and issubclass(found, Source)):
         raise ValueError(f"data.source={name} must be a class that inherits from {Source.__module__}.Source")
     return found

@@ -23,31 +23,34 @@ class TransformError(ValueError):
 
 
 class SeededTransform:
-    """Any transform of a PIL image, the global generators of torch, numpy and Python seeded by its random number.
+    """Any transform of an image, the global generators of torch, numpy and Python seeded by its random number.
 
-    It gets a PIL image, as from a data set of torchvision; uint8 [C, H, W] where C is not 1 or 3, which PIL lacks. One
-    that takes tensors begins with torchvision.transforms.v2.PILToTensor(). What it makes are tensors [C, h, w] or PIL
-    images, one or a list of them; a list of one is one. uint8 is normalized on the device, floats stay as they are.
+    It gets a PIL image, as from a data set of torchvision; where it raises on the first one, uint8 [C, H, W], as always
+    where C is not 1 or 3, which PIL lacks. What it makes are tensors [C, h, w] or PIL images, one or a list of them; a
+    list of one is one. uint8 is normalized on the device, floats stay as they are.
     """
 
     num_random = 1
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
+        self._takes: list[Callable[[Tensor], Any]] = [F.to_pil_image, torch.clone]  # then the one that it worked with
 
     def __call__(self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " 1"]) -> Tensor | list[Tensor]:
         """Raises TransformError."""
-        given = F.to_pil_image(image) if len(image) in (1, 3) else image.clone()
-        with seeded_globals(int(u[0] * 2**53), torch.device("cpu")):
-            try:
-                made = self.function(given)
-            except Exception as error:
-                what = f"a PIL image ({given.mode})" if isinstance(given, Image.Image) else "a uint8 tensor [C, H, W]"
-                line = f"transform= raised {type(error).__name__} ({one_line(error)}) on {what}"
-                advice = "begin it with torchvision.transforms.v2.PILToTensor() where it takes tensors"
-                raise TransformError(f"{line}: {advice}") from error
-        crops = [as_tensor(crop) for crop in (made if isinstance(made, list | tuple) else [made])]
-        return crops[0] if len(crops) == 1 else crops
+        reasons = []
+        for given in self._takes if len(image) in (1, 3) else [torch.clone]:
+            with seeded_globals(int(u[0] * 2**53), torch.device("cpu")):
+                try:
+                    made = self.function(given(image))
+                except Exception as error:
+                    kind = "a uint8 tensor [C, H, W]" if given is torch.clone else "a PIL image"
+                    reasons.append(f"{type(error).__name__} ({one_line(error)}) on {kind}")
+                    continue
+            self._takes = [given]
+            crops = [as_tensor(crop) for crop in (made if isinstance(made, list | tuple) else [made])]
+            return crops[0] if len(crops) == 1 else crops
+        raise TransformError(f"transform= raised {', and '.join(reasons)}")
 
 
 def as_tensor(crop: Any) -> Tensor:
@@ -65,6 +68,6 @@ def as_transform(transform: Any) -> Transform:
     if isinstance(transform, Transform):
         return transform
     if not callable(transform):
-        rule = "a callable on a PIL image, or one of ssl_vit.data.transforms"
+        rule = "a callable on a PIL image or a uint8 tensor, or one of ssl_vit.data.transforms"
         raise ValueError(f"transform={transform!r} must be {rule}")
     return SeededTransform(transform)
