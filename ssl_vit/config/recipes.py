@@ -65,7 +65,7 @@ def method_class(method: str) -> type[TrainingRun]:
         return METHODS[method].config
     if ":" not in method:
         raise ConfigError(f"method={method} is not a method: {LEGAL_METHODS}{nearest(method, METHODS)}")
-    given = imported("method", method)
+    given = imported("method", method, LEGAL_METHODS)
     found = getattr(given, "Config", None)
     if not (isinstance(found, type) and issubclass(found, RunConfig)):
         raise ConfigError(f"method={method}: {given.__name__} must be a subclass of ssl_vit.Method")
@@ -76,11 +76,11 @@ def method_class(method: str) -> type[TrainingRun]:
     return found
 
 
-def imported(key: str, path: str) -> Any:
+def imported(key: str, path: str, legal: str = "a name, or package.module:Name") -> Any:
     """What `package.module:Name`, given as the setting `key`, names outside of this package. Raises ConfigError."""
     module_name, _, name = path.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), name)):
-        raise ConfigError(f"{key}={path} must be a name, or package.module:Name")
+        raise ConfigError(f"{key}={path} must be {legal}")
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

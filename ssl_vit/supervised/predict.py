@@ -26,9 +26,10 @@ Row = dict[str, Any]
 
 def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     """Classify a file or a folder's images by name: (file written, rows). FileNotFoundError, ValueError without any."""
-    model, out = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device()), Path(config.out)
+    files, out = Folder.at("images", config.images, DataConfig(), 3), Path(config.out)
+    model = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device())
     data = DataConfig(**model.metadata.get("data", {}))
-    files = Folder.at("images", config.images, data, model.encoder.config.channels)
+    files.channels, files.white_16bit = model.encoder.config.channels, data.white_16bit
     transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), list[Row]()
     for first in range(0, len(files), config.batch_size):
         readable, images = list[Row](), list[Tensor]()

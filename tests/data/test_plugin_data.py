@@ -344,7 +344,7 @@ def pipelines() -> dict[str, Any]:
     normalize = (IMAGENET_MEAN, IMAGENET_STD)
     floats = v2.ToDtype(torch.float32, scale=True)
     return {
-        "function of a tensor": lambda image: image[:, :16, :16].float() * torch.rand(()),
+        "function of a tensor": lambda image: image[:, :16, :16] / 255 * torch.rand(()),
         "v1": v1.Compose([v1.RandomResizedCrop(16), v1.ToTensor(), v1.Normalize(*normalize)]),
         "v2": v2.Compose(
             [v2.RandomResizedCrop(16), v2.ToImage(), v2.ColorJitter(0.4), floats, v2.Normalize(*normalize)]

@@ -77,7 +77,9 @@ def test_the_steps_move_the_weights_further_than_the_tolerance(alone, tmp_path):
     for case, found in alone.items():
         with float64():
             start = make(case, tmp_path).state_dict()
-        moved = max(float((tensor.double() - start[name]).abs().max()) for name, tensor in found["weights"].items())
+        moved = max(
+            float((tensor.double() - start[name].double()).abs().max()) for name, tensor in found["weights"].items()
+        )
         assert moved > 1000 * CLOSE["atol"], case
         assert len(found["losses"]) == STEPS, case
 
