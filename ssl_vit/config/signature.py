@@ -81,7 +81,7 @@ def expose(cls: type, options: Any, sections: Mapping[str, Any] = MappingProxyTy
         init(self, *args, **kwargs)
 
     first = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
-    exposed.__signature__ = inspect.Signature([first, *named.values()])  # pyright: ignore[reportFunctionMemberAccess]
+    exposed.__signature__ = inspect.Signature([first, *named.values()])  # pyright: ignore[reportAttributeAccessIssue]
     exposed.__doc__ = arguments(type(options))
     for section in sections.values():
         type(section).__init__.__doc__ = arguments(type(section))

@@ -199,8 +199,8 @@ def loggers_of(names: list[str], run_dir: Path, step: int) -> list[Logger]:
     if "csv" in names:  # a new file for each attempt: it would delete the one before
         made.append(CSVLogger(run_dir, name="csv"))
     if "wandb" in names:
-        same = {"name": run_dir.name, "id": run_dir.name, "resume": "allow"}  # a resumed run goes on with its curves
-        made.append(WandbLogger(project="ssl_vit", save_dir=run_dir, **same))
+        name = run_dir.name  # by which a resumed run goes on with its curves
+        made.append(WandbLogger(name, run_dir, id=name, project="ssl_vit", resume="allow"))
     return made
 
 
