@@ -2,9 +2,9 @@
 
 import json
 
-from ssl_vit.cli.main import typed
 from ssl_vit.config.finetune_schema import FinetuneRun as Config
 from ssl_vit.config.resolve import Resolved
+from ssl_vit.run.launch import typed
 
 USAGE = "[encoder=RUN_OR_FILE] [recipe=digits] [key=value ...] [--dry-run]"
 

@@ -7,7 +7,6 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
@@ -15,6 +14,7 @@ from ssl_vit.cli import doctor
 from ssl_vit.cli.settings import DRY_RUN, print_plan, resolve_command
 from ssl_vit.config.checks import ConfigError, nearest
 from ssl_vit.config.help import help_page
+from ssl_vit.run.launch import typed
 from ssl_vit.run.signals import Stopped
 
 COMMANDS = (
@@ -70,14 +70,6 @@ def command(name: str) -> ModuleType:
     if name not in COMMANDS:
         raise ConfigError(f"{name} is not a command: one of {', '.join(COMMANDS)}{nearest(name, COMMANDS)}")
     return importlib.import_module(f"ssl_vit.cli.{name}")
-
-
-def typed(name: str) -> str:
-    """Another command in the form in which this one was typed, of the three that there are."""
-    program = Path(sys.argv[0])
-    if program.name == "__main__.py":
-        return f"python -m ssl_vit {name}"
-    return f"python {program.with_name(f'{name}.py')}" if program.suffix == ".py" else f"ssl-vit {name}"
 
 
 def keep_freed_memory() -> None:

@@ -3,9 +3,9 @@
 import json
 import logging
 
-from ssl_vit.cli.main import typed
 from ssl_vit.config.evaluation_schema import ShardsConfig as Config
 from ssl_vit.config.resolve import Resolved
+from ssl_vit.run.launch import typed
 
 USAGE = "[data.source=folder] data.path=FOLDER out=SHARDS [key=value ...]"
 

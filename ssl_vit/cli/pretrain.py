@@ -1,8 +1,8 @@
 """Pretrain an encoder on unlabeled images."""
 
-from ssl_vit.cli.main import typed
 from ssl_vit.config.resolve import Resolved
 from ssl_vit.config.schema import RunConfig as Config
+from ssl_vit.run.launch import typed
 
 USAGE = "method=mae [recipe=digits] [key=value ...] [--dry-run]"
 

@@ -2,9 +2,9 @@
 
 import json
 
-from ssl_vit.cli.main import typed
 from ssl_vit.config.resolve import Resolved
 from ssl_vit.config.tokenizer_schema import TokenizerRun as Config
+from ssl_vit.run.launch import typed
 
 USAGE = "[tokenizer=dvae] [recipe=digits] [key=value ...] [--dry-run]"
 

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+from ssl_vit.run.launch import typed
+
 log = logging.getLogger("ssl_vit")
 RUNS = Path("runs")
 MODEL, ENCODER, METADATA, CONFIG = "model.safetensors", "encoder.safetensors", "encoder.json", "config.yaml"
@@ -83,8 +85,8 @@ def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
     if holding == ENCODER:  # a fine-tuned one lies beside its model, and has to be named
         found = [path for path in found if not (path.parent / MODEL).exists()]
     if not found:
-        tool = "finetune.py" if holding == MODEL else "pretrain.py method=mae"
-        raise FileNotFoundError(f"no {RUNS}/{prefix}* has {holding}: make one with `python tools/{tool}`, or name it")
+        command = typed("finetune") if holding == MODEL else f"{typed('pretrain')} method=mae"
+        raise FileNotFoundError(f"no {RUNS}/{prefix}* has {holding}: make one with `{command}`, or name it")
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 

@@ -1,9 +1,20 @@
-"""The processes of a run, by the environment that torchrun, SLURM or Lightning started them with. Needs no torch."""
+"""How this process was started: by which command, and by torchrun, SLURM or Lightning as which one. Needs no torch."""
 
 import os
+import sys
+from pathlib import Path
 
 from ssl_vit.config.checks import require
 from ssl_vit.config.schema import TrainerConfig
+
+
+def typed(name: str) -> str:
+    """A command in the form in which this process's was typed, of the three that there are; in other code ssl-vit."""
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py" and program.parent.name == "ssl_vit":
+        return f"python -m ssl_vit {name}"
+    tool = program.with_name(f"{name}.py")
+    return f"python {tool}" if program.suffix == ".py" and tool.exists() else f"ssl-vit {name}"
 
 
 def started_on_machine() -> int:

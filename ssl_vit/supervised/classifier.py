@@ -14,6 +14,7 @@ from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder, load_strictly, read_weights, save_encoder, transfer, write_weights
 from ssl_vit.run.files import MODEL
+from ssl_vit.run.launch import typed
 
 
 class Classifier(nn.Module):
@@ -134,13 +135,13 @@ def load_classifier(source: str | Path) -> Classifier:
     if path.is_dir():
         path = path / MODEL
         if not path.exists():
-            line = f"model={source} has no {MODEL}: make one with `python tools/finetune.py encoder={source}`"
+            line = f"model={source} has no {MODEL}: make one with `{typed('finetune')} encoder={source}`"
             raise FileNotFoundError(f"{line}, or with resume={source} where it is a fine-tuning that was stopped")
     if path.suffix != ".safetensors":
         raise ValueError(f"model={source} must be a fine-tuned run or its {MODEL}")
     state, metadata = read_weights(path)
     if "classifier" not in metadata:
-        raise ValueError(f"{path} holds no classifier: make one with `python tools/finetune.py encoder={source}`")
+        raise ValueError(f"{path} holds no classifier: make one with `{typed('finetune')} encoder={source}`")
     model = Classifier(VisionTransformer(EncoderConfig(**metadata["encoder"])), **metadata["classifier"])
     load_strictly(model, state, path)
     model.metadata = metadata

@@ -21,6 +21,7 @@ from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Objective
 from ssl_vit.models.weights import load_strictly, read_weights, write_weights
 from ssl_vit.run.files import write_json
+from ssl_vit.run.launch import typed
 from ssl_vit.tokenizers.dalle import DallE, load_dalle
 
 WEIGHTS, ABOUT = "tokenizer.safetensors", "tokenizer.json"
@@ -101,7 +102,7 @@ def load_tokenizer(source: str | Path) -> nn.Module:
     path = Path(source)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
-        advice = "make one with `python tools/train_tokenizer.py`, or leave tokenizer= empty and one is trained first"
+        advice = f"make one with `{typed('train_tokenizer')}`, or leave tokenizer= empty and one is trained first"
         raise FileNotFoundError(f"tokenizer={source}: there is no {path}; {advice}")
     state, metadata = read_weights(path)
     if not metadata:

@@ -21,6 +21,7 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder
 from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import all_gather, from_first_rank, sum_over_ranks
+from ssl_vit.run.launch import typed
 from ssl_vit.tokenizers.base import Tokenizer, TokenizerTraining, vocabulary_use
 
 
@@ -101,7 +102,7 @@ class VQKDTraining(TokenizerTraining):
         cfg = self.config
         if not cfg.teacher:
             line = "tokenizer.teacher= is missing: the encoder whose features are predicted; make one with"
-            raise ValueError(f"{line} `python tools/pretrain.py method=dino` and give tokenizer.teacher=RUN")
+            raise ValueError(f"{line} `{typed('pretrain')} method=dino` and give tokenizer.teacher=RUN")
         self.teacher = load_encoder(cfg.teacher).requires_grad_(False)
         if self.teacher.config.channels != cfg.channels:
             line = f"tokenizer.teacher={cfg.teacher} reads {self.teacher.config.channels} channels"

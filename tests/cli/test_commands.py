@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from ssl_vit.cli import benchmark
-from ssl_vit.cli.main import COMMANDS, guarded, typed
+from ssl_vit.cli.main import COMMANDS, guarded
+from ssl_vit.run.launch import typed
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = [f"recipe={ROOT / 'configs/mae/digits.yaml'}", "trainer.max_steps=2", "monitor.every_epochs=0"]
@@ -84,12 +85,14 @@ def test_without_a_command_they_are_listed(answer):
     ("program", "form"),
     [
         ("tools/pretrain.py", "python tools/knn.py"),
-        ("/a/tools/pretrain.py", "python /a/tools/knn.py"),
+        (str(ROOT / "tools/pretrain.py"), f"python {ROOT}/tools/knn.py"),
         ("/a/bin/ssl-vit", "ssl-vit knn"),
         ("/a/ssl_vit/__main__.py", "python -m ssl_vit knn"),
+        ("train.py", "ssl-vit knn"),  # a user's own code
     ],
 )
 def test_other_commands_are_named_in_the_form_that_was_typed(monkeypatch, program, form):
+    monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [program])
     assert typed("knn") == form
 

@@ -120,7 +120,7 @@ def test_its_encoder_is_one_that_every_evaluation_reads(tmp_path):
 def test_what_is_no_classifier_is_one_line(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"model=.*nowhere: there is no such file or run"):
         load_classifier(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"has no model.safetensors: make one with `python tools/finetune.py"):
+    with pytest.raises(FileNotFoundError, match=r"has no model.safetensors: make one with `ssl-vit finetune"):
         load_classifier(tmp_path)
     save_encoder(VisionTransformer(**SMALL), tmp_path)
     with pytest.raises(ValueError, match=r"encoder.safetensors holds no classifier: make one with"):

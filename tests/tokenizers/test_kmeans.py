@@ -77,5 +77,5 @@ def test_files_that_hold_no_tokenizer_are_refused(tmp_path):
     path = save_encoder(VisionTransformer(embed_dim=16, depth=1, num_heads=2, patch_size=4, image_size=8), tmp_path)
     with pytest.raises(ValueError, match=r"tokenizer=.*encoder.safetensors holds no tokenizer"):
         load_tokenizer(path)
-    with pytest.raises(FileNotFoundError, match=r"make one with `python tools/train_tokenizer.py`"):
+    with pytest.raises(FileNotFoundError, match=r"make one with `ssl-vit train_tokenizer`"):
         load_tokenizer(tmp_path)

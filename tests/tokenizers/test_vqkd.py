@@ -126,7 +126,7 @@ def test_it_learns_what_the_teacher_sees(teacher, tmp_path):
 
 
 def test_a_missing_teacher_and_one_of_other_channels_are_one_line(teacher):
-    with pytest.raises(ValueError, match=r"tokenizer.teacher= is missing: .* `python tools/pretrain.py method=dino`"):
+    with pytest.raises(ValueError, match=r"tokenizer.teacher= is missing: .* `ssl-vit pretrain method=dino`"):
         VQKDTraining(**SETTINGS)
     with pytest.raises(ValueError, match=r"tokenizer.teacher=.* reads 3 channels, tokenizer.channels=1"):
         make(teacher, channels=1)

@@ -282,9 +282,7 @@ def test_predicting_nothing_is_one_line():
     with pytest.raises(FileNotFoundError, match="images=nowhere: there is no such file or folder"):
         predict(PredictConfig(images="nowhere"))
     folder_of("images", ["ant"])
-    with pytest.raises(
-        FileNotFoundError, match=r"no runs/\* has model.safetensors: make one with `python tools/finetune.py"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"no runs/\* has model.safetensors: make one with `ssl-vit finetune"):
         predict(PredictConfig(images="images"))
     pretrained()
     run_dir, _ = tune("trainer.max_steps=1")

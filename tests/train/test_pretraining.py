@@ -128,7 +128,7 @@ def test_the_newest_run_is_evaluated_by_default():
 
 
 def test_without_a_run_the_probe_says_how_to_make_one():
-    with pytest.raises(FileNotFoundError, match=r"make one with `python tools/pretrain.py method=mae`"):
+    with pytest.raises(FileNotFoundError, match=r"make one with `ssl-vit pretrain method=mae`"):
         resolve_evaluation(KNNConfig, [])
 
 
