@@ -1,16 +1,20 @@
-"""docs/extending.md is right: its files are whole, and its commands run."""
+"""docs/extending.md and docs/plugin.md are right: their files are whole, and their commands run."""
 
 import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import ssl_vit
 from ssl_vit.cli.main import run_command
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text()
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE = (DOCS / "extending.md").read_text()
 FILES = dict(re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL))
 COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 SMALL = [
@@ -46,6 +50,18 @@ def test_the_commands_run(here, capsys):
 @pytest.mark.parametrize("file", ["train_simmim.py", "my_tokens.py"])
 def test_the_scripts_run(file, here):
     assert isinstance(runpy.run_path(file)["method"], ssl_vit.Method)
+
+
+def test_the_page_on_lightning_is_right(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "plugin.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path("images").mkdir()
+    for number in range(8):
+        Image.fromarray(np.full((70, 70, 3), 30 * number, dtype=np.uint8)).save(f"images/{number}.png")
+    names: dict[str, Any] = {}
+    exec(code.replace("max_epochs=50", "max_epochs=1").replace("batch_size=64", "batch_size=4, workers=0"), names)
+    assert sum(map(len, names["features"])) == 8
+    assert ssl_vit.load_encoder(tmp_path).metadata["mean"] == names["data"].data.mean
 
 
 def test_the_method_is_short():

@@ -294,6 +294,29 @@ def test_lightning_cli_sets_and_documents_every_option(name, folder, tmp_path, m
         assert sentence in page
 
 
+def test_the_commands_loggers_by_name(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    from ssl_vit.cli.main import run_command
+    from ssl_vit.config.checks import ConfigError
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    small = ["encoder.embed_dim=16", "encoder.depth=1", "encoder.num_heads=2", "trainer.max_steps=2"]
+    run_command(
+        "pretrain", "method=mae", "run_dir=run", "trainer.logger=csv,wandb", "trainer.log_every_steps=1", *small
+    )
+    assert "train/loss" in Path("run/csv/version_0/metrics.csv").read_text()
+    assert list(Path("run").glob("wandb/offline-run-*/*.wandb"))
+    assert not list(Path("run").glob("events.*"))
+    assert list(Path("run/images").glob("*.png"))
+    run_command("pretrain", "method=mae", "run_dir=none", "trainer.logger=none", "monitor.every_epochs=0", *small)
+    assert not list(Path("none").glob("events.*"))
+    with pytest.raises(
+        ConfigError, match=r"trainer\.logger=\[tensorbord\] must be of tensorboard, csv and wandb, or none"
+    ):
+        run_command("pretrain", "method=mae", "trainer.logger=tensorbord")
+
+
 def test_wandb_offline(folder, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     from pytorch_lightning.loggers import WandbLogger
