@@ -17,7 +17,7 @@ from ssl_vit.config.help import field_doc
 from ssl_vit.config.schema import TrainingRun
 
 GIVEN = "_given"
-"""Attribute of an exposed class's object: what each __init__ on its way has been given for its own parameters."""
+"""Attribute of an exposed class's object while it is made: what each __init__ was given for its own parameters."""
 REST = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 
 
@@ -74,11 +74,14 @@ def expose(cls: type, options: Any, sections: Mapping[str, Any] = MappingProxyTy
 
     @functools.wraps(init)
     def exposed(self: Any, *args: Any, **kwargs: Any) -> None:
+        outermost, given = GIVEN not in vars(self), vars(self).setdefault(GIVEN, {})
         if own:
             bound = inspect.signature(init).bind(self, *args, **kwargs)
             bound.apply_defaults()
-            vars(self).setdefault(GIVEN, {}).update({name: bound.arguments[name] for name in own})
+            given |= {name: bound.arguments[name] for name in own}
         init(self, *args, **kwargs)
+        if outermost:  # no copy of the object shall hold what it was made of
+            del vars(self)[GIVEN]
 
     first = Parameter("self", Parameter.POSITIONAL_OR_KEYWORD)
     exposed.__signature__ = inspect.Signature([first, *named.values()])  # pyright: ignore[reportAttributeAccessIssue]
