@@ -28,10 +28,13 @@ SMALL = [
     "encoder.num_heads=2",
     "method.decoder_embed_dim=16",
     "method.decoder_num_heads=2",
+    "encoder.image_size=16",
     "trainer.max_epochs=1",
     "trainer.max_minutes=null",
+    "data.batch_size=256",
     "data.workers=0",
 ]
+"""Five steps an epoch."""
 
 
 @pytest.fixture(autouse=True)
@@ -71,12 +74,18 @@ FOLDER = ["data.source=folder", "data.batch_size=4", "encoder.image_size=32", "m
 
 
 def test_a_run_leaves_what_the_readme_promises(capsys):
-    run_dir = run("run_dir=made", "trainer.max_steps=12", "monitor.every_epochs=1", "trainer.max_epochs=2")
+    run_dir = run(
+        "run_dir=made",
+        "trainer.max_steps=8",
+        "trainer.log_every_steps=4",
+        "monitor.every_epochs=1",
+        "trainer.max_epochs=2",
+    )
     found = {path.name for path in run_dir.iterdir()}
     assert {"config.yaml", "checkpoints", "metrics.jsonl", "encoder.safetensors", "encoder.json", "images"} <= found
     config = resolve(RunConfig, ["method=mae", f"recipe={run_dir / 'config.yaml'}"]).config
-    assert (config.encoder.embed_dim, config.trainer.max_steps) == (16, 12)
-    assert (run_dir / "checkpoints" / "step-0000012.ckpt").exists()
+    assert (config.encoder.embed_dim, config.trainer.max_steps) == (16, 8)
+    assert (run_dir / "checkpoints" / "step-0000008.ckpt").exists()
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     logged = set().union(*rows)
     wanted = {"train/loss", "train/reconstruction", "train/lr", "throughput/images_per_second", "throughput/data_wait"}
@@ -88,7 +97,7 @@ def test_a_run_leaves_what_the_readme_promises(capsys):
     shown = capsys.readouterr().out
     for args in (
         "run           made",
-        "global batch  64",
+        "global batch  256",
         "learning rate",
         "images/s",
         "saved made/encoder.safetensors",
@@ -216,11 +225,11 @@ def test_a_run_goes_on_without_unreadable_images(on_error):
 
 def test_resume_continues_where_the_run_stopped():
     run("run_dir=whole", "trainer.max_epochs=2", "monitor.every_epochs=0")
-    run("run_dir=stopped", "trainer.max_epochs=2", "monitor.every_epochs=0", "trainer.max_steps=22")
+    run("run_dir=stopped", "trainer.max_epochs=2", "monitor.every_epochs=0", "trainer.max_steps=5")
     resolved = resolve_run(RunConfig, ["method=mae", "run_dir=stopped", "resume=auto", "trainer.max_steps=null"])
     assert resolved.config.encoder.embed_dim == 16  # the run's own settings
     pretrain(resolved.config, resolved.name)
-    assert json.loads(Path("stopped/encoder.json").read_text())["step"] == 44
+    assert json.loads(Path("stopped/encoder.json").read_text())["step"] == 10
 
 
 def epoch_and_batches(checkpoint: Path) -> dict[str, int]:
@@ -232,11 +241,11 @@ def epoch_and_batches(checkpoint: Path) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("stop", "limits", "steps", "place"),
     [
-        (7, "trainer.max_steps=null", 22, {"epoch": 0, "batches": 22}),
-        (7, "trainer.max_steps=9", 9, {"epoch": 0, "batches": 9}),
-        (22, "trainer.max_steps=30 trainer.max_epochs=2", 30, {"epoch": 1, "batches": 8}),
-        (22, "trainer.max_steps=null trainer.max_epochs=2", 44, {"epoch": 1, "batches": 22}),
-        (7, "trainer.max_steps=30 trainer.max_epochs=2", 30, {"epoch": 1, "batches": 8}),
+        (2, "trainer.max_steps=null", 5, {"epoch": 0, "batches": 5}),
+        (2, "trainer.max_steps=4", 4, {"epoch": 0, "batches": 4}),
+        (5, "trainer.max_steps=8 trainer.max_epochs=2", 8, {"epoch": 1, "batches": 3}),
+        (5, "trainer.max_steps=null trainer.max_epochs=2", 10, {"epoch": 1, "batches": 5}),
+        (2, "trainer.max_steps=8 trainer.max_epochs=2", 8, {"epoch": 1, "batches": 3}),
     ],
 )
 def test_a_run_that_a_limit_has_stopped_goes_on_with_the_next_batch(stop, limits, steps, place):
@@ -259,7 +268,7 @@ def test_a_run_goes_on_while_its_checkpoints_cannot_be_written_and_fails_when_th
         write(path, content)
 
     monkeypatch.setattr("ssl_vit.train.checkpoints.write_atomic", full)
-    args = ["trainer.max_steps=8", "trainer.checkpoint_every_steps=2", "monitor.every_epochs=0"]
+    args = ["trainer.max_steps=8", "trainer.max_epochs=2", "trainer.checkpoint_every_steps=2", "monitor.every_epochs=0"]
     run("run_dir=tight", *args)
     assert sorted(path.name for path in Path("tight/checkpoints").iterdir()) == [
         "step-0000002.ckpt",
@@ -288,7 +297,7 @@ def test_an_error_between_two_steps_leaves_a_checkpoint_and_one_within_a_step_no
     original = getattr(owner, name)
     monkeypatch.setattr(owner, name, fail)
     with pytest.raises(ValueError, match="the sixth time"):
-        run("run_dir=error", "monitor.every_epochs=0")
+        run("run_dir=error", "monitor.every_epochs=0", "data.batch_size=64")
     assert [path.name for path in Path("error/checkpoints").glob("*")] == kept
     assert "the sixth time" in Path("error/error.txt").read_text()
 
@@ -354,7 +363,7 @@ def test_a_time_limit_that_does_not_bind_changes_nothing():
 
 
 def test_a_time_limit_ends_the_run():
-    run_dir = run("run_dir=timed", "trainer.max_epochs=100000", "trainer.max_minutes=0.05", "monitor.every_epochs=0")
+    run_dir = run("run_dir=timed", "trainer.max_epochs=100000", "trainer.max_minutes=0.02", "monitor.every_epochs=0")
     assert (run_dir / "encoder.safetensors").exists()
 
 

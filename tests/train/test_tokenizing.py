@@ -17,7 +17,14 @@ from ssl_vit.train.tokenizing import train_tokenizer
 
 SMALL = {
     "kmeans": ["recipe=digits-kmeans", "tokenizer.vocab_size=16", "tokenizer.patches=2000"],
-    "dvae": ["recipe=digits", "tokenizer.width=16", "tokenizer.vocab_size=16", "trainer.max_epochs=1"],
+    "dvae": [
+        "recipe=digits",
+        "tokenizer.width=16",
+        "tokenizer.vocab_size=16",
+        "tokenizer.image_size=16",
+        "trainer.max_epochs=1",
+        "data.batch_size=256",
+    ],
     "vqkd": [
         "recipe=digits-vqkd",
         "tokenizer.width=16",
@@ -139,11 +146,11 @@ def test_a_tokenizer_that_was_interrupted_is_made_again():
 
 
 def test_a_dvae_is_resumed_where_it_was_stopped():
-    run_dir, _ = train("dvae", "run_dir=runs/tokens", "trainer.max_steps=6", "monitor.every_epochs=0")
-    resolved = resolve_run(TokenizerRun, ["resume=runs/tokens", "trainer.max_steps=9"])
+    run_dir, _ = train("dvae", "run_dir=runs/tokens", "trainer.max_steps=2", "monitor.every_epochs=0")
+    resolved = resolve_run(TokenizerRun, ["resume=runs/tokens", "trainer.max_steps=3"])
     again, _ = train_tokenizer(resolved.config, resolved.name)
     assert again == run_dir
-    assert newest_checkpoint(run_dir).name == "step-0000009.ckpt"
+    assert newest_checkpoint(run_dir).name == "step-0000003.ckpt"
 
 
 @pytest.mark.parametrize(
