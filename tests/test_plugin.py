@@ -271,7 +271,8 @@ def test_lightning_cli_sets_and_documents_every_option(name, folder, tmp_path, m
 
         save_tokenizer(KMeans(KMeansConfig(vocab_size=8, patch_size=4, image_size=16)), tmp_path)
     own = {"MAE": "mask_ratio=.6", "DINO": "prototypes=32", "BEiT": "mask_ratio=.5"}[name].split("=")
-    model = {own[0]: own[1], "encoder.size": "tiny", "encoder.image_size": 16, "encoder.patch_size": 4}
+    model = {"local_crops": 0, "head_hidden": 16, "blur_p": "[0,0,0]"} if name == "DINO" else {}
+    model |= {own[0]: own[1], "encoder.size": "tiny", "encoder.image_size": 16, "encoder.patch_size": 4}
     model |= {"optim.base_lr": "1e-3", "seed": 3, "monitor.every_epochs": 0}
     data = {"source": "folder", "path": folder, "batch_size": 4, "eval_crop": "1.0"}
     args = [f"--model.{key}={value}" for key, value in model.items()] + tokenizer
@@ -295,7 +296,7 @@ def test_lightning_cli_sets_and_documents_every_option(name, folder, tmp_path, m
 
 
 def test_the_commands_loggers_by_name(tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
+    wandb = pytest.importorskip("wandb")
     from ssl_vit.cli.main import run_command
     from ssl_vit.config.checks import ConfigError
 
@@ -306,6 +307,7 @@ def test_the_commands_loggers_by_name(tmp_path, monkeypatch):
         "pretrain", "method=mae", "run_dir=run", "trainer.logger=csv,wandb", "trainer.log_every_steps=1", *small
     )
     assert "train/loss" in Path("run/csv/version_0/metrics.csv").read_text()
+    wandb.finish()  # which the end of the process does
     assert list(Path("run").glob("wandb/offline-run-*/*.wandb"))
     assert not list(Path("run").glob("events.*"))
     assert list(Path("run/images").glob("*.png"))

@@ -75,7 +75,7 @@ def test_slurms_signal_queues_the_job_again_and_the_same_command_goes_on(nursery
 def test_a_second_run_into_a_directory_is_refused_in_one_line(nursery, folder):
     args = args_of("mae", "trainer.max_epochs=500", "run_dir=one")
     first = nursery.start(folder, *args)
-    start = (folder / "output").stat().st_size
+    start = (folder / "output").stat().st_size if (folder / "output").exists() else 0
     second: list[int] = []
 
     def ready() -> bool:

@@ -127,7 +127,7 @@ class Objective(pl.LightningModule, ABC):
         return batch_images(batch)
 
     @abstractmethod
-    def export(self, folder: Path, **metadata: Any) -> Path:
+    def export(self, folder: str | Path, **metadata: Any) -> Path:
         """Write the result of the training with its metadata; returns its file. After several ranks it is whole()'s."""
 
     def after_step(self) -> None:
@@ -380,7 +380,7 @@ class Method(Objective):
         """The encoder that is saved and evaluated."""
         return self.get_submodule(self.exported.removesuffix("."))  # pyright: ignore[reportReturnType]
 
-    def export(self, folder: Path, **metadata: Any) -> Path:
+    def export(self, folder: str | Path, **metadata: Any) -> Path:
         """Write the encoder."""
         return save_encoder(self.export_encoder(), folder, **(self.statistics() | metadata))
 

@@ -59,12 +59,12 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
     return content, {}
 
 
-def save_encoder(encoder: VisionTransformer, folder: Path, **metadata: Any) -> Path:
+def save_encoder(encoder: VisionTransformer, folder: str | Path, **metadata: Any) -> Path:
     """Write encoder.safetensors (complete in itself) and encoder.json (for people and tools).
 
     metadata: JSON values worth keeping: mean, std, method, data, step.
     """
-    metadata = {"encoder": asdict(encoder.config), **metadata}
+    folder, metadata = Path(folder), {"encoder": asdict(encoder.config), **metadata}
     write_weights(folder / ENCODER, encoder.state_dict(), metadata)
     write_json(folder / METADATA, metadata)
     return folder / ENCODER

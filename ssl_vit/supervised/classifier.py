@@ -119,12 +119,12 @@ def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
     return start, tuned_config(start.config, config.image_size, cfg.drop_path, cfg.rel_pos_per_block)
 
 
-def save_classifier(model: Classifier, folder: Path, **metadata: Any) -> Path:
+def save_classifier(model: Classifier, folder: str | Path, **metadata: Any) -> Path:
     """Write model.safetensors and its encoder's two files; metadata: JSON values: mean, std, method, data, step."""
     head = {"classes": model.classes, "pool": model.pool, "distilled": model.distilled}
     save_encoder(model.export_encoder(), folder, **metadata)
     known = {"encoder": asdict(model.encoder.config), "classifier": head, **metadata}
-    return write_weights(folder / MODEL, model.state_dict(), known)
+    return write_weights(Path(folder) / MODEL, model.state_dict(), known)
 
 
 def load_classifier(source: str | Path) -> Classifier:

@@ -237,6 +237,6 @@ class FineTune(Objective):
         """The classifier that is saved and evaluated: the averaged one where there is one."""
         return self.model if self.averaged is None else self.averaged
 
-    def export(self, folder: Path, **metadata: Any) -> Path:
+    def export(self, folder: str | Path, **metadata: Any) -> Path:
         """Write the classifier, and its encoder."""
         return save_classifier(self.final_model(), folder, **metadata)

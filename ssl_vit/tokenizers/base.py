@@ -58,8 +58,8 @@ class TokenizerTraining(Objective):
     def transform(self) -> RandomCrop:
         return crop_of(self.config)
 
-    def export(self, folder: Path, **metadata: Any) -> Path:
-        return save_tokenizer(self.tokenizer, folder, **metadata)
+    def export(self, folder: str | Path, **metadata: Any) -> Path:
+        return save_tokenizer(self.tokenizer, Path(folder), **metadata)
 
 
 def crop_of(config: TokenizerConfig) -> RandomCrop:

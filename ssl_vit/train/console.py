@@ -27,6 +27,7 @@ class ProgressPrinter(pl.Callback):
     """Epoch, step, loss, lr, images/s, fraction of time waiting for data, diagnosis, time left; on the first rank."""
 
     bar: Progress | None = None
+    started: float | None = None  # not where a resumed run has reached its end before
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self.printed = time.monotonic()
@@ -43,7 +44,8 @@ class ProgressPrinter(pl.Callback):
             self._print(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # the last evaluation is done
-        self._print(trainer)
+        if self.started is not None:
+            self._print(trainer)
         self.on_exception()
 
     def on_exception(self, *args: Any, **kwargs: Any) -> None:
