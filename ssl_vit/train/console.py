@@ -57,7 +57,7 @@ class ProgressPrinter(pl.Callback):
             return
         fraction = fraction_done(trainer, broadcast=False)  # the other ranks do not call it
         gained = max(1e-9, fraction - self.fraction_before)
-        left = timedelta(seconds=int((time.monotonic() - self.started) * (1 - fraction) / gained))
+        left = timedelta(seconds=int((time.monotonic() - (self.started or 0.0)) * (1 - fraction) / gained))
         known = trainer.callback_metrics
         fields = [text.format(float(known[key])) for key, text in METRICS.items() if key in known]
         diagnoses = [c.diagnosis for c in trainer.callbacks if isinstance(c, CollapseMonitor) and c.diagnosis]  # pyright: ignore
