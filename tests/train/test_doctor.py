@@ -63,7 +63,7 @@ def test_steps_are_those_of_the_trainer():
 
 
 def test_no_tokenizer_is_trained():
-    with pytest.raises(ValueError, match="suite=doctor trains no tokenizer: give tokenizer=; python tools/train_tok"):
+    with pytest.raises(ValueError, match="suite=doctor trains no tokenizer: give tokenizer=; ssl-vit train_tok"):
         doctor.measure(resolve_run(RunConfig, ["method=beit"]).config, "beit")
 
 
