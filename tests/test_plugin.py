@@ -354,6 +354,17 @@ def test_mean_and_std_travel_into_the_exported_metadata(tmp_path):
         make("MAE", mean=[0.5])
 
 
+def test_the_probe_takes_all_from_its_encoder(folder, tmp_path):
+    encoder = ssl_vit.VisionTransformer(**ENCODER)
+    encoder.metadata = {"mean": [0.1] * 3, "std": [0.2] * 3}
+    probe, data = ssl_vit.LinearProbe(encoder, classes=2, protocol="dino"), images_in(folder, labeled=True)
+    run = trainer(tmp_path, callbacks=[EarlyStopping("val/top1", mode="max")])
+    run.fit(probe, data)
+    assert (data.data.mean, data.data.std, run.global_step) == ([0.1] * 3, [0.2] * 3, 2)
+    with pytest.raises(ValueError, match=r"data\.mean=\[0\.4, 0\.4, 0\.4\] must be \[0\.1, 0\.1, 0\.1\], by which"):
+        trainer(tmp_path).fit(probe, images_in(folder, labeled=True, mean=[0.4] * 3))
+
+
 class OnlyLosses(ssl_vit.Method):
     """The least that a method can be: it pulls the patches of an image together."""
 
@@ -407,7 +418,9 @@ def test_fine_tuning_comes_out_of_its_checkpoint(folder, tmp_path):
     tune = ssl_vit.FineTune(encoder, ["a", "b"], optim={"warmup_epochs": 0}, **options)
     best = ModelCheckpoint(tmp_path, monitor="val/top1", mode="max", filename="best")
     run = trainer(tmp_path, callbacks=[best], enable_checkpointing=True)
-    run.fit(tune, images_in(folder, labeled=True))
+    data = images_in(folder, labeled=True)
+    run.fit(tune, data)
+    assert (data.data.mean, data.data.std) == ([0.1] * 3, [0.2] * 3)  # the encoder's
     loaded = ssl_vit.FineTune.load_from_checkpoint(best.best_model_path, weights_only=True)
     assert loaded.hparams == tune.hparams
     assert same(weights(tune), weights(loaded))
@@ -424,7 +437,7 @@ def test_tokenizer_trainings_come_out_of_their_checkpoints(folder, tmp_path):
         vocab_size=8, patch_size=4, image_size=16, width=4, residuals=1, code_dim=4, monitor={"every_epochs": 0}
     )
     run = trainer(tmp_path)
-    run.fit(training, images_in(folder, transform=training.transform(), image_size=16, mean=[0.0] * 3, std=[1.0] * 3))
+    run.fit(training, images_in(folder))
     run.save_checkpoint(tmp_path / "tokenizer.ckpt")
     loaded = DVAETraining.load_from_checkpoint(tmp_path / "tokenizer.ckpt", weights_only=True)
     assert loaded.config == training.config

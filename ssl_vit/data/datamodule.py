@@ -14,7 +14,7 @@ from pytorch_lightning.utilities.parsing import AttributeDict
 from torch import Tensor
 
 from ssl_vit.config.checks import require
-from ssl_vit.config.schema import DataConfig
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.config.signature import expose
 from ssl_vit.data.cache import Cached, cached, cores, memory_gb
 from ssl_vit.data.corrupt import ReadErrors, Replacements
@@ -35,7 +35,7 @@ SMALL_SIDE = 64  # Cached images up to this side, in pixels, are transformed fas
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Images for training, and for evaluation; whatever is not given is that of the module being trained.
+    """Images for training, and for evaluation; what is not given is that of the module being trained, mean and std too.
 
     Args:
         transform: what training sees of an image: of data.transforms, or any callable on a PIL image or a uint8 tensor,
@@ -129,6 +129,14 @@ class ImageDataModule(pl.LightningDataModule):
             self.hparams["seed"] = state_dict["seed"]
             self.__dict__.pop("splits", None)
 
+    def _take_statistics(self) -> None:
+        """The module's mean and std in place of the default ones. ValueError where others were given."""
+        for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            given, own = list(self.hparams[name]), list(self._of_module(name) or self.hparams[name])
+            rule = f"{own}, by which the images of the module being trained are normalized, or left to it"
+            require(given in (own, default), f"data.{name}", given, rule)
+            self.data = replace(self.data, **{name: own})
+
     def _require_statistics(self, channels: int | None) -> None:
         rule = f"one number a channel: {channels}; data.std likewise"
         require(channels in (None, self.channels), "data.mean", self.data.mean, rule)
@@ -145,7 +153,8 @@ class ImageDataModule(pl.LightningDataModule):
             open_source(self.data, self.channels, "train")
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the sources and decode what fits in data.cache_gb; the second call does nothing."""
+        """Take the module's mean and std; open the sources and decode what fits in data.cache_gb, once."""
+        self._take_statistics()
         if self.hparams["channels"] is None:
             self._require_statistics(self._of_module("channels"))
         if self._opened:

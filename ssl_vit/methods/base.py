@@ -332,8 +332,8 @@ class Method(Objective):
         for name, values in (("mean", mean), ("std", std)):
             fits = values is None or len(values) == self.channels
             require(fits, name, values, f"one number a channel (encoder.channels={self.channels})")
-        known = {"mean": mean and list(mean), "std": std and list(std)}
-        self.keep_hyperparameters(encoder=self.encoder_config, readout=self.readout, **known)
+        self.mean, self.std = mean and list(mean), std and list(std)
+        self.keep_hyperparameters(encoder=self.encoder_config, readout=self.readout, mean=self.mean, std=self.std)
 
     @classmethod
     def from_run(cls, run: RunConfig, **parts: Any) -> Any:
@@ -387,7 +387,7 @@ class Method(Objective):
     def statistics(self) -> dict[str, list[float]]:
         """mean and std of the images as far as they are known: given, or those of the trainer's ImageDataModule."""
         data = getattr(getattr(self._trainer, "datamodule", None), "data", None)
-        found = {name: self.hparams[name] or getattr(data, name, None) for name in ("mean", "std")}
+        found = {name: getattr(self, name) or getattr(data, name, None) for name in ("mean", "std")}
         return {name: values for name, values in found.items() if values}
 
     def start_from(self, source: str) -> None:

@@ -170,6 +170,16 @@ class FineTune(Objective):
         """Channels of an image."""
         return self.model.encoder.config.channels
 
+    @property
+    def mean(self) -> list[float] | None:
+        """Of each channel of the images that the encoder was trained on."""
+        return self.model.encoder.metadata.get("mean")
+
+    @property
+    def std(self) -> list[float] | None:
+        """Likewise."""
+        return self.model.encoder.metadata.get("std")
+
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """Class scores before the softmax, of final_model()."""
         return self.final_model()(images)

@@ -87,6 +87,7 @@ class LinearProbe(pl.LightningModule):
         backbone = encoder if isinstance(encoder, Backbone) else EncoderBackbone(frozen_copy(encoder))
         self.encoder, self.paper, self.global_batch = backbone.module, PAPER_PROBES[protocol], 0
         self.image_size, self.channels = backbone.height_width, backbone.channels
+        self.mean, self.std = backbone.metadata.get("mean"), backbone.metadata.get("std")
         self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
         self.epochs, self.batch_size, self.base_lr = config.schedule
         self.features = self.paper.features(backbone, config)
@@ -190,7 +191,8 @@ class LinearProbe(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
-        self.encoder.metadata = checkpoint["metadata"]
+        known = self.encoder.metadata = checkpoint["metadata"]
+        self.mean, self.std = known.get("mean"), known.get("std")
         self.global_batch = checkpoint["global_batch"] if self._trainer else 0  # that of a run to resume
 
 

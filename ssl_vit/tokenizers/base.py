@@ -55,6 +55,11 @@ class TokenizerTraining(Objective):
     tokenizer: Any
     """A Tokenizer, of the kind that its training is for."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.image_size, self.channels = self.config.height_width, self.config.channels
+        self.mean, self.std = [0.0] * self.channels, [1.0] * self.channels
+
     def transform(self) -> RandomCrop:
         return crop_of(self.config)
 

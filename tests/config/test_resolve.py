@@ -381,7 +381,7 @@ def test_a_third_party_class_must_have_a_run_config_with_defaults(acme, name, an
 
 def test_a_third_party_class_has_a_recipe_or_those_of_the_class_that_it_extends(acme):
     custom = resolve(RunConfig, [f"method={acme}:SimMIM"]).config
-    assert (custom.data.source, custom.encoder.embed_dim) == ("digits", 256)
+    assert (custom.data.source, custom.encoder.embed_dim) == ("digits", 128)
     shuffled = resolve(RunConfig, ["method=tests.methods.shuffled:ShuffledBEiT"]).config
     assert shuffled.tokenizer_recipe == "digits"
 

@@ -237,9 +237,7 @@ def test_a_tokenizer_that_does_not_fit_is_one_line_before_training(tmp_path, cha
 
 
 def test_a_missing_tokenizer_names_the_command_that_makes_one(tmp_path):
-    with pytest.raises(
-        FileNotFoundError, match=r"tokenizer=.*nowhere: there is no .*; make one with `ssl-vit train_"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"tokenizer=.*nowhere: there is no .*; make one with `ssl-vit train_"):
         BEiT.from_run(BEiTRun(tokenizer=str(tmp_path / "nowhere")))
 
 
