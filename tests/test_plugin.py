@@ -220,6 +220,13 @@ def test_the_loss_is_in_the_progress_bar(folder, tmp_path):
     assert "train/loss" in run.progress_bar_metrics
 
 
+def test_overfitting_a_batch_as_lightning_does(folder, tmp_path):
+    saved = ModelCheckpoint(tmp_path, every_n_train_steps=1)
+    run = trainer(tmp_path, overfit_batches=1, max_epochs=3, callbacks=[saved], enable_checkpointing=True)
+    run.fit(make("MAE"), images_in(folder))
+    assert run.global_step == 3
+
+
 def test_a_second_fit_begins_from_a_clean_slate(tmp_path):
     method, rates = make("MAE"), []
 

@@ -42,6 +42,7 @@ class AugmentedDataset(Dataset):
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch:
         """The batch of (epoch, index) keys of one epoch; with, or only, `read_errors` where images are unreadable."""
+        keys = [key if isinstance(key, tuple) else (0, key) for key in keys]  # of Trainer(overfit_batches=1)'s sampler
         found: list[ReadError] = []
         skips = self.replacements is not None and self.replacements.skips
         batch = self._batch(keys, found, skips) or (self._batch(keys, found, False) if skips else {})

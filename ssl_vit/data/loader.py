@@ -97,7 +97,7 @@ class TrainLoader(Loader):
         if self._resumed is not None:  # loaded, and nothing read since
             return dict(self._resumed)
         batches = self._delivered if self.trained is None else self.trained()
-        return {"epoch": self.sampler.epoch, "batches": batches}  # pyright: ignore
+        return {"epoch": getattr(self.sampler, "epoch", 0), "batches": batches}  # overfit_batches has its own sampler
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Begin the next pass behind those batches, if it is of the same epoch."""
