@@ -72,6 +72,15 @@ def _drawn_once(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("_digits")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _impatient() -> None:
+    """Workers of a loader that Python's cyclic garbage collector finds no longer hear that they shall end, and PyTorch
+    waits for each of them; the frames of type checks make such cycles."""
+    import torch.utils.data._utils as loaders
+
+    loaders.MP_STATUS_CHECK_INTERVAL = 0.2  # instead of 5 seconds
+
+
 @pytest.fixture
 def free_port() -> int:
     """A port that nobody listens on."""
