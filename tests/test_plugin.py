@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, Model
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.strategies import FSDPStrategy
 from pytorch_lightning.tuner.tuning import Tuner
+from tiny_methods import ENCODER, OPTIONS, Brightness
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -24,25 +25,9 @@ from ssl_vit.callbacks.online_eval import OnlineProbe
 from ssl_vit.callbacks.skipped_steps import SkippedSteps
 from ssl_vit.parallel.fsdp import mesh_of
 
-ENCODER = {"embed_dim": 16, "depth": 2, "num_heads": 2, "image_size": 16, "patch_size": 4}
-SMALL_HEAD = {"prototypes": 16, "head_hidden": 16, "head_bottleneck": 8}
 QUIET = {"enable_progress_bar": False, "enable_model_summary": False}
 
 
-class Brightness(nn.Module):
-    """A tokenizer of a user's own: the brightness of each patch, in 8 steps."""
-
-    vocab_size = 8
-
-    def forward(self, images):
-        return (nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4) * 8).long().clamp(0, 7).flatten(1)
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "MAE": {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2},
-    "DINO": {"local_crops": 2, "local_size": 8, "blur_p": (0.0, 0.0, 0.0), **SMALL_HEAD},
-    "BEiT": {"tokenizer": Brightness()},
-}
 every_method = pytest.mark.parametrize("name", OPTIONS)
 
 
@@ -331,6 +316,11 @@ def test_wandb_offline(folder, tmp_path, monkeypatch):
     from pytorch_lightning.loggers import WandbLogger
 
     logger = WandbLogger(save_dir=tmp_path, offline=True)
+
+    def full(*args: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("ssl_vit.callbacks.image_logger.write_atomic", full)  # images go there without a file too
     trainer(tmp_path, logger=logger).fit(make("MAE", monitor={"every_epochs": 1}), images_in(folder))
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     logger.experiment.finish()
@@ -370,6 +360,21 @@ def test_the_probe_takes_all_from_its_encoder(folder, tmp_path):
     assert (data.data.mean, data.data.std, run.global_step) == ([0.1] * 3, [0.2] * 3, 2)
     with pytest.raises(ValueError, match=r"data\.mean=\[0\.4, 0\.4, 0\.4\] must be \[0\.1, 0\.1, 0\.1\], by which"):
         trainer(tmp_path).fit(probe, images_in(folder, labeled=True, mean=[0.4] * 3))
+
+
+def test_a_probe_whose_first_fit_was_interrupted_begins_anew(tmp_path):
+    probe, rates = ssl_vit.LinearProbe(ssl_vit.VisionTransformer(**ENCODER), classes=2, protocol="dino"), []
+
+    class Interrupt(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            raise ValueError("stop")
+
+    batch = [(torch.randn(3, 16, 16), number % 2) for number in range(16)]
+    for size in (4, 16):
+        with pytest.raises(ValueError, match="stop"):
+            trainer(tmp_path, callbacks=[Interrupt()]).fit(probe, DataLoader(batch, batch_size=size))
+    assert rates[1] == pytest.approx(4 * rates[0])
 
 
 class OnlyLosses(ssl_vit.Method):

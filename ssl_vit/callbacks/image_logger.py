@@ -83,13 +83,13 @@ class ImageLogger(pl.Callback):
         pixels = batch["images"][: self.config.images].to(objective.device)
         if columns := objective.visualize(data.normalize(pixels), pixels.float() / 255):
             grid = image_grid(columns, data.data.mean, data.data.std)
-            path, title = self.folder / f"step-{trainer.global_step:07}.png", " | ".join(columns)
-            save_image(grid, path)
+            title = " | ".join(columns)
+            save_image(grid, self.folder / f"step-{trainer.global_step:07}.png")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     logger.experiment.add_image(title, grid, trainer.global_step)
                 elif isinstance(logger, WandbLogger):
-                    logger.log_image(title, [str(path)], trainer.global_step)
+                    logger.log_image(title, [grid.permute(1, 2, 0).numpy()], trainer.global_step)
         objective.train(training)
 
     def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:

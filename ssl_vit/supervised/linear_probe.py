@@ -62,6 +62,7 @@ class LinearProbe(pl.LightningModule):
 
     chosen: Tensor
     """The number of the head that classifies."""
+    _has_begun = False  # whether a fit of this object has
 
     def __init__(
         self,
@@ -150,8 +151,13 @@ class LinearProbe(pl.LightningModule):
         self.log_dict({"train/loss": loss.detach(), "train/lr": lr}, batch_size=len(targets))
         return loss
 
-    def on_fit_end(self) -> None:
-        self.global_batch = 0  # another fit may have other batches
+    def setup(self, stage: str) -> None:
+        """Another fit may have other batches, also where the one before was interrupted."""
+        if stage == "fit" and self._has_begun:
+            self.global_batch = 0
+
+    def on_train_start(self) -> None:
+        self._has_begun = True
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.paper.optimizer(self.heads.parameters(), lr=self.base_lr)

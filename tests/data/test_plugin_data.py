@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 import torch
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
+from tiny_methods import ENCODER, OPTIONS
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
@@ -25,32 +26,8 @@ from ssl_vit.data.loader import batch_images, batch_labels, batch_length, full_l
 from ssl_vit.data.sources.map_style import MapStyle
 from ssl_vit.data.transforms.crops import CenterCrop, RandomCrop
 
-ENCODER = {"embed_dim": 16, "depth": 2, "num_heads": 2, "image_size": 16, "patch_size": 4}
 COUNT = 24
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-
-
-class Tokens(nn.Module):
-    """A tokenizer: the brightness of each patch, in 8 steps."""
-
-    vocab_size = 8
-
-    def forward(self, images):
-        return (nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4) * 8).long().clamp(0, 7).flatten(1)
-
-
-OPTIONS: dict[str, dict[str, Any]] = {
-    "MAE": {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2},
-    "DINO": {
-        "local_crops": 2,
-        "local_size": 8,
-        "prototypes": 16,
-        "head_hidden": 16,
-        "head_bottleneck": 8,
-        "blur_p": (0.0, 0.0, 0.0),
-    },
-    "BEiT": {"tokenizer": Tokens()},
-}
 
 
 def method(name: str = "MAE", size: int = 16, **changes: Any) -> Any:
