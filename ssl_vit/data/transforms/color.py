@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
-from torch.nn.functional import pad, threshold
+from torch.nn.functional import pad
 
 Images = Float32[Tensor, "B C H W"]
 Factor = Float32[Tensor, " B"]
@@ -67,7 +67,7 @@ class ColorAugmentation:
     jitter_p: float = 0.8  # Probability of the four operations above.
     gray_p: float = 0.2
     blur_p: float
-    blur_sigma: tuple[float, float] = (0.1, 2.0)  # std, pixels; the kernel ends at 3 of the largest
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # std, pixels
     solarize_p: float
 
     @property
@@ -77,8 +77,8 @@ class ColorAugmentation:
 
     @property
     def blur_radius(self) -> int:
-        """Pixels from the middle of the blur's kernel to its end; 6 for the default, a kernel of 13."""
-        return math.ceil(3 * self.blur_sigma[1])
+        """Pixels from the middle of the blur's kernel, three boxes, to its end; 6 for the default."""
+        return 3 * math.floor(math.sqrt(4 * self.blur_sigma[1] ** 2 + 1) / 2 + 0.5)
 
     def strengths(self, u: Float64[np.ndarray, "B num_random"]) -> Strengths:
         """What these uniform numbers mean: one column a field of Strengths, in that order."""
@@ -104,9 +104,9 @@ class ColorAugmentation:
     ) -> Float32[Tensor, "B C H W"]:
         """The images with their colors changed, in 0 .. 255, or normalized by mean and std (on a CPU faster here).
 
-        ValueError: colors are to change that these channels do not have, or the images are too small for the blur.
+        ValueError: colors are to change that these channels do not have.
         """
-        self._check(*images.shape[1:])
+        self._check(images.shape[1])
         steps = self._steps(self.strengths(u), images.device)
         affine = normalized and _affine(*normalized, images.device)
         changed = torch.empty(images.shape, device=images.device)
@@ -150,15 +150,12 @@ class ColorAugmentation:
             (lambda images, _: solarize(images), strengths.solarize, sigma),
         ]
 
-    def _check(self, channels: int, height: int, width: int) -> None:
+    def _check(self, channels: int) -> None:
         colored = self.jitter_p > 0 and max(self.contrast, self.saturation, self.hue) > 0
         if channels not in (1, 3) and (colored or self.gray_p > 0):
             change = f"method.jitter_p={self.jitter_p} and method.gray_p={self.gray_p} change colors"
             advice = "set both to 0, or give images of 1 or 3 channels"
             raise ValueError(f"{change}, which encoder.channels={channels} does not have: {advice}")
-        if self.blur_p > 0 and min(height, width) <= self.blur_radius:
-            small = f"crops of {height} x {width} pixels are too small for a blur of {self.blur_sigma[1]} pixels"
-            raise ValueError(f"{small}: set method.blur_p=0, or make them larger than {self.blur_radius} pixels a side")
 
 
 def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
@@ -245,26 +242,32 @@ def solarize(images: Images) -> Images:
 
 
 def gaussian_band(sigma: Factor, radius: int) -> Float32[Tensor, "B block span"]:
-    """A Gaussian blur of std sigma pixels, cut off at radius, as a matrix: BLOCK pixels from span = BLOCK + 2 radius.
+    """A Gaussian blur of std sigma pixels, as PIL makes it, as a matrix: BLOCK pixels from span = BLOCK + 2 radius.
 
-    Row i holds the kernel from column i on. torchvision's points are sqrt(2) times closer than pixels: a Gaussian's 2.
+    Row i holds the kernel from column i on. PIL's is a box of fractional width, three times over (Gwosdek et al., 2011,
+    Theoretical foundations of Gaussian convolution by extended box filtering, equations 11 and 14): of the variance
+    sigma^2 exactly, where a Gaussian taken at whole pixels loses its own below half a pixel.
     """
-    limit = radius / 2**0.5
-    points = torch.linspace(-limit, limit, 2 * radius + 1, device=sigma.device)
-    kernel = torch.softmax(-(points / sigma[:, None]).square(), dim=1)
-    kernel = threshold(kernel, 1e-12, 0.0)  # a CPU takes several times longer for denormal numbers
+    whole = ((4 * sigma**2 + 1).sqrt() / 2 - 0.5).floor()
+    part = (2 * whole + 1) * (sigma**2 - whole * (whole + 1)) / (6 * (whole + 1) ** 2 - 2 * sigma**2)
+    half = (whole + part)[:, None]
+    offset = torch.arange(-radius // 3, radius // 3 + 1, device=sigma.device).abs()
+    box = (half + 1 - offset).clamp(0, 1) / (2 * half + 1)  # [B, 2 radius / 3 + 1]
+    kernel = box
+    for _ in range(2):
+        kernel = (pad(kernel, (len(offset) - 1,) * 2).unfold(1, len(offset), 1) @ box[:, :, None])[:, :, 0]
     # Each row is the one above moved by one: a period one longer than a row does that.
     span = BLOCK + 2 * radius
     return pad(kernel, (0, BLOCK)).repeat(1, BLOCK)[:, : BLOCK * span].view(-1, BLOCK, span)
 
 
 def convolve(images: Images, band: Float32[Tensor, "B block span"]) -> Images:
-    """Blurred, edges reflected (H, W above the radius): rows, then columns, as windows times the band matrix."""
+    """Blurred, edges repeated as PIL does: rows, then columns, as windows times the band matrix."""
     span = band.shape[2]
     radius = (span - BLOCK) // 2
     height, width = images.shape[2:]
     below, right = -height % BLOCK, -width % BLOCK  # to whole blocks; cut off again
-    whole, padded = images, pad(images, (radius, radius, radius, radius), mode="reflect")
+    whole, padded = images, pad(images, (radius, radius, radius, radius), mode="replicate")
     if below or right:
         whole = images.new_empty(*images.shape[:2], height + below, width + right)
         padded = pad(padded, (0, right, 0, below))
