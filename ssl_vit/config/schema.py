@@ -76,6 +76,8 @@ class EncoderConfig(PatchGrid, section="encoder"):
     """Hidden channels of a block's MLP, per channel of a token."""
     pos_embed: Literal["learned", "sincos", "relative", "relative_per_block"] = "learned"
     """learned, sincos (fixed), or BEiT's bias of the attention: relative (one for all blocks), relative_per_block."""
+    resample: Literal["timm", "dino", "beit"] = "timm"
+    """How positions for another grid are made: as in timm, or by DINO's authors (local crops) or BEiT's and MAE's."""
     num_registers: NonNegativeInt = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
     init_values: float | None = None
@@ -94,6 +96,8 @@ class EncoderConfig(PatchGrid, section="encoder"):
             checks.require(embed_dim % divisor == 0, "encoder.embed_dim", embed_dim, rule)
         rule = f"0 with encoder.pos_embed={self.pos_embed}: a register has no place"
         yield self.num_registers == 0 or not self.relative, "num_registers", rule
+        rule = f"timm or beit with encoder.pos_embed={self.pos_embed}"
+        yield self.resample != "dino" or not self.relative, "resample", rule
 
     @property
     def relative(self) -> bool:

@@ -3,6 +3,7 @@
 Letters: h x w patch grid, N = h * w patches, S = 1 + N tokens, D width, R = (2h - 1)(2w - 1) + 3 relations.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -28,12 +29,20 @@ def sincos_2d(h: int, w: int, width: int) -> Float[Tensor, "1 N D"]:
     return table.float()[None].to(torch.get_default_device())
 
 
-def resample(table: Float[Tensor, "1 N D"], old: Grid, new: Grid) -> Float[Tensor, "1 n D"]:
-    """A table of the old (h, w) grid, bicubically resampled in float32 to the new one, antialiased as timm does it."""
+def resample(table: Float[Tensor, "1 N D"], old: Grid, new: Grid, way: str = "timm") -> Float[Tensor, "1 n D"]:
+    """A table of the old (h, w) grid, bicubically resampled in float32 to the new one.
+
+    way: timm, antialiased; beit, not, as in fine-tuning by MAE's and BEiT's authors; dino, as its authors do, who give
+    the new grid .1 patches more, against rounding: this moves every position a little.
+    """
     if old == new:
         return table
     grid = table.float().unflatten(1, old).permute(0, 3, 1, 2)  # [1, D, h, w]
-    grid = F.interpolate(grid, size=new, mode="bicubic", antialias=True)
+    if way == "dino":
+        scales = [(patches + 0.1) / before for before, patches in zip(old, new, strict=True)]
+        grid = F.interpolate(grid, scale_factor=scales, mode="bicubic")
+    else:
+        grid = F.interpolate(grid, size=new, mode="bicubic", antialias=way == "timm")
     return grid.flatten(2).transpose(1, 2).to(table.dtype)
 
 
@@ -73,20 +82,47 @@ class RelativePositionBias(nn.Module):
         self.relative_position_index: Tensor
         self.register_buffer("relative_position_index", index.to(torch.get_default_device()), persistent=False)
 
-    def forward(self, grid: Grid, table: Float[Tensor, "_ heads"] | None = None) -> Float[Tensor, "heads S S"]:
-        """What is added to the scores, by default of the shared table, which is resampled for another grid."""
+    def forward(
+        self, grid: Grid, table: Float[Tensor, "_ heads"] | None = None, way: str = "timm"
+    ) -> Float[Tensor, "heads S S"]:
+        """What is added to the scores, by default of the shared table; for another grid resampled in that way."""
         table, index = self.relative_position_bias_table if table is None else table, self.relative_position_index
         if grid != self.grid:
-            table, index = resample_relations(table, self.grid, grid), relation_index(*grid).to(table.device)
+            table, index = resample_relations(table, self.grid, grid, way), relation_index(*grid).to(table.device)
         return F.embedding(index, table).permute(2, 0, 1)
 
 
-def resample_relations(table: Float[Tensor, "_ heads"], old: Grid, new: Grid) -> Float[Tensor, "_ heads"]:
+def resample_relations(
+    table: Float[Tensor, "_ heads"], old: Grid, new: Grid, way: str = "timm"
+) -> Float[Tensor, "_ heads"]:
     """A relative table of the old (h, w) grid for the new one, bicubically; the class token's rows stay.
 
-    Farthest offset falls on farthest offset, as in timm and unlike the authors, who space the near ones more finely.
+    way: timm, the farthest offset falls on the farthest; beit, as its authors do: see geometric_spline.
     """
     sides, wanted = [(2 * h - 1, 2 * w - 1) for h, w in (old, new)]
     offsets = table[:-3].float().T.unflatten(1, sides)[None]  # [1, heads, 2h - 1, 2w - 1]
-    offsets = F.interpolate(offsets, size=wanted, mode="bicubic", align_corners=True)
+    if way == "beit":
+        rows, columns = (geometric_spline(*side).to(offsets) for side in zip(sides, wanted, strict=True))
+        offsets = rows @ offsets @ columns.T
+    else:
+        offsets = F.interpolate(offsets, size=wanted, mode="bicubic", align_corners=True)
     return torch.cat([offsets[0].flatten(1).T.to(table.dtype), table[-3:]])
+
+
+def geometric_spline(old: int, new: int) -> Float[Tensor, "new old"]:
+    """The matrix from values at the offsets of an old axis to those of a new one, by BEiT's authors.
+
+    Old offsets 0, 1, 2 ... lie at 0, 1, 1 + q, 1 + q + q^2 ...: near ones stay where they were, the farthest falls on
+    the new farthest. A cubic spline (not a knot) goes through them. q is at least 1.01: a smaller grid is cut off.
+    """
+    from scipy.interpolate import make_interp_spline
+    from scipy.optimize import brentq
+
+    def places(q: float) -> np.ndarray:
+        return np.cumsum(q ** np.arange(old // 2))
+
+    span = new // 2
+    growth = brentq(lambda q: places(q)[-1] - span, 1.01, 1.5) if places(1.01)[-1] < span < places(1.5)[-1] else 1.01
+    known = np.concatenate([-places(growth)[::-1], [0], places(growth)])
+    wanted = np.arange(-span, span + 1).clip(known[0], known[-1])
+    return torch.from_numpy(make_interp_spline(known, np.eye(old), 3)(wanted))

@@ -108,7 +108,7 @@ class VisionTransformer(nn.Module):
         """Add the positions of an h x w grid, of its patches at `index` (None: all); relative ones are encode's."""
         if self.config.relative:
             return patches
-        table = resample(self.pos_embed[:, self.class_rows :], self.grid, (h, w))
+        table = resample(self.pos_embed[:, self.class_rows :], self.grid, (h, w), self.config.resample)
         return patches + (table if index is None else table[0][index])
 
     def encode(self, patches: Float[Tensor, "B n D"], grid: Grid | None = None) -> Float[Tensor, "B S D"]:
@@ -154,11 +154,12 @@ class VisionTransformer(nn.Module):
         """Relative positions of batches of whole grids, for each block; None with other positions."""
         if not self.config.relative:
             return None
+        way = self.config.resample
         if self.config.pos_embed == "relative":  # computed once for all blocks
-            shared = {grid: self.rel_pos_bias(grid) for grid in dict.fromkeys(grids)}
+            shared = {grid: self.rel_pos_bias(grid, None, way) for grid in dict.fromkeys(grids)}
             return [[shared[grid] for grid in grids]] * self.depth
         tables = [block.attn.relative_position_bias_table for block in self.blocks]  # pyright: ignore
-        return [[self.rel_pos_bias(grid, table) for grid in grids] for table in tables]
+        return [[self.rel_pos_bias(grid, table, way) for grid in grids] for table in tables]
 
     def with_class_token(self, patches: Float[Tensor, "B n D"]) -> Float[Tensor, "B _ D"]:
         """Class token, registers, patches: what the first block sees."""

@@ -200,17 +200,19 @@ def transfer(start: VisionTransformer, encoder: VisionTransformer, where: str) -
     where: what to call the start in an error.
     """
     state, rows = start.state_dict(), encoder.class_rows
-    ours, theirs = encoder.config.pos_embed, start.config.pos_embed
+    ours, theirs, way = encoder.config.pos_embed, start.config.pos_embed, encoder.config.resample
     if ours == theirs and encoder.config.relative:
-        state |= {name: resample_relations(state[name], start.grid, encoder.grid) for name in relative_tables(state)}
+        state |= {
+            name: resample_relations(state[name], start.grid, encoder.grid, way) for name in relative_tables(state)
+        }
     elif (theirs, ours) == ("relative", "relative_per_block"):
-        shared = resample_relations(state.pop(RELATIONS), start.grid, encoder.grid)
+        shared = resample_relations(state.pop(RELATIONS), start.grid, encoder.grid, way)
         state |= {name: shared.clone() for name in relative_tables(encoder.state_dict())}
     elif encoder.config.relative or start.config.relative:
         raise ValueError(f"{where} was made with encoder.pos_embed={theirs}, this run has {ours}: make them alike")
     elif ours == "sincos":
         state["pos_embed"] = encoder.pos_embed
     elif start.class_rows == rows:
-        patches = resample(state["pos_embed"][:, rows:], start.grid, encoder.grid)
+        patches = resample(state["pos_embed"][:, rows:], start.grid, encoder.grid, way)
         state["pos_embed"] = torch.cat([state["pos_embed"][:, :rows], patches], dim=1)
     load_strictly(encoder, state, where)
