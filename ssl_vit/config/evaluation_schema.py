@@ -53,7 +53,7 @@ class EvaluationConfig(Bounded):
     """Block that is read: last, its number from 1, or best (on held-out training images); null likewise."""
     blocks: PositiveInt | None = None
     """Blocks up to that one whose features are put side by side; null likewise."""
-    data: DataConfig = fresh(DataConfig)
+    data: DataConfig = fresh(DataConfig, mean=[], std=[])
     train_limit: NonNegativeInt = 10000
     """Most labeled training images used; 0: all."""
     shots: Annotated[list[int], POSITIVE_INTS] = fresh(list)

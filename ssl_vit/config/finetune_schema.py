@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from ssl_vit.config import checks
 from ssl_vit.config.checks import Bounded, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, fresh
-from ssl_vit.config.schema import OptimConfig, TrainerConfig, TrainingRun
+from ssl_vit.config.schema import DataConfig, OptimConfig, TrainerConfig, TrainingRun
 
 TABLE_FILE = checks.Bound("a file that ends in .csv or .json", lambda path: path.endswith((".csv", ".json")))
 
@@ -81,6 +81,7 @@ class FinetuneRun(TrainingRun):
     """pretrained, or scratch: the same network from fresh weights, the supervised control."""
     image_size: checks.ImageSize | None = None
     """Image in pixels, a side or [height, width]; null: the encoder's. Positions are resampled."""
+    data: DataConfig = fresh(DataConfig, mean=[], std=[])
     finetune: FinetuneConfig = fresh(FinetuneConfig)
     distill: DistillConfig = fresh(DistillConfig)
     optim: OptimConfig = fresh(OptimConfig, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5)

@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from ssl_vit.config.evaluation_schema import VisualizeConfig
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.evaluate.features import local_device
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import load_encoder
+from ssl_vit.models.weights import load_encoder, statistics_of
 from ssl_vit.run.files import newest_run, write_atomic
 
 QUANTILE_ROWS = 1_000_000  # patches that quantiles are of, evenly spread: torch.quantile takes 16 million values
@@ -27,7 +27,7 @@ def visualize(config: VisualizeConfig) -> list[Path]:
     """Write <name>-attention.png, -mask.png, -pca.png of each image. FileNotFoundError, ValueError: none to be read."""
     source = Path(config.encoder) if config.encoder else newest_run()
     encoder = load_encoder(source).to(local_device())
-    mean, std = encoder.metadata.get("mean", IMAGENET_MEAN), encoder.metadata.get("std", IMAGENET_STD)
+    mean, std = statistics_of(encoder.metadata, f"encoder={source}")
     folder = Path(config.out) if config.out else (source if source.is_dir() else source.parent) / "visualize"
     names, features, written = [], [], []
     for name, image in read_images(config, encoder):

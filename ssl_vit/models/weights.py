@@ -9,7 +9,7 @@ import argparse
 import json
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ssl_vit.config.checks import one_of
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, EncoderConfig
+from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, DataConfig, EncoderConfig
 from ssl_vit.models.pos_embed import resample, resample_relations
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.run.files import ENCODER, METADATA, newest_checkpoint, write_atomic, write_json
@@ -27,7 +27,8 @@ from ssl_vit.run.files import ENCODER, METADATA, newest_checkpoint, write_atomic
 State = dict[str, Any]  # tensors by name; what a stranger wrapped around them is not known before it is read
 TRAINED = "encoder."  # prefix of the encoder that the gradients move, in a method's state dict
 RELATIONS = "rel_pos_bias.relative_position_bias_table"  # timm's name of the table that all blocks share
-AROUND = ("decoder", "mask_token", "head", "lm_head")  # how names begin of what methods have around the encoder
+BRANCH = "cls_pt_layers"  # BEiT v2's class-token branch
+AROUND = ("decoder", "mask_token", "head", "lm_head", "cls_pt_")  # how names of methods' parts begin
 
 
 def write_weights(path: Path, state: State, metadata: dict[str, Any]) -> Path:
@@ -94,7 +95,6 @@ def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
         if which:
             raise ValueError(f"{path} holds one encoder; for which={which} give the run, or a checkpoint of it")
         state, own = content, metadata.get("encoder")
-        metadata = metadata or {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         config = EncoderConfig(**own) if own else architecture_of(state, path)  # timm's and others': the same names
     else:
         ours = "exported" in content
@@ -128,22 +128,57 @@ def _read_official(content: dict[str, Any], which: str, path: Path) -> tuple[Enc
 
     BEiT's biases of queries and values become one with those of keys, which cancel in the softmax and are 0.
     """
+    known, way = _statistics_in(content), "dino" if "teacher" in content else "timm"
     if which and which not in content:
         raise ValueError(f"which={which}: {path} has no {which}; it holds {', '.join(list(content)[:5])}")
     for key in (which or "teacher", "model", "state_dict"):
         content = content.get(key, content)
-    theirs = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in content.items()}
+    plain = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in content.items()}
+    theirs = {name: tensor for name, tensor in plain.items() if not name.startswith(AROUND)}
     state: State = {}
     for name, tensor in theirs.items():
         if name.endswith("q_bias"):
             value = theirs[f"{name.removesuffix('q_bias')}v_bias"]
             state[name.replace("q_bias", "qkv.bias")] = torch.cat([tensor, torch.zeros_like(tensor), value])
-        elif not name.startswith(AROUND) and not name.endswith(("v_bias", "relative_position_index")):
+        elif not name.endswith(("v_bias", "relative_position_index")):
             name = name.replace("gamma_1", "ls1.gamma").replace("gamma_2", "ls2.gamma")
             state[name.replace("fc_norm.", "norm.")] = tensor  # that of a fine-tuned one
-    # BEiT's with relative positions normalize by .5, its other one as ImageNet.
-    mean, std = ([0.5] * 3, [0.5] * 3) if relative_tables(state) else (IMAGENET_MEAN, IMAGENET_STD)
-    return architecture_of(state, path), state, {"mean": mean, "std": std}
+    # Relative positions alone are of BEiT v1 on ImageNet-22k (.5) or on ImageNet-1k, or fine-tuned by either version.
+    if not known and (not relative_tables(state) or any(name.startswith(BRANCH) for name in plain)):
+        known = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+    config = architecture_of(state, path)
+    return replace(config, resample="beit" if config.relative else way), state, known
+
+
+def _statistics_in(content: dict[str, Any]) -> dict[str, Any]:
+    """mean and std of images as the arguments of BEiT's authors, kept in their checkpoints, say them; {} without."""
+    args = content.get("args")
+    imagenet = (args if isinstance(args, dict) else getattr(args, "__dict__", {})).get("imagenet_default_mean_and_std")
+    if imagenet is None:
+        return {}
+    return {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if imagenet else {"mean": [0.5] * 3, "std": [0.5] * 3}
+
+
+def statistics_of(
+    metadata: dict[str, Any], where: str, given: DataConfig | None = None
+) -> tuple[list[float], list[float]]:
+    """Mean and std of the images of an encoder: those it was trained with, or where it does not say them those given.
+
+    where: the encoder as its user typed it. ValueError: neither says them, or both do and differ.
+    """
+    own, typed = (metadata.get("mean"), metadata.get("std")), (given.mean, given.std) if given else ()
+    own, typed = ([list(values) for values in pair if values] for pair in (own, typed))
+    if own and typed and own != typed:
+        rule = f"{where} was trained with {own[0]} and {own[-1]}: leave both out"
+        raise ValueError(f"data.mean={typed[0]} data.std={typed[-1]}: {rule}")
+    found = own or typed
+    if len(found) == 2:
+        return found[0], found[1]
+    advice = "give data.mean= and data.std=" if given else "save it with both by save_encoder(encoder, folder, ...)"
+    raise ValueError(
+        f"{where} does not say by which mean and std its images were normalized: {advice}; ImageNet's are "
+        f"{IMAGENET_MEAN} and {IMAGENET_STD}, those of BEiT v1 on ImageNet-22k and of many models of timm .5"
+    )
 
 
 def relative_tables(state: State) -> list[str]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, EncoderConfig
 from ssl_vit.evaluate.backbones import timm_model
-from ssl_vit.models.weights import load_strictly
+from ssl_vit.models.weights import load_strictly, statistics_of
 from ssl_vit.supervised.classifier import load_classifier
 
 Statistics = tuple[list[float], list[float]]  # mean and std of each channel, of pixels in [0, 1]
@@ -50,7 +50,7 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: S
         if network.classes != classes:
             theirs, ours = ", ".join(network.classes[:5]), ", ".join(classes[:5])
             raise ValueError(f"{key} knows the classes {theirs} ..., the images are of {ours} ...: they must be alike")
-        trained = (network.metadata["mean"], network.metadata["std"])
+        trained = statistics_of(network.metadata, key)
     teacher, (height, width) = Renormalized(network, given, trained).requires_grad_(False).eval(), image.height_width
     try:
         with torch.no_grad():

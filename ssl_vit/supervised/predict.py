@@ -11,12 +11,13 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from ssl_vit.config.finetune_schema import PredictConfig
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.data.transforms.crops import CenterCrop
 from ssl_vit.evaluate.features import local_device
+from ssl_vit.models.weights import statistics_of
 from ssl_vit.run.files import MODEL, newest_run, write_atomic
 from ssl_vit.supervised.classifier import Classifier, load_classifier
 
@@ -52,7 +53,7 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
 @torch.inference_mode()
 def classify(model: Classifier, pixels: UInt8[Tensor, "B C H W"], top: int) -> list[dict[str, float]]:
     """The most probable classes of each image, best first, with their probabilities."""
-    mean, std = model.metadata.get("mean", IMAGENET_MEAN), model.metadata.get("std", IMAGENET_STD)
+    mean, std = statistics_of(model.metadata, "model=")
     fractions, numbers = model(normalize(pixels, mean, std)).float().softmax(1).topk(min(top, len(model.classes)))
     return [
         {model.classes[number]: round(fraction, 6) for fraction, number in zip(row, which, strict=True)}

@@ -16,7 +16,7 @@ from ssl_vit.evaluate.features import Resources, local_device
 from ssl_vit.evaluate.few_shot import evaluate_few_shot
 from ssl_vit.evaluate.knn import evaluate_knn
 from ssl_vit.evaluate.metrics import confusion_image, figures
-from ssl_vit.models.weights import load_encoder
+from ssl_vit.models.weights import load_encoder, statistics_of
 from ssl_vit.parallel.distributed import process_group
 from ssl_vit.run.files import RUNS, newest_run, write_atomic, write_json
 
@@ -83,9 +83,9 @@ def open_backbone(config: EvaluationConfig) -> tuple[Backbone, str, Path]:
 
 def images_for(backbone: Backbone, name: str, config: EvaluationConfig) -> ImageDataModule:
     """The images, in the encoder's size and normalized as in its training; ValueError where their channels differ."""
-    known = {key: backbone.metadata[key] for key in ("mean", "std") if key in backbone.metadata}
-    data = replace(config.data, **known)
-    if len(data.mean) != backbone.channels:
+    mean, std = statistics_of(backbone.metadata, f"encoder={name}", config.data)
+    data = replace(config.data, mean=mean, std=std)
+    if len(mean) != backbone.channels:
         raise ValueError(
             f"encoder={name} takes images of {backbone.channels} channels, data.mean={data.mean} is of "
             f"{len(data.mean)}: give data.mean= and data.std= one number a channel, or another encoder"

@@ -18,7 +18,7 @@ from ssl_vit.config.schema import PatchGrid
 from ssl_vit.config.tokenizer_schema import VQKDConfig, VQKDRun
 from ssl_vit.models.blocks import init_linear
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import load_encoder
+from ssl_vit.models.weights import load_encoder, statistics_of
 from ssl_vit.optim.progress import is_logged
 from ssl_vit.parallel.distributed import all_gather, from_first_rank, sum_over_ranks
 from ssl_vit.run.launch import typed
@@ -118,8 +118,8 @@ class VQKDTraining(TokenizerTraining):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))  # whether the codebook fits the first batch
         # Of the patches, recently, that had each token.
         self.register_buffer("fraction", torch.full((cfg.vocab_size,), 1 / cfg.vocab_size))
-        normalization = torch.tensor([self.teacher.metadata["mean"], self.teacher.metadata["std"]])[..., None, None]
-        self.register_buffer("normalization", normalization, persistent=False)
+        normalization = torch.tensor(statistics_of(self.teacher.metadata, f"tokenizer.teacher={cfg.teacher}"))
+        self.register_buffer("normalization", normalization[..., None, None], persistent=False)
         self._codes: list[tuple[Tensor, Tensor]] = []  # of the batches since the last step, with their tokens
 
     def train(self, mode: bool = True) -> "VQKDTraining":

@@ -9,11 +9,11 @@ import torch
 
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.recipes import FINETUNE
-from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources import open_source
 from ssl_vit.evaluate.evaluation import require_classes
 from ssl_vit.evaluate.metrics import confusion_image, figures
+from ssl_vit.models.weights import statistics_of
 from ssl_vit.run.files import newest_run, write_json
 from ssl_vit.supervised.classifier import start_of
 from ssl_vit.supervised.distill import load_teacher
@@ -30,8 +30,8 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
     session = Session(config, "", prefix=FINETUNE)
     config = replace(config, encoder=config.encoder or str(newest_run()))
     encoder, session.patches = start_of(config)
-    mean, std = encoder.metadata.get("mean", IMAGENET_MEAN), encoder.metadata.get("std", IMAGENET_STD)
-    session.config = config = replace(config, data=replace(config.data, mean=list(mean), std=list(std)))
+    mean, std = statistics_of(encoder.metadata, f"encoder={config.encoder}", config.data)
+    session.config = config = replace(config, data=replace(config.data, mean=mean, std=std))
     require_channels(config, session.patches.channels)
     data = data_of(config, None, session.patches, labeled=True)
     require_classes(data)

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import save_file
 from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer as TimmTransformer
 from torch.utils.data import DataLoader
 
+from ssl_vit.config.schema import DataConfig
 from ssl_vit.methods.mae import MAE
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import load_encoder, save_encoder, transfer
+from ssl_vit.models.weights import load_encoder, save_encoder, statistics_of, transfer
 
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 4, "image_size": 16}
 
@@ -104,7 +106,58 @@ def test_from_the_authors_beit_checkpoint(tmp_path, relative):
     encoder, images = load_encoder(tmp_path / "beit.pth"), torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(encoder(images), beit.eval().forward_features(images), atol=1e-4, rtol=1e-4)
-    assert encoder.metadata["mean"] == ([0.5] * 3 if relative else [0.485, 0.456, 0.406])
+    assert encoder.config.resample == ("beit" if relative else "timm")
+    if not relative:
+        assert encoder.metadata["mean"] == [0.485, 0.456, 0.406]
+
+
+INCEPTION, IMAGENET = ([0.5] * 3, [0.5] * 3), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+
+@pytest.mark.parametrize(
+    ("beside", "branch", "expected"),
+    [
+        ({}, False, None),  # of v1, with either normalization, or of v2 without its branch: nothing says which
+        ({"args": argparse.Namespace(lr=1.0)}, False, None),
+        ({"args": argparse.Namespace(imagenet_default_mean_and_std=False)}, False, INCEPTION),  # v1 on ImageNet-22k
+        ({"args": argparse.Namespace(imagenet_default_mean_and_std=True)}, False, IMAGENET),  # v1 on ImageNet-1k
+        ({"args": argparse.Namespace(imagenet_default_mean_and_std=True)}, True, IMAGENET),
+        ({"args": argparse.Namespace(imagenet_default_mean_and_std=False)}, True, INCEPTION),
+        ({}, True, IMAGENET),  # v2, which has a branch of the class token
+    ],
+)
+def test_how_images_of_beits_authors_are_normalized_is_read_and_never_guessed(tmp_path, beside, branch, expected):
+    shape = {"embed_dim": 192, "depth": 12, "num_heads": 3, "patch_size": 16, "image_size": 64, "init_values": 0.1}
+    weights = VisionTransformer(**shape, pos_embed="relative").state_dict()
+    more = [name for name in weights if name.startswith("blocks.0.")] if branch else []
+    weights |= {name.replace("blocks.0", "cls_pt_layers.0"): weights[name] for name in more}
+    weights |= (
+        {"cls_pt_layers.0.attn.q_bias": torch.zeros(192), "cls_pt_layers.0.attn.v_bias": torch.zeros(192)}
+        if branch
+        else {}
+    )
+    torch.save({"model": weights, **beside}, tmp_path / "beit.pth")
+    encoder = load_encoder(tmp_path / "beit.pth")
+    if expected:
+        assert statistics_of(encoder.metadata, "encoder=beit.pth") == expected
+        return
+    with pytest.raises(ValueError, match=r"encoder=beit.pth does not say by which mean and std .* give data.mean= and"):
+        statistics_of(encoder.metadata, "encoder=beit.pth", DataConfig(mean=[], std=[]))
+    assert statistics_of(encoder.metadata, "encoder=beit.pth", DataConfig(mean=[0.4], std=[0.3])) == ([0.4], [0.3])
+
+
+def test_weights_of_strangers_do_not_say_how_their_images_are_normalized(tmp_path):
+    """timm's files are of models with ImageNet's mean and of models with .5."""
+    shape = {"embed_dim": 192, "depth": 12, "num_heads": 3, "patch_size": 16, "image_size": 64}
+    save_file(VisionTransformer(**shape).state_dict(), tmp_path / "model.safetensors")
+    assert load_encoder(tmp_path / "model.safetensors").metadata == {}
+
+
+def test_an_encoders_own_mean_is_not_replaced_without_a_word():
+    metadata = {"mean": [0.5], "std": [0.25]}
+    assert statistics_of(metadata, "encoder=run", DataConfig(mean=[0.5], std=[0.25])) == ([0.5], [0.25])
+    with pytest.raises(ValueError, match=r"data.mean=\[0.4\] data.std=\[0.25\]: encoder=run was trained with \[0.5\]"):
+        statistics_of(metadata, "encoder=run", DataConfig(mean=[0.4], std=[0.25]))
 
 
 def test_from_the_authors_fine_tuned_beit_with_a_table_in_each_block(tmp_path):

@@ -212,8 +212,10 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
         VisionTransformer(embed_dim=8, depth=1, num_heads=1, patch_size=8, image_size=16, channels=4), tmp_path
     )
     args = ["data.source=folder", f"data.path={labeled}"]
-    with pytest.raises(ValueError, match=r"takes images of 4 channels, data.mean=\[.*\] is of 3"):
+    with pytest.raises(ValueError, match="does not say by which mean and std its images were normalized"):
         linear(tmp_path, *args)
+    with pytest.raises(ValueError, match=r"takes images of 4 channels, data.mean=\[.*\] is of 3"):
+        linear(tmp_path, *args, "data.mean=[0,0,0]", "data.std=[1,1,1]")
     with pytest.raises(ValueError, match=r"has 3 bands \(RGB\), encoder.channels=4 needs 4"):
         linear(tmp_path, *args, "data.mean=[0,0,0,0]", "data.std=[1,1,1,1]", "protocol=logreg", "controls=false")
 
