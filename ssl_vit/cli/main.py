@@ -22,12 +22,14 @@ COMMANDS = (
     *("train_tokenizer", "make_shards", "benchmark"),
 )
 DOCTOR = "suite=doctor"
+SPIN_COUNT = "3000"  # by `tools/benchmark.py suite=spin`; the table is in docs/results.md
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command, its name first among the args, by default the process's own, and exit with its status."""
     keep_freed_memory()
+    sleep_at_barriers()
     raise SystemExit(guarded(sys.argv[1:] if args is None else args))
 
 
@@ -81,3 +83,12 @@ def keep_freed_memory() -> None:
     if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)  # never: a step may free more than any threshold that mallopt takes
+
+
+def sleep_at_barriers() -> None:
+    """Let OpenMP's threads sleep soon where they wait for one another, unless a variable of OpenMP's says otherwise.
+
+    Read when torch is loaded. By default they spin, for long: beside other work a step takes many times longer.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["GOMP_SPINCOUNT"] = SPIN_COUNT

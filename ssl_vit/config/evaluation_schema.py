@@ -163,9 +163,10 @@ class ShardsConfig(Bounded):
 class BenchmarkConfig(Bounded):
     """Time a part beside what the field uses for the same work, in turn in one process; medians."""
 
-    suite: Literal["views", "step", "startup", "probe", "memory", "doctor"] = "step"
-    """views (crops), step (of a method), startup (until commands answer), probe (grid, k-NN), memory (of an epoch), or
-    doctor: where a run's time goes; with it give method=, recipe=, data.path= and all else as to pretrain."""
+    suite: Literal["views", "step", "startup", "probe", "memory", "spin", "doctor"] = "step"
+    """views (crops), step (of a method), startup (until commands answer), probe (grid, k-NN), memory (of an epoch),
+    spin (steps beside other work), or doctor: where a run's time goes; with it give method=, recipe=, data.path= and
+    all else as to pretrain."""
     repeats: PositiveInt = 7
     """Turns of each baseline."""
     method: Literal["mae", "dino", "beit"] = "mae"

@@ -208,7 +208,7 @@ class TrainerConfig(Bounded, section="trainer"):
     strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     """auto (ddp for several processes), ddp (all weights in each), fsdp (weights, optimizer sharded), or deepspeed."""
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"] = "auto"
-    """Lightning precision; auto: bf16-mixed where the GPU or the CPU (AMX) multiplies matrices in it, else 32-true."""
+    """Lightning precision; auto: bf16-mixed where the GPU or CPU (AMX, AVX512-BF16) multiplies in it, else 32-true."""
     accumulate: PositiveInt = 1
     """Batches per optimizer step."""
     compile: bool = False

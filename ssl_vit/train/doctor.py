@@ -26,7 +26,8 @@ from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks
 from ssl_vit.run.launch import typed
-from ssl_vit.train.trainer import data_of, has_bf16, precision_of, quiet_lightning, trainer_of
+from ssl_vit.train.plan import bf16_unit, precision_of
+from ssl_vit.train.trainer import data_of, quiet_lightning, trainer_of
 
 WARM_UP, BATCHES = 2, 6  # of each stage: not timed, and timed
 ROOMY = 0.45  # a step that takes less than this fraction of a GPU's memory has room for twice the images
@@ -162,7 +163,7 @@ def measure(config: RunConfig, method_name: str) -> Measured:
         short_side=int(median(min(size) for size in sizes)),
         crop_side=min(config.encoder.height_width),
         precision=precision_of(config.trainer),
-        bf16=has_bf16(),
+        bf16=bool(bf16_unit()),
         compiled=config.trainer.compile,
         memory_fraction=memory_fraction,
     )

@@ -16,6 +16,21 @@ def devices_of(trainer: TrainerConfig) -> int:
     return started_on_machine() or max(1, torch.cuda.device_count())
 
 
+def precision_of(trainer: TrainerConfig) -> str:
+    """trainer.precision, with auto resolved: bf16-mixed where the machine multiplies matrices in it, else 32-true."""
+    if trainer.precision != "auto":
+        return trainer.precision
+    return "bf16-mixed" if bf16_unit() else "32-true"
+
+
+def bf16_unit() -> str:
+    """What multiplies matrices in bf16 here, the GPU or without one a part of the CPU; empty where nothing does."""
+    if torch.cuda.is_available():
+        return "the GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
+    units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX512-BF16": torch.cpu._is_avx512_bf16_supported}
+    return next((unit for unit, is_supported in units.items() if is_supported()), "")
+
+
 def plan_lines(config: TrainingRun, patches: PatchGrid | None = None) -> list[str]:
     """What follows from a config, with the patches of an encoder where it has none. ValueError: no data is found."""
     patches, trainer, lines = patches or config.patches, config.trainer, []
@@ -35,10 +50,12 @@ def plan_lines(config: TrainingRun, patches: PatchGrid | None = None) -> list[st
     factors = (world_size, config.data.batch_size, trainer.accumulate)
     product = " x ".join(str(factor) for factor in factors if factor > 1) or "1"
     limit = f", at most {trainer.max_minutes:g} minutes" if trainer.max_minutes else ""
+    why = f"{bf16_unit() or 'nothing'} here multiplies matrices in bf16" if trainer.precision == "auto" else "as given"
     (height, width), (h, w), base_lr = patches.height_width, patches.grid, config.optim.base_lr
     rate = scaled_lr(base_lr, global_batch)
     return [
         *lines,
+        f"precision     {precision_of(trainer)}: {why}",
         f"image         {height} x {width} pixels, {h} x {w} = {h * w} patches",
         f"images        {_known(images)} for training",
         f"global batch  {global_batch} = {product}",

@@ -34,7 +34,7 @@ from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import ProgressPrinter
-from ssl_vit.train.plan import devices_of, plan_lines
+from ssl_vit.train.plan import devices_of, plan_lines, precision_of
 
 log = logging.getLogger("ssl_vit")
 INAPPLICABLE = (
@@ -202,18 +202,6 @@ def loggers_of(names: list[str], run_dir: Path, step: int) -> list[Logger]:
         name = run_dir.name  # by which a resumed run goes on with its curves
         made.append(WandbLogger(name, run_dir, id=name, project="ssl_vit", resume="allow"))
     return made
-
-
-def precision_of(trainer: TrainerConfig) -> str:
-    """trainer.precision, with auto resolved: bf16-mixed where the GPU or the CPU multiplies matrices in it."""
-    if trainer.precision != "auto":
-        return trainer.precision
-    return "bf16-mixed" if has_bf16() else "32-true"
-
-
-def has_bf16() -> bool:
-    """Whether the GPU, or without one the CPU, multiplies matrices in bf16."""
-    return torch.cuda.is_bf16_supported() if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
 
 
 def quiet_lightning() -> None:
