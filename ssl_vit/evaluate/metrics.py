@@ -1,9 +1,10 @@
 """How good class scores are: top-k, each class, calibration, confusion matrix. Letters: m test images, K classes."""
 
+import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -12,6 +13,7 @@ from torchmetrics.functional.classification import (
 )
 
 BINS = 15  # of the calibration error, as in Guo et al. (2017, arXiv:1706.04599)
+NORMAL_95 = 1.959964  # standard deviations to either side that hold 95 % of a normal distribution
 CELL = 12  # pixels of a cell of a confusion image, for as many classes as fit in a thousand pixels
 
 
@@ -25,14 +27,36 @@ def top_k(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], k: int) -> 
     return round(float(hits) * float(known.float().mean()), 4)
 
 
+def right(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"]) -> Bool[Tensor, " m"]:
+    """Which images the best class is right for."""
+    return scores.argmax(1) == labels
+
+
+def wilson(hits: int, count: int) -> list[float]:
+    """95 % interval of an accuracy of so many hits (Wilson, 1927), which holds near 0 and 1 too."""
+    fraction, spread = hits / count, NORMAL_95**2 / count
+    middle = fraction + spread / 2
+    half = NORMAL_95 * math.sqrt(fraction * (1 - fraction) / count + spread / (4 * count))
+    return [round(max(0.0, middle - half) / (1 + spread), 4), round(min(1.0, (middle + half) / (1 + spread)), 4)]
+
+
+def p_same(first: Bool[Tensor, " m"], second: Bool[Tensor, " m"]) -> float:
+    """How likely two classifiers of equal accuracy differ on the same images at least so much (McNemar, exact)."""
+    from scipy.stats import binomtest
+
+    better, worse = int((first & ~second).sum()), int((second & ~first).sum())
+    return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
+
+
 def figures(probabilities: Float[Tensor, "m K"], labels: Int64[Tensor, " m"], classes: list[str]) -> dict[str, Any]:
-    """top1, top5 (None for 5 classes or fewer), calibration_error, per_class: recall of each class with test images."""
+    """top1 and its 95 % interval, top5 (None for 5 classes or fewer), calibration_error, per_class: recalls."""
     count = probabilities.shape[1]
     recalls = multiclass_accuracy(probabilities, labels, num_classes=count, average="none").tolist()
     present = torch.bincount(labels, minlength=count) > 0
     error = multiclass_calibration_error(probabilities, labels, num_classes=count, n_bins=BINS, norm="l1")
     return {
         "top1": top_k(probabilities, labels, 1),
+        "top1_interval": wilson(int(right(probabilities, labels).sum()), len(labels)),
         "top5": top_k(probabilities, labels, 5),
         "calibration_error": round(float(error), 4),
         "per_class": {name: round(r, 4) for name, r, there in zip(classes, recalls, present, strict=True) if there},

@@ -15,10 +15,12 @@ from ssl_vit.evaluate.evaluation import Evaluation, Result
 from ssl_vit.evaluate.features import Resources, local_device
 from ssl_vit.evaluate.few_shot import evaluate_few_shot
 from ssl_vit.evaluate.knn import evaluate_knn
-from ssl_vit.evaluate.metrics import confusion_image, figures
+from ssl_vit.evaluate.metrics import confusion_image, figures, p_same, right
 from ssl_vit.models.weights import load_encoder, statistics_of
 from ssl_vit.parallel.distributed import process_group
 from ssl_vit.run.files import RUNS, newest_run, write_atomic, write_json
+
+SIGNIFICANT = 0.05  # two rows differ where chance alone makes such a difference less often
 
 
 def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
@@ -44,6 +46,7 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
                 rows[label] = full_row(evaluation, each, draws_confusion=label == "encoder" and not ranks[0])
         if ranks[0]:
             return None
+        hits = {label: row.pop("hits") for label, row in rows.items() if "hits" in row}
         own, trained_on = rows.pop("encoder"), len(evaluation.train_labels)
         result = {
             "task": config.task,
@@ -54,6 +57,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
             "layer": own["head"]["blocks"][-1],
             "protocol": f"{own.pop('how')}; {trained_on} training images; {evaluation.data.split_note}",
             "controls": {control: row["top1"] for control, row in rows.items()},
+            "controls_interval": {control: row["top1_interval"] for control, row in rows.items() if control in hits},
+            "controls_p": {control: p_same(hits["encoder"], hits[control]) for control in rows if control in hits},
             **own,
             "test_images": len(evaluation.test_labels),
             "seed": config.seed,
@@ -102,7 +107,7 @@ def full_row(evaluation: Evaluation, backbone: Backbone, draws_confusion: bool) 
 
         image = encode_png(confusion_image(result.probabilities, labels))
         write_atomic(evaluation.resources.folder / f"{config.task}-confusion.png", image.numpy().tobytes())
-    row = {"how": result.how, "head": result.head}
+    row = {"how": result.how, "head": result.head, "hits": right(result.probabilities, labels)}
     return row | figures(result.probabilities, labels, evaluation.data.classes)
 
 
@@ -124,11 +129,19 @@ def show(result: dict[str, Any] | None) -> None:
     if result is None:
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    rows = Table("features", "top-1", title=f"{result['task']} on {result['data']}: {result['test_images']} images")
-    rows.add_row("this encoder", f"[bold]{result['top1']:.1%}[/bold]")
+    title = f"{result['task']} on {result['data']}: {result['test_images']} images"
+    rows = Table("features", "top-1", "95 %", "beside this encoder", title=escape(title))
+    rows.add_row("this encoder", f"[bold]{result['top1']:.1%}[/bold]", _percent(result.get("top1_interval")))
     for name, score in result["controls"].items():
-        rows.add_row(name, f"{score:.1%}")
+        p = result["controls_p"].get(name)
+        beside = "" if p is None else f"{'differs' if p < SIGNIFICANT else 'does not differ'}, p = {p:.2g}"
+        rows.add_row(name, f"{score:.1%}", _percent(result["controls_interval"].get(name)), beside)
     Console().print(rows)
     print(json.dumps(result))
+
+
+def _percent(interval: list[float] | None) -> str:
+    return f"{interval[0]:.1%} .. {interval[1]:.1%}" if interval else ""

@@ -1,9 +1,11 @@
 """Classifiers and label-free figures against plain references."""
 
+import pytest
 import torch
+from scipy.stats import binomtest
 
 from ssl_vit.evaluate.linear import logistic_scores
-from ssl_vit.evaluate.metrics import top_k
+from ssl_vit.evaluate.metrics import p_same, top_k, wilson
 
 
 def blobs(count: int, seed: int, classes: int = 4, width: int = 12, noise: float = 2.0):
@@ -45,3 +47,19 @@ def test_top_k_counts_hits_and_is_absent_without_enough_classes():
     assert top_k(scores, torch.tensor([2, 1]), 1) == 0.5
     assert top_k(scores, torch.tensor([2, 1]), 2) == 1.0
     assert top_k(scores, torch.tensor([2, 1]), 5) is None
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 10), (10, 10), (7, 10), (344, 360), (1, 100_000)])
+def test_intervals_are_wilsons(hits, count):
+    expected = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    assert wilson(hits, count) == pytest.approx([expected.low, expected.high], abs=1e-4)
+
+
+def test_two_classifiers_are_compared_image_by_image():
+    """Nine images of twenty-four, all for the better one, are no chance; nine of eighteen are."""
+    right = torch.ones(24, dtype=torch.bool)
+    worse, mixed = right.clone(), right.clone()
+    worse[:9], mixed[9:18] = False, False
+    assert p_same(right, worse) == pytest.approx(2 * 0.5**9)
+    assert p_same(worse, mixed) == pytest.approx(1.0)
+    assert p_same(right, right) == 1.0

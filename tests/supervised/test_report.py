@@ -118,6 +118,9 @@ def test_an_evaluation_leaves_figures_an_image_and_events(run_dir):
     assert set(result["controls"]) == {"random encoder", "raw pixels"}
     assert result["head"] == {"blocks": [2], "pool": "both"}  # as the run says
     assert set(result["per_class"]) == {"bird", "cat", "dog"}
+    low, high = result["top1_interval"]
+    assert low <= result["top1"] <= high
+    assert set(result["controls_interval"]) == set(result["controls_p"]) == set(result["controls"])
     with Image.open(run_dir / "linear_probe-confusion.png") as image:
         assert image.size == (36, 36)
     events = EventAccumulator(str(run_dir / "linear_probe")).Reload()
@@ -151,6 +154,16 @@ def test_knn_says_which_k(run_dir):
     assert result["head"] == {"blocks": [2], "pool": "both", "neighbors": 2}
     assert "2-NN, cosine, T=0.07" in result["protocol"]
     assert knn(run_dir, "neighbors=1,3")["head"]["neighbors"] in (1, 3)
+
+
+def test_a_table_says_how_sure_it_is_and_which_rows_do_not_differ(run_dir, capsys):
+    result = linear(run_dir, "protocol=logreg")
+    show(result | {"controls_p": {"random encoder": 0.3, "raw pixels": 0.001}})
+    table = " ".join(capsys.readouterr().out.split())
+    assert "does not differ, p = 0.3" in table
+    assert "differs, p = 0.001" in table
+    low, high = result["top1_interval"]
+    assert f"{low:.1%} .. {high:.1%}" in table
 
 
 @pytest.mark.parametrize("probe", [linear, knn])
