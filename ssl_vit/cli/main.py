@@ -19,7 +19,7 @@ from ssl_vit.run.signals import Stopped
 
 COMMANDS = (
     *("pretrain", "linear_probe", "knn", "finetune", "predict", "visualize"),
-    *("train_tokenizer", "make_shards", "benchmark"),
+    *("train_tokenizer", "make_shards", "compare", "benchmark"),
 )
 DOCTOR = "suite=doctor"
 SPIN_COUNT = "3000"  # by `tools/benchmark.py suite=spin`; the table is in docs/results.md
@@ -63,6 +63,9 @@ def run_command(name: str, *args: str) -> None:
         module, args = doctor, tuple(arg for arg in args if arg != DOCTOR)
     if "--help" in args:
         return print(help_page(module.Config, f"{typed(name)} {module.USAGE}", args))
+    if key := getattr(module, "POSITIONAL", ""):  # arguments that are no settings are this one's
+        plain = [arg for arg in args if "=" not in arg]
+        args = (*(arg for arg in args if "=" in arg), *([f"{key}={','.join(plain)}"] if plain else []))
     resolved = resolve_command(module.Config, args)
     return print_plan(resolved) if DRY_RUN in args else module.run(resolved)
 

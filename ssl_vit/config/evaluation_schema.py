@@ -147,6 +147,16 @@ class VisualizeConfig(Bounded):
 
 
 @dataclass(kw_only=True)
+class CompareConfig(Bounded):
+    """One table over runs: the settings that differ, figures with mean and std over seeds, steps and minutes."""
+
+    runs: list[str] = fresh(list)
+    """Directories of runs, as arguments or as a list with commas."""
+    out: str = ""
+    """Folder for compare.csv, compare.md and the curves, compare.png; empty: the table is only printed."""
+
+
+@dataclass(kw_only=True)
 class ShardsConfig(Bounded):
     """Pack images of any source into tar shards for data.source=webdataset, with their labels, in a mixed order."""
 

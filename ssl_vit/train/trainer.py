@@ -153,6 +153,7 @@ class Session:
             "std": self.config.data.std,
             "data": asdict(self.config.data),
             "seed": self.config.seed,
+            "seconds": self.seconds,
             "ssl_vit": __version__,
             "torch": torch.__version__,
         }
