@@ -112,6 +112,7 @@ NonNegativeInt = Annotated[int, at_least(0)]
 NonNegativeFloat = Annotated[float, at_least(0)]
 Fraction = Annotated[float, inside("[0, 1]")]
 CropScale = Annotated[tuple[float, float], interval(0.01, 1.0)]
+CropRatio = Annotated[tuple[float, float], interval(0.01, 100)]
 ImageSize = Annotated[
     int | list[int] | tuple[int, ...], Bound("a side in pixels, or [height, width]", _are_sides, True)
 ]

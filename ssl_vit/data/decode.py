@@ -194,7 +194,8 @@ def is_shortened(image: Image.Image, pages: bool = True) -> bool:
 def _is_torn(image: Image.Image) -> bool:
     """Whether PIL would take the two bytes of a value for two values: of 16-bit color, band after band."""
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    return tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8 and len(image.getbands()) > 1
+    torn = tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8 and len(image.getbands()) > 1
+    return torn and image.tile[0][0] == "raw"  # libtiff, which decompresses, puts the bands together
 
 
 def _rawmode(image: Image.Image) -> str:

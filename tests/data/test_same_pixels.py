@@ -5,7 +5,9 @@ What is expected is computed from the values that a file was written with, not f
 
 import importlib.util
 import io
+import re
 import struct
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -117,8 +119,6 @@ NEEDS_TIFF = {} if needs["tifffile"] else {"expected": TIFFFILE}
 
 def late_exif() -> bytes:
     """A PNG whose orientation comes behind its pixels."""
-    import zlib
-
     content, exif = saved(COLOR), SIDEWAYS.tobytes().removeprefix(b"Exif\0\0")
     chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
     end = content.index(b"IEND") - 4
@@ -146,7 +146,9 @@ def cases() -> dict[str, Case]:
         "RGB png, tRNS": Case(saved(COLOR, transparency=tuple(RGB[0, 0].tolist())), "png", RGB),
         "RGB png, EXIF": Case(saved(COLOR, exif=SIDEWAYS), "png", TURNED),
         "RGB png, EXIF behind the pixels": Case(late_exif(), "png", TURNED),
-        "RGB jpeg, EXIF": Case(saved(COLOR, "JPEG", quality=98, subsampling=0, exif=SIDEWAYS), "jpg", TURNED, lossy=True),
+        "RGB jpeg, EXIF": Case(
+            saved(COLOR, "JPEG", quality=98, subsampling=0, exif=SIDEWAYS), "jpg", TURNED, lossy=True
+        ),
         "RGB webp, EXIF": Case(saved(COLOR, "WEBP", lossless=True, exif=SIDEWAYS), "webp", TURNED),
         "RGB tiff, EXIF": Case(saved(COLOR, "TIFF", exif=SIDEWAYS), "tif", TURNED),
         "RGB bmp": Case(saved(COLOR, "BMP"), "bmp", RGB),
@@ -159,7 +161,11 @@ def cases() -> dict[str, Case]:
         "RGBX tiff": Case(tiff(FOUR, 2, extras=[0]), "tif", FOUR[:, :, :3], whole=True),
         "RGB + infrared tiff": Case(tiff(FOUR, 2, extras=[0]), "tif", FOUR, channels=4, whole=True),
         "RGB + infrared tiff, five": Case(
-            tiff(FOUR, 2, extras=[0]), "tif", r"it has 4 bands \(RGB\), encoder.channels=5 needs 5", channels=5, whole=True
+            tiff(FOUR, 2, extras=[0]),
+            "tif",
+            r"it has 4 bands \(RGB\), encoder.channels=5 needs 5",
+            channels=5,
+            whole=True,
         ),
         "RGB + infrared tiff, planar": Case(
             tiff(FOUR, 2, extras=[0], planar=2), "tif", FOUR[:, :, :3], whole=True, pil=False
@@ -172,9 +178,15 @@ def cases() -> dict[str, Case]:
         "CMYK tiff": Case(saved(Image.fromarray(CMYK, "CMYK"), "TIFF"), "tif", INK),
         "CMYK tiff, four channels": Case(saved(Image.fromarray(CMYK, "CMYK"), "TIFF"), "tif", CMYK, channels=4),
         "CMYK jpeg": Case(saved(Image.fromarray(CMYK, "CMYK"), "JPEG", quality=98), "jpg", INK, lossy=True),
-        "YCbCr tiff": Case(saved(COLOR.convert("YCbCr"), "TIFF"), "tif", np.asarray(COLOR.convert("YCbCr").convert("RGB"))),
+        "YCbCr tiff": Case(
+            saved(COLOR.convert("YCbCr"), "TIFF"), "tif", np.asarray(COLOR.convert("YCbCr").convert("RGB"))
+        ),
         "LAB tiff": Case(tiff(RGB, 8), "tif", np.asarray(Image.open(io.BytesIO(tiff(RGB, 8))).convert("RGB"))),
-        "F tiff": Case(saved(Image.fromarray(GRAY[:, :, 0].astype(np.float32)), "TIFF"), "tif", "32-bit float pixels have no fixed white"),
+        "F tiff": Case(
+            saved(Image.fromarray(GRAY[:, :, 0].astype(np.float32)), "TIFF"),
+            "tif",
+            "32-bit float pixels have no fixed white",
+        ),
         "16-bit gray png": Case(png_of_16_bits(DEEP[:, :, :1]), "png", three(scaled(DEEP[:, :, :1]))),
         "16-bit gray + alpha png": Case(png_of_16_bits(DEEP[:, :, :2]), "png", three(scaled(DEEP[:, :, :1]))),
         "16-bit gray + alpha png, two": Case(png_of_16_bits(DEEP[:, :, :2]), "png", scaled(DEEP[:, :, :2]), channels=2),
@@ -182,12 +194,17 @@ def cases() -> dict[str, Case]:
         "16-bit RGBA png": Case(png_of_16_bits(DEEP), "png", scaled(DEEP[:, :, :3])),
         "I;16 tiff": Case(tiff(DEEP[:, :, :1], 1), "tif", three(scaled(DEEP[:, :, :1]))),
         "I;16B tiff": Case(tiff(DEEP[:, :, :1], 1, ">"), "tif", three(scaled(DEEP[:, :, :1]))),
-        "I tiff": Case(tiff(DEEP[:, :, :1].astype(np.uint32) * 2, 1), "tif", three(scaled(DEEP[:, :, :1].astype(np.uint32) * 2))),
+        "I tiff": Case(
+            tiff(DEEP[:, :, :1].astype(np.uint32) * 2, 1), "tif", three(scaled(DEEP[:, :, :1].astype(np.uint32) * 2))
+        ),
         "I tiff, signed": Case(
-            tiff(DEEP[:, :, :1].astype(np.int32) - 9000, 1, kind=2), "tif",
+            tiff(DEEP[:, :, :1].astype(np.int32) - 9000, 1, kind=2),
+            "tif",
             three(scaled(np.maximum(DEEP[:, :, :1].astype(np.int32) - 9000, 0))),
         ),
-        "I;16 tiff, white is zero": Case(tiff(65535 - DEEP[:, :, :1], 0), "tif", three(scaled(DEEP[:, :, :1])), whole=True),
+        "I;16 tiff, white is zero": Case(
+            tiff(65535 - DEEP[:, :, :1], 0), "tif", three(scaled(DEEP[:, :, :1])), whole=True
+        ),
         "12-bit tiff, white is zero": Case(
             tiff(4095 - TWELVE[:, :, :1], 0), "tif", three(scaled(TWELVE[:, :, :1], 4095)), white=4095, whole=True
         ),
@@ -197,13 +214,17 @@ def cases() -> dict[str, Case]:
         "16-bit RGB tiff": Case(tiff(DEEP[:, :, :3], 2), "tif", scaled(DEEP[:, :, :3]), whole=True),
         "16-bit RGB tiff, big-endian": Case(tiff(DEEP[:, :, :3], 2, ">"), "tif", scaled(DEEP[:, :, :3]), whole=True),
         "16-bit RGB tiff, planar": Case(tiff(DEEP[:, :, :3], 2, planar=2), "tif", scaled(DEEP[:, :, :3]), whole=True),
-        "12-bit gray png": Case(png_of_16_bits(TWELVE[:, :, :1]), "png", three(scaled(TWELVE[:, :, :1], 4095)), white=4095),
+        "12-bit gray png": Case(
+            png_of_16_bits(TWELVE[:, :, :1]), "png", three(scaled(TWELVE[:, :, :1], 4095)), white=4095
+        ),
         "12-bit RGB png": Case(png_of_16_bits(TWELVE[:, :, :3]), "png", scaled(TWELVE[:, :, :3], 4095), white=4095),
         "12-bit RGBA png": Case(png_of_16_bits(TWELVE), "png", scaled(TWELVE[:, :, :3], 4095), white=4095),
         "12-bit gray + alpha png": Case(
             png_of_16_bits(TWELVE[:, :, :2]), "png", three(scaled(TWELVE[:, :, :1], 4095)), white=4095
         ),
-        "12-bit RGB tiff": Case(tiff(TWELVE[:, :, :3], 2), "tif", scaled(TWELVE[:, :, :3], 4095), white=4095, whole=True),
+        "12-bit RGB tiff": Case(
+            tiff(TWELVE[:, :, :3], 2), "tif", scaled(TWELVE[:, :, :3], 4095), white=4095, whole=True
+        ),
         "12-bit RGB + infrared tiff": Case(
             tiff(TWELVE, 2, extras=[0]), "tif", scaled(TWELVE[:, :, :3], 4095), white=4095, whole=True
         ),
@@ -214,22 +235,38 @@ def cases() -> dict[str, Case]:
         ),
         "three bands npy": Case(array(RGB), "npy", RGB, pil=False),
         "gray npy": Case(array(GRAY[:, :, 0]), "npy", three(GRAY), pil=False),
-        "ten bands npy, three": Case(array(TEN), "npy", r"it has 10 bands \(NPY\), encoder.channels=3 needs 3", pil=False),
-        "floats npy": Case(array(TEN / 255), "npy", "it holds float64 .*must hold uint8 or uint16", channels=10, pil=False),
+        "ten bands npy, three": Case(
+            array(TEN), "npy", r"it has 10 bands \(NPY\), encoder.channels=3 needs 3", pil=False
+        ),
+        "floats npy": Case(
+            array(TEN / 255), "npy", "it holds float64 .*must hold uint8 or uint16", channels=10, pil=False
+        ),
         "objects npy": Case(
             array(np.array([[None]])), "npy", r"it holds object .*must hold uint8 or uint16", channels=1, pil=False
         ),
-        "two arrays npz": Case(arrays(a=TEN, b=TEN), "npz", "it holds 2 arrays, an image is one", channels=10, pil=False),
+        "two arrays npz": Case(
+            arrays(a=TEN, b=TEN), "npz", "it holds 2 arrays, an image is one", channels=10, pil=False
+        ),
         "ten bands tiff": Case(tiff(TEN, 1, extras=[0] * 9), "tif", TEN, channels=10, whole=True, pil=False),
-        "ten bands tiff, planar": Case(tiff(TEN, 1, planar=2, extras=[0] * 9), "tif", TEN, channels=10, whole=True, pil=False),
+        "ten bands tiff, planar": Case(
+            tiff(TEN, 1, planar=2, extras=[0] * 9), "tif", TEN, channels=10, whole=True, pil=False
+        ),
         "ten bands tiff, three": Case(
             tiff(TEN, 1, extras=[0] * 9), "tif", "it has 10 bands .*encoder.channels=3 needs 3", whole=True, pil=False
         ),
         "ten pages tiff": Case(
-            saved(Image.fromarray(TEN[:, :, 0]), "TIFF", save_all=True, append_images=[*map(Image.fromarray, np.moveaxis(TEN, 2, 0)[1:])]),
-            "tif", TEN, channels=10, whole=True,
+            saved(
+                Image.fromarray(TEN[:, :, 0]),
+                "TIFF",
+                save_all=True,
+                append_images=[*map(Image.fromarray, np.moveaxis(TEN, 2, 0)[1:])],
+            ),
+            "tif",
+            TEN,
+            channels=10,
+            whole=True,
         ),
-    }  # fmt: skip
+    }
     if not needs["tifffile"]:
         for name in (
             *(
@@ -308,8 +345,19 @@ def by_shards(case, folder, size=0):
 
 
 def by_dataset(case, folder):
-    return ImageDataModule(data=None, source=Items(case.content), channels=case.channels, image_size=8,
-        white_16bit=case.white, mean=[0.5] * case.channels, std=[0.5] * case.channels)._open("train").read(0)  # fmt: skip
+    return (
+        ImageDataModule(
+            data=None,
+            source=Items(case.content),
+            channels=case.channels,
+            image_size=8,
+            white_16bit=case.white,
+            mean=[0.5] * case.channels,
+            std=[0.5] * case.channels,
+        )
+        ._open("train")
+        .read(0)
+    )
 
 
 def by_prediction(case, folder, monkeypatch):
@@ -351,7 +399,8 @@ def resized(expected: np.ndarray) -> np.ndarray:
 def roads(case: Case, folder, monkeypatch) -> dict[str, Callable[[], np.ndarray]]:
     found = {"folder": lambda: by_folder(case, folder), "cache": lambda: by_cache(case, folder)}
     found |= {"parquet": lambda: by_parquet(case, folder)} if needs["pyarrow"] else {}
-    found |= {"hf": lambda: by_hf(case, folder)} if needs["datasets"] else {}
+    if needs["datasets"] and (case.channels, case.white) != (3, 65535):  # the bytes that parquet hands over too
+        found |= {"hf": lambda: by_hf(case, folder)}
     if needs["webdataset"]:
         found |= {"shard": lambda: by_shards(case, folder), "resized": lambda: by_shards(case, folder, SIZE)}
     found |= {"dataset": lambda: by_dataset(case, folder)} if case.pil else {}
@@ -371,8 +420,6 @@ def test_every_road_gives_the_same_pixels_or_the_same_error(name, tmp_path, monk
             found = read()
         except (UnreadableImageError, ValueError) as error:
             text = f"{error} {caplog.text}"
-            import re
-
             if not (isinstance(case.expected, str) and re.search(case.expected, text) and "\n" not in str(error)):
                 wrong[road] = text
             continue
