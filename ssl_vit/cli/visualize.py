@@ -1,5 +1,8 @@
 """Draw what an encoder attends to and how its patch features differ."""
 
+import logging
+
+from ssl_vit.config.checks import printable
 from ssl_vit.config.evaluation_schema import VisualizeConfig as Config
 from ssl_vit.config.resolve import Resolved
 
@@ -8,6 +11,7 @@ USAGE = "images=FILE_OR_FOLDER [encoder=RUN_OR_FILE] [key=value ...]"
 
 def run(resolved: Resolved[Config]) -> None:
     """Write the images and print their paths."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     from ssl_vit.evaluate.visualize import visualize
 
-    print(*visualize(resolved.config), sep="\n")
+    print(*(printable(str(path)) for path in visualize(resolved.config)), sep="\n")

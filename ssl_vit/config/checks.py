@@ -63,6 +63,12 @@ class Bound(NamedTuple):
         return self.rule
 
 
+def printable(text: str) -> str:
+    """Text with what a terminal would obey or cannot print as escapes: names of files are a stranger's."""
+    visible = (char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return text if text.isprintable() else "".join(visible)
+
+
 def at_least(low: int) -> Bound:
     """low or more."""
     return Bound(f"{low} or more", lambda value: value >= low)
@@ -106,6 +112,7 @@ NonNegativeInt = Annotated[int, at_least(0)]
 NonNegativeFloat = Annotated[float, at_least(0)]
 Fraction = Annotated[float, inside("[0, 1]")]
 CropScale = Annotated[tuple[float, float], interval(0.01, 1.0)]
+CropRatio = Annotated[tuple[float, float], interval(0.01, 100)]
 ImageSize = Annotated[
     int | list[int] | tuple[int, ...], Bound("a side in pixels, or [height, width]", _are_sides, True)
 ]

@@ -40,6 +40,8 @@ class FinetuneConfig(Bounded, section="finetune"):
     """Fraction of images of which a box becomes noise (arXiv:1708.04896)."""
     crop_scale: checks.CropScale = (0.08, 1.0)
     """Area of the random crop, as a fraction of the image."""
+    crop_ratio: checks.CropRatio = (3 / 4, 4 / 3)
+    """Width / height of a crop, as a multiple of its own size's: how much it is stretched at most."""
     flip: bool = True
     """Mirror half of the crops left to right; not for images where sides mean something."""
     jitter: Fraction = 0.0

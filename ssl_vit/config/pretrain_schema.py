@@ -26,6 +26,8 @@ class MAEConfig(Bounded, section="method"):
     """Decoder attention heads; must divide decoder_embed_dim."""
     crop_scale: CropScale = (0.2, 1.0)
     """Area of the random crop, as a fraction of the image."""
+    crop_ratio: checks.CropRatio = (3 / 4, 4 / 3)
+    """Width / height of a crop, as a multiple of its own size's: how much it is stretched at most."""
     flip: bool = True
     """Mirror half of the crops left to right; not for images where sides mean something."""
 
@@ -48,6 +50,8 @@ class DINOConfig(Bounded, section="method"):
     """Area of a global crop, as a fraction of the image."""
     local_scale: CropScale = (0.05, 0.4)
     """Area of a local crop, as a fraction of the image."""
+    crop_ratio: checks.CropRatio = (3 / 4, 4 / 3)
+    """Width / height of a crop, as a multiple of its own size's: how much it is stretched at most."""
     flip: bool = True
     """Mirror half of the crops left to right; not for images where sides mean something."""
     brightness: NonNegativeFloat = 0.4
@@ -170,6 +174,8 @@ class BEiTConfig(Bounded, section="method"):
     """Blocks of the class-token branch."""
     crop_scale: CropScale = (0.08, 1.0)
     """Area of the random crop, as a fraction of the image."""
+    crop_ratio: checks.CropRatio = (3 / 4, 4 / 3)
+    """Width / height of a crop, as a multiple of its own size's: how much it is stretched at most."""
     flip: bool = True
     """Mirror half of the crops left to right; not for images where sides mean something."""
     jitter: Fraction = 0.4

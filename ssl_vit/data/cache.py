@@ -42,8 +42,12 @@ class Cached(Source):
         return self.values[self.offsets[index] : self.offsets[index + 1]].reshape(*self.shapes[index], -1)
 
     def fill(self, index: int) -> None:
-        """Decode one image into its place. UnreadableImageError where it cannot be read."""
-        self.read(index)[:] = self.source.read(index)
+        """Decode one image into its place, which may be known turned. UnreadableImageError where it cannot be read."""
+        image, place = self.source.read(index), self.values[self.offsets[index] : self.offsets[index + 1]]
+        if image.size != place.size:
+            reason = f"its header says {self.shapes[index]} pixels, {image.shape[:2]} came"
+            raise UnreadableImageError(f"{self.name(index)} cannot be used: {reason}: delete or replace it", reason)
+        self.shapes[index], place[:] = image.shape[:2], image.ravel()
 
 
 def cores() -> int:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from PIL import Image, ImageOps
+from jaxtyping import Shaped, UInt16
+from PIL import Image
 
 from ssl_vit.config.checks import require
 from ssl_vit.config.evaluation_schema import ShardsConfig
 from ssl_vit.data.cache import cores
+from ssl_vit.data.decode import WHITE, Bands, decode, is_inverted, is_shortened
 from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import Source, Split, UnreadableImageError, import_extra
@@ -25,6 +29,9 @@ log = logging.getLogger("ssl_vit")
 JPEG_QUALITY = 95  # Of images that are scaled down.
 # By PIL's name of the format; MPO is a JPEG with further images behind it.
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}
+_ENDINGS |= {"NPY": "npy", "NPZ": "npz"}
+_PACKED_AS = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
+_PACKED_AS |= dict.fromkeys(("YCbCr", "LAB", "HSV"), "RGB")
 _GROUP = 64  # images in memory at once
 
 
@@ -101,18 +108,52 @@ def _samples(source: Source, numbers: np.ndarray, size: int) -> Iterator[dict[st
 def encoded(image: Image.Image, size: int) -> tuple[bytes, str]:
     """An image as a file's bytes, and the ending: the file's own where its short side is at most size pixels (0: any).
 
-    Scaled down it is upright, a JPEG stays one, and anything else becomes a PNG, as does an image without a file.
+    Scaled down it is upright, and each band by itself. A JPEG stays one; gray, color and transparency of 8 and 16 bits
+    become a PNG, as does an image without a file; other bands become a TIFF (CMYK) or an array (.npy). What PIL reads
+    in part, or by data.white_16bit, of a TIFF is packed as it is.
     """
     ending, file = _ENDINGS.get(image.format or "", "png"), getattr(image, "fp", None)
     shrink = 0 < size < min(image.size)
-    if file is not None and not shrink:
+    partial = image.format == "TIFF" and (isinstance(image, Bands) or is_shortened(image) or is_inverted(image))
+    if file is not None and (not shrink or partial):
         file.seek(0)
         return file.read(), ending
+    decoded, lossy = decode(image, is_shortened(image)), ending == "jpg" and shrink
+    if isinstance(decoded, np.ndarray):
+        values, mode = decoded, "" if isinstance(image, Bands) else "I;16"
+    else:
+        converted = _PACKED_AS.get(decoded.mode)
+        decoded = decoded.convert(converted) if converted else decoded
+        values, mode = np.atleast_3d(np.asarray(decoded)), decoded.mode
     if shrink:
-        ImageOps.exif_transpose(image, in_place=True)
-        image = image.convert("RGBA" if "transparency" in image.info else "RGB") if image.mode == "P" else image
-        width, height = (max(size, round(side * (size / min(image.size)))) for side in image.size)
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    stored, kind = BytesIO(), "JPEG" if ending == "jpg" else "PNG"
-    image.save(stored, kind, **({"quality": JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}))
-    return stored.getvalue(), "jpg" if kind == "JPEG" else "png"
+        height, width = (max(size, round(side * (size / min(values.shape[:2])))) for side in values.shape[:2])
+        values = np.stack([_resized(band, (width, height)) for band in np.moveaxis(values, 2, 0)], axis=2)
+    stored = BytesIO()
+    if not mode:
+        np.save(stored, values)
+        return stored.getvalue(), "npy"
+    if mode == "I;16":
+        return png_of_16_bits(values), "png"
+    kind, options = ("JPEG", {"quality": JPEG_QUALITY, "subsampling": 0}) if lossy else ("PNG", {})
+    if mode == "CMYK" and not lossy:
+        kind, options = "TIFF", {"compression": "tiff_deflate"}
+    Image.frombytes(mode, (values.shape[1], values.shape[0]), values.tobytes()).save(stored, kind, **options)
+    return stored.getvalue(), _ENDINGS[kind]
+
+
+def _resized(band: Shaped[np.ndarray, "H W"], size: tuple[int, int]) -> Shaped[np.ndarray, "h w"]:
+    if band.dtype == np.uint8:
+        return np.asarray(Image.fromarray(band).resize(size, Image.Resampling.BICUBIC))
+    values = np.asarray(Image.fromarray(band.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    return np.clip(np.rint(values), 0, WHITE).astype(np.uint16)
+
+
+def png_of_16_bits(values: UInt16[np.ndarray, "H W S"]) -> bytes:
+    """A PNG of gray, gray and alpha, RGB or RGBA, which PIL does not write with 16 bits."""
+    height, width, bands = values.shape
+    rows = np.pad(values.astype(">u2").reshape(height, -1).view(np.uint8), ((0, 0), (1, 0)))  # 0: a row as it is
+    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[bands], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )

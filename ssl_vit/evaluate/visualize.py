@@ -3,14 +3,17 @@
 Letters: B images, C channels, H x W pixels, h x w patch grid, N = h * w patches, D width.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
+from ssl_vit.config.checks import printable, require
 from ssl_vit.config.evaluation_schema import VisualizeConfig
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.folder import Folder
@@ -20,11 +23,17 @@ from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder, statistics_of
 from ssl_vit.run.files import newest_run, write_atomic
 
+log = logging.getLogger("ssl_vit")
+MOST_PATCHES = 65_536  # of an image, 4096 x 4096 pixels of 16: time and memory grow with their square
+LONGEST_NAME = 200  # bytes of an image's name in those of the files that are written, which may have 255
 QUANTILE_ROWS = 1_000_000  # patches that quantiles are of, evenly spread: torch.quantile takes 16 million values
 
 
 def visualize(config: VisualizeConfig) -> list[Path]:
-    """Write <name>-attention.png, -mask.png, -pca.png of each image. FileNotFoundError, ValueError: none to be read."""
+    """Write <name>-attention.png, -mask.png, -pca.png of each image; those that cannot be read are logged and skipped.
+
+    FileNotFoundError, ValueError: none can be read.
+    """
     source = Path(config.encoder) if config.encoder else newest_run()
     encoder = load_encoder(source).to(local_device())
     mean, std = statistics_of(encoder.metadata, f"encoder={source}")
@@ -50,21 +59,41 @@ def visualize(config: VisualizeConfig) -> list[Path]:
 
 
 def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator[tuple[str, UInt8[Tensor, "C H W"]]]:
-    """(unique name, pixels) of the image file, or of the first `limit` images below a folder."""
-    P, numbered = encoder.patch_size, Path(config.images).is_dir()
-    files = Folder.at("images", config.images, DataConfig(), encoder.config.channels)
-    for i in range(min(config.limit, len(files))):
-        name = f"{i:03}-" * numbered + Path(files.name(i)).stem
-        image = torch.from_numpy(files.read(i).copy()).permute(2, 0, 1)
-        if config.size:
-            from torchvision.transforms.v2.functional import resize
+    """(unique name, pixels) of the image file, or of the first `limit` images below a folder.
 
-            image = resize(image, [config.size], antialias=True)
-        H, W = (side // P * P for side in image.shape[1:])
-        if not (H and W):
-            given = " x ".join(str(side) for side in image.shape[1:])
-            raise ValueError(f"{name} is {given} pixels, less than a patch of {P}: give size={P} or more")
-        yield name, image[:, :H, :W]
+    What cannot be drawn is logged and skipped. FileNotFoundError, ValueError: nothing can be.
+    """
+    require(bool(config.images), "images", "", "an image, or a folder of images")
+    data = DataConfig(**encoder.metadata.get("data", {}))
+    files, numbered = Folder.at("images", config.images, data, encoder.config.channels), Path(config.images).is_dir()
+    count, unreadable = min(config.limit, len(files)), []
+    for i in range(count):
+        try:
+            image = _cut(files.read(i), config.size, encoder.patch_size, printable(files.name(i)))
+        except ValueError as error:
+            unreadable.append(str(error))
+            if len(unreadable) == count:
+                raise ValueError(f"images={config.images}: none of {count} can be drawn: {unreadable[0]}") from error
+            log.warning("skipped: %s", error)
+        else:
+            stem = printable(Path(files.name(i)).stem).encode()[:LONGEST_NAME].decode(errors="ignore")
+            yield f"{i:03}-" * numbered + stem, image
+
+
+def _cut(pixels: UInt8[np.ndarray, "H W C"], size: int, P: int, name: str) -> UInt8[Tensor, "C h w"]:
+    """An image with this short side (0: its own), cut to whole patches. ValueError: too small, or too large."""
+    from torchvision.transforms.v2.functional import resize
+
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    image = resize(image, [size], antialias=True) if size else image
+    h, w = (side // P for side in image.shape[1:])
+    given = " x ".join(str(side) for side in image.shape[1:])
+    if not (h and w):
+        raise ValueError(f"{name} is {given} pixels, less than a patch of {P}: give size={P} or more")
+    if h * w > MOST_PATCHES:
+        rule = f"{h * w} patches of {P}, more than {MOST_PATCHES}"
+        raise ValueError(f"{name} is {given} pixels, {rule}: give a smaller size=")
+    return image[:, : h * P, : w * P]
 
 
 def _write(path: Path, images: list[UInt8[Tensor, "3 H W"]]) -> Path:

@@ -101,7 +101,7 @@ class BEiT(Method):
         cfg, jitter_p = self.config, float(self.config.jitter > 0)
         strengths = dict.fromkeys(("brightness", "contrast", "saturation"), cfg.jitter)
         color = ColorAugmentation(**strengths, hue=0.0, jitter_p=jitter_p, gray_p=0.0, blur_p=0.0, solarize_p=0.0)
-        crop = RandomCrop(self.encoder_config.height_width, cfg.crop_scale, flip=cfg.flip)
+        crop = RandomCrop(self.encoder_config.height_width, cfg.crop_scale, cfg.crop_ratio, cfg.flip)
         return TokenCrop(crop, self.token_size, color)
 
     def losses(self, batch: Inputs | Tensor, mask: Mask | None = None) -> dict[str, Float[Tensor, ""]]:

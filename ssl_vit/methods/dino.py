@@ -119,8 +119,8 @@ class DINO(Method):
 
     def transform(self) -> MultiCrop:
         cfg = self.config
-        large = RandomCrop(self.encoder_config.height_width, cfg.global_scale, flip=cfg.flip)
-        small = RandomCrop((cfg.local_size, cfg.local_size), cfg.local_scale, flip=cfg.flip)
+        large = RandomCrop(self.encoder_config.height_width, cfg.global_scale, cfg.crop_ratio, cfg.flip)
+        small = RandomCrop((cfg.local_size, cfg.local_size), cfg.local_scale, cfg.crop_ratio, cfg.flip)
         alike = ("brightness", "contrast", "saturation", "hue", "jitter_p", "gray_p", "blur_sigma")
         color = partial(ColorAugmentation, **{name: getattr(cfg, name) for name in alike})
         first, others, local = (color(blur_p=b, solarize_p=s) for b, s in zip(cfg.blur_p, cfg.solarize_p, strict=True))

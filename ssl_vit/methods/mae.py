@@ -94,7 +94,8 @@ class MAE(Method):
         self.decoder = Decoder(self.encoder.embed_dim, self.encoder.grid, pixels, self.config)
 
     def transform(self) -> RandomCrop:
-        return RandomCrop(self.encoder_config.height_width, scale=self.config.crop_scale, flip=self.config.flip)
+        cfg = self.config
+        return RandomCrop(self.encoder_config.height_width, cfg.crop_scale, cfg.crop_ratio, cfg.flip)
 
     def losses(self, images: Images, noise: Float[Tensor, "B N"] | None = None) -> dict[str, Float[Tensor, ""]]:
         """{"reconstruction": loss}. `noise` orders the patches (lowest stay visible); by default it is random."""

@@ -153,7 +153,7 @@ class FineTune(Objective):
         mean = encoder.metadata.get("mean", [0.5] * encoder.config.channels)
         fill = [min(255, round(255 * value)) for value in mean]
         ops = randaugment(cfg.randaugment, cfg.randaugment_std, cfg.randaugment_ops, fill) if cfg.randaugment else None
-        crop = RandAugmentCrop(RandomCrop(encoder.config.height_width, cfg.crop_scale, flip=cfg.flip), ops)
+        crop = RandAugmentCrop(RandomCrop(encoder.config.height_width, cfg.crop_scale, cfg.crop_ratio, cfg.flip), ops)
         if not cfg.jitter:
             return crop
         strengths = dict.fromkeys(("brightness", "contrast", "saturation"), cfg.jitter)

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image, UnidentifiedImageError
 
+from ssl_vit.config.checks import printable
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.decode import pixels, require_sane, upright_size
+from ssl_vit.data.decode import pixels, require_sane
 
 Split = Literal["train", "test"]
 _T = TypeVar("_T")
@@ -70,8 +71,8 @@ class Source:
         return self.inspect(index, lambda image: pixels(image, self.channels, self.white_16bit))
 
     def size(self, index: int) -> tuple[int, int]:
-        """(H, W) in pixels, without decoding. Raises UnreadableImageError as read does."""
-        return self.inspect(index, upright_size)
+        """(H, W) in pixels, or (W, H) of an image that lies on its side, without decoding. Raises as read does."""
+        return self.inspect(index, lambda image: (image.height, image.width))
 
     def find_labels(self) -> None:
         """Make labels and classes complete, where opening the source has not."""
@@ -95,7 +96,7 @@ class Source:
         except Exception as error:  # damaged files raise anything: OSError, SyntaxError, struct.error, ValueError
             unknown, reason = isinstance(error, UnidentifiedImageError), one_line(error)
             wrong = "is no image that can be read" if unknown else f"cannot be used: {reason}"
-            line = f"{self.name(index)} {wrong}: delete or replace it"
+            line = f"{printable(self.name(index))} {wrong}: delete or replace it"
             raise UnreadableImageError(line, "no known image format" if unknown else reason) from error
 
 
@@ -120,7 +121,7 @@ class Shards:
 
 def one_line(error: BaseException) -> str:
     """The text of an error in one line, or its class where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return printable(" ".join(str(error).split())) or type(error).__name__
 
 
 def class_names(names: list[str], labels: Int64[np.ndarray, " n"]) -> list[str]:

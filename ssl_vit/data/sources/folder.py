@@ -12,9 +12,10 @@ from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import Source, Split
 
-ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff")
+ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
+ARRAYS = ("npy", "npz")  # images where a folder has no others: beside those they may be masks or features
 TEST_NAMES = ("test", "val", "validation")
-_ENDINGS = tuple(f".{ending}".encode() for ending in ENDINGS)
+_ENDINGS = tuple(tuple(f".{ending}".encode() for ending in kind) for kind in (ENDINGS, ARRAYS))
 _File = tuple[bytes | None, bytes]  # first folder below a root, None where there is none, and path below the root
 
 
@@ -28,19 +29,21 @@ class Folder(Source):
         root: bytes,
         files: Iterable[_File],
         least_classes: int,
-        endings: tuple[bytes, ...] = _ENDINGS,
+        endings: tuple[tuple[bytes, ...], ...] = _ENDINGS,
     ) -> None:
         """The class is the first folder below root, when every image lies in one and there are at least so many."""
-        names, ends, tops = bytearray(), array("q"), array("q")
-        numbers: dict[bytes | None, int] = {}
+        kinds = [(kind, bytearray(), array("q"), array("q"), dict[bytes | None, int]()) for kind in endings]
         other: Counter[str] = Counter()
         for top, relative in files:
-            if relative.lower().endswith(endings):
-                names += relative
-                ends.append(len(names))
-                tops.append(numbers.setdefault(top, len(numbers)))
+            for ending, names, ends, tops, numbers in kinds:
+                if relative.lower().endswith(ending):
+                    names.extend(relative)
+                    ends.append(len(names))
+                    tops.append(numbers.setdefault(top, len(numbers)))
+                    break
             else:
                 other[os.fsdecode(os.path.splitext(relative)[1]).lower() or "no ending"] += 1
+        _, names, ends, tops, numbers = next((kind for kind in kinds if kind[2]), kinds[0])
         labels, classes = np.full(len(ends), -1), []
         if None not in numbers and len(numbers) >= least_classes:
             folders = sorted(top for top in numbers if top is not None)
@@ -84,7 +87,7 @@ class Folder(Source):
         root, name = os.path.split(os.fsencode(path))
         if os.path.isdir(path):
             return cls(data, channels, os.fsencode(path), _files(os.fsencode(path)), 2)._filled(key, path)
-        return cls(data, channels, root, [(None, name)], 2, endings=(b"",))
+        return cls(data, channels, root, [(None, name)], 2, endings=((b"",),))
 
     def open_image(self, index: int) -> Image.Image:
         return open_encoded(self.name(index))

@@ -83,7 +83,7 @@ class MapStyle(Source):
                 raise ValueError(f"it has {image.shape[2]} channels, encoder.channels={self.channels} needs as many")
             image = Image.fromarray(image if image.shape[2] == 3 else image[:, :, 0])
         require_sane(image)
-        return pixels(image.copy(), self.channels, self.white_16bit)  # which turns an image where it lies
+        return pixels(image, self.channels, self.white_16bit)
 
 
 def image_of(item: Any) -> Any:

@@ -21,11 +21,11 @@ from PIL import Image
 from ssl_vit.config.schema import PIPE, DataConfig, is_remote
 from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import Sample, Shards, Source, Split, UnreadableImageError, class_names, import_extra
-from ssl_vit.data.sources.folder import ENDINGS
+from ssl_vit.data.sources.folder import ARRAYS, ENDINGS
 from ssl_vit.data.splits import FileSource
 
 INDEX, MEMBERS = "index.json", "members.npy"
-IMAGES = (*ENDINGS, "gif")  # Endings of a sample's image; of several the first counts.
+IMAGES = (*ENDINGS, *ARRAYS)  # Endings of a sample's image; of several the first counts.
 TRUSTED = "SSL_VIT_ALLOW_PIPE"  # environment variable that lets a URL be a shell command
 _USED = {*IMAGES, "cls", "json"}
 _META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own files

@@ -37,7 +37,8 @@ class Transform(Protocol):
 class RandomCrop:
     """A random box of the image, resized to size (h, w): torchvision's RandomResizedCrop, then a flip of half of them.
 
-    scale: area of the box, as a fraction of the image. ratio: width / height of the box, uniform in its logarithm.
+    scale: area of the box, as a fraction of the image. ratio: width / height of the box, uniform in its logarithm, as a
+    multiple of the crop's own w / h, so that a crop that is no square is stretched no more than one that is.
     """
 
     size: tuple[int, int]
@@ -48,17 +49,17 @@ class RandomCrop:
 
     def box(self, height: int, width: int, u: Float64[np.ndarray, " num_random"]) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the box, in pixels."""
-        low, high = self.scale
+        (low, high), aspect = self.scale, self.size[1] / self.size[0]
         log_low, log_high = math.log(self.ratio[0]), math.log(self.ratio[1])
         for area_u, ratio_u in u[: 2 * TRIES].reshape(-1, 2).tolist():
             area = height * width * (low + (high - low) * area_u)
-            ratio = math.exp(log_low + (log_high - log_low) * ratio_u)
+            ratio = math.exp(log_low + (log_high - log_low) * ratio_u) * aspect
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 top, left = u[-3] * (height - h + 1), u[-2] * (width - w + 1)
                 return int(top), int(left), h, w
-        w = min(width, round(height * self.ratio[1]))
-        h = min(height, round(width / self.ratio[0]))
+        w = min(width, round(height * (self.ratio[1] * aspect)))
+        h = min(height, round(width / (self.ratio[0] * aspect)))
         return (height - h) // 2, (width - w) // 2, h, w
 
     def __call__(

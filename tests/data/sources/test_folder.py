@@ -152,7 +152,7 @@ def test_an_empty_folder_says_what_was_seen(tmp_path):
         opened(tmp_path)
     assert str(caught.value) == (
         f"data.path={tmp_path} holds no images: 4 files seen (2 .dcm, 1 no ending, 1 .txt), "
-        "images end in jpg, jpeg, png, webp, bmp, tif, tiff"
+        "images end in jpg, jpeg, png, webp, bmp, tif, tiff, gif"
     )
 
 

@@ -63,6 +63,46 @@ def test_without_a_legal_box_the_middle_is_taken(height, width, box):
     assert RandomResizedCrop.get_params(torch.empty(3, height, width), [0.9, 1.0], [3 / 4, 4 / 3]) == box
 
 
+def test_a_crop_that_is_no_square_is_stretched_no_more_than_one_that_is():
+    """Views of 64 x 192 of 300 x 900 images were stretched 2.25 to 4 times, and none saw half of the width.
+
+    The logarithm of the stretch is uniform in +-log(4 / 3): its mean is 0, within 4 of its own standard errors. Whole
+    pixels round a side of at least 134 by half of one.
+    """
+    transform = RandomCrop((64, 192), (0.2, 1.0))
+    boxes = np.array([transform.box(300, 900, u) for u in uniforms(0, 0, np.arange(COUNT), transform.num_random)])
+    stretch = np.log((boxes[:, 3] / boxes[:, 2]) / (192 / 64))
+    limit = math.log(4 / 3)
+    assert abs(stretch).max() < limit + 0.5 / 100
+    assert abs(stretch.mean()) < 4 * limit / math.sqrt(3 * COUNT)
+    widths = boxes[:, 3] / 900
+    assert widths.max() > 0.95
+    assert widths.min() > math.sqrt(0.2 * 3 / 4) - 0.01
+
+
+def test_the_numbers_of_a_square_crop_stay_to_the_bit():
+    """A ratio times 1 is the ratio: the boxes of torchvision's default, by these numbers, as they always were."""
+    transform = RandomCrop((32, 32), (0.08, 1.0))
+    for u in uniforms(3, 1, np.arange(200), transform.num_random):
+        low, high = math.log(3 / 4), math.log(4 / 3)
+        area, ratio = 200 * 90 * (0.08 + 0.92 * u[0]), math.exp(low + (high - low) * u[1])
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if w <= 90 and h <= 200:
+            assert transform.box(200, 90, u) == (int(u[-3] * (201 - h)), int(u[-2] * (91 - w)), h, w)
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 900), (900, 300), (257, 640)])
+def test_the_middle_is_stretched_by_rounding_alone(height, width):
+    """Evaluation scales both sides alike: a line of the image stays in proportion, to a pixel."""
+    rows, columns = np.mgrid[:height, :width]
+    ramp = torch.from_numpy(np.stack([rows * 200 / height, columns * 200 / width]).astype(np.uint8))
+    middle = CenterCrop((64, 192), 0.875)(ramp).float()
+    down = float(middle[0, -1].mean() - middle[0, 0].mean()) / 200 * height / 63  # image pixels a pixel
+    across = float(middle[1, :, -1].mean() - middle[1, :, 0].mean()) / 200 * width / 191
+    gray_value = max(height / 63, width / 191) / 200 * max(height, width) / min(height, width)
+    assert abs(down - across) < 0.05 * across + gray_value
+
+
 @given(st.integers(1, 70), st.integers(1, 70), st.integers(0, 10**6))
 @settings(deadline=None, max_examples=60)
 def test_a_box_lies_inside_and_the_crop_has_its_size(height, width, index):
