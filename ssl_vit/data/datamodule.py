@@ -26,9 +26,9 @@ from ssl_vit.data.sources import open_shards, open_source, source_class
 from ssl_vit.data.sources.base import Shards, Source, Split
 from ssl_vit.data.sources.map_style import MapStyle
 from ssl_vit.data.stream import Stream
-from ssl_vit.data.transforms.color import normalize
-from ssl_vit.data.transforms.crops import CenterCrop, Transform
+from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.data.transforms.seeded import as_transform
+from ssl_vit.models.preprocess import CenterCrop, normalize
 
 log = logging.getLogger(__name__)
 SMALL_SIDE = 64  # Cached images up to this side, in pixels, are transformed faster than a worker would hand them over.

@@ -18,11 +18,11 @@ from PIL import Image
 from ssl_vit.config.checks import require
 from ssl_vit.config.evaluation_schema import ShardsConfig
 from ssl_vit.data.cache import cores
-from ssl_vit.data.decode import WHITE, Bands, decode, is_inverted, is_shortened
 from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import Source, Split, UnreadableImageError, import_extra
 from ssl_vit.data.sources.webdataset import INDEX, MEMBERS, scan
+from ssl_vit.models.decode import WHITE, Bands, decode, is_inverted, is_shortened
 from ssl_vit.run.files import write_atomic, write_json
 
 log = logging.getLogger("ssl_vit")

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.corrupt import ReadErrors, Replacements
 from ssl_vit.data.dataset import AugmentedDataset, Batch
-from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.rng import permutation, uniforms
 from ssl_vit.data.sources.base import Sample, Shards, Source, UnreadableImageError
 from ssl_vit.data.transforms.crops import Transform
+from ssl_vit.models.decode import open_encoded
 
 UNCOUNTED = 2**32  # Numbers kept free for each shard where nobody has counted its images.
 _SHARD_ORDER, _BUFFER = 0x72696E67, 0x627566666572  # any constants: keep these random numbers independent of the crops'

@@ -17,8 +17,8 @@ from ssl_vit.config.checks import printable, require
 from ssl_vit.config.evaluation_schema import VisualizeConfig
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.folder import Folder
-from ssl_vit.data.transforms.color import normalize
 from ssl_vit.evaluate.features import local_device
+from ssl_vit.models.preprocess import normalize
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder, statistics_of
 from ssl_vit.run.files import newest_run, write_atomic

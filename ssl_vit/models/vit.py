@@ -183,6 +183,17 @@ class VisionTransformer(nn.Module):
         """Tokens after the chosen blocks, each through the final norm; negative layers count from the last."""
         return [self.norm(x) for x in self.hidden_states(self.embed(images), layers, self.grid_of(images))]
 
+    @property
+    def transform(self) -> Any:
+        """A Preprocess of this encoder, for a Dataset: image -> normalized [C, H, W]."""
+        from ssl_vit.models.preprocess import Preprocess
+
+        return Preprocess(self)
+
+    def preprocess(self, image: Any) -> Float[Tensor, "C H W"]:
+        """A path, a PIL image of any mode or an array, as this encoder's evaluation takes it; see Preprocess."""
+        return self.transform(image)
+
     def features(self, images: Images, layers: Sequence[int] = (-1,), pool: str = "cls") -> Float[Tensor, "B _"]:
         """One vector per image, by layer: class token ("cls"), mean of the patches ("mean"), or "both" in turn."""
         one_of("pool", pool, POOLS)

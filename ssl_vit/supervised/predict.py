@@ -14,9 +14,8 @@ from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.folder import Folder
-from ssl_vit.data.transforms.color import normalize
-from ssl_vit.data.transforms.crops import CenterCrop
 from ssl_vit.evaluate.features import local_device
+from ssl_vit.models.preprocess import CenterCrop, normalize
 from ssl_vit.models.weights import statistics_of
 from ssl_vit.run.files import MODEL, newest_run, write_atomic
 from ssl_vit.supervised.classifier import Classifier, load_classifier

@@ -12,8 +12,9 @@ from ssl_vit.data.loader import EpochSampler
 from ssl_vit.data.rng import uniforms
 from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import UnreadableImageError
-from ssl_vit.data.transforms.crops import CenterCrop, RandomCrop
+from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.data.transforms.seeded import as_transform
+from ssl_vit.models.preprocess import CenterCrop
 
 CROP = RandomCrop((16, 16), (0.2, 1.0))
 

@@ -24,7 +24,8 @@ from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.data.corrupt import ReadErrors
 from ssl_vit.data.loader import batch_images, batch_labels, batch_length, full_length
 from ssl_vit.data.sources.map_style import MapStyle
-from ssl_vit.data.transforms.crops import CenterCrop, RandomCrop
+from ssl_vit.data.transforms.crops import RandomCrop
+from ssl_vit.models.preprocess import CenterCrop
 
 COUNT = 24
 QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}

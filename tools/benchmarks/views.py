@@ -21,10 +21,10 @@ from torch import Tensor
 from ssl_vit.config.evaluation_schema import BenchmarkConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.data.dataset import AugmentedDataset, Batch
-from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import Source
 from ssl_vit.data.transforms.color import ColorAugmentation
 from ssl_vit.data.transforms.crops import MultiCrop, RandomCrop
+from ssl_vit.models.decode import open_encoded
 
 SIZES = (((500, 375), 224, 96), ((128, 128), 224, 96), ((32, 32), 32, 16))
 """(width, height) of the images, side of the global crops, side of the local crops; all pixels."""

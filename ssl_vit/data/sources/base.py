@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ssl_vit.config.checks import printable
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.decode import pixels, require_sane
+from ssl_vit.models.decode import pixels, require_sane
 
 Split = Literal["train", "test"]
 _T = TypeVar("_T")

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import Source, Split
+from ssl_vit.models.decode import open_encoded
 
 ENDINGS = ("jpg", "jpeg", "png", "webp", "bmp", "tif", "tiff", "gif")
 ARRAYS = ("npy", "npz")  # images where a folder has no others: beside those they may be masks or features

@@ -14,7 +14,6 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import (
     Sample,
     Shards,
@@ -27,6 +26,7 @@ from ssl_vit.data.sources.base import (
 )
 from ssl_vit.data.sources.folder import TEST_NAMES
 from ssl_vit.data.sources.parquet import labels_of
+from ssl_vit.models.decode import open_encoded
 
 _ROWS = 16  # of a stream, read at once
 

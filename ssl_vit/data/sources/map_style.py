@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.decode import pixels, require_sane
 from ssl_vit.data.sources.base import Source, Split, class_names, one_line
+from ssl_vit.models.decode import pixels, require_sane
 
 log = logging.getLogger(__name__)
 LEGAL = "a PIL image, a uint8 tensor [C, H, W] or a uint8 array [H, W, C]"

@@ -12,9 +12,9 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import class_names, import_extra, one_line
 from ssl_vit.data.splits import FileSource
+from ssl_vit.models.decode import open_encoded
 
 MEMORY_LIMIT = 4 * 10**9  # encoded bytes; more go to a temporary file (in TMPDIR) that is mapped into memory
 _ROWS = 1024

@@ -19,10 +19,10 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import PIPE, DataConfig, is_remote
-from ssl_vit.data.decode import open_encoded
 from ssl_vit.data.sources.base import Sample, Shards, Source, Split, UnreadableImageError, class_names, import_extra
 from ssl_vit.data.sources.folder import ARRAYS, ENDINGS
 from ssl_vit.data.splits import FileSource
+from ssl_vit.models.decode import open_encoded
 
 INDEX, MEMBERS = "index.json", "members.npy"
 IMAGES = (*ENDINGS, *ARRAYS)  # Endings of a sample's image; of several the first counts.

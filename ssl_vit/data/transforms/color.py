@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float32, Float64, Int64, Shaped, UInt8
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ssl_vit.models.preprocess import affine
+
 Images = Float32[Tensor, "B C H W"]
 Factor = Float32[Tensor, " B"]
 ORDERS = np.array(list(itertools.permutations(range(4))))  # 0 brightness, 1 contrast, 2 saturation, 3 hue
@@ -24,14 +26,6 @@ SMALL_BYTES = 2**16  # larger images are changed one by one on a CPU, to stay in
 BLOCK = 16  # rows or columns that the blur makes at a time; measured fastest of 8 to 224 on a CPU
 LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601 in torchvision's digits
 _LUMA = torch.tensor(LUMA)
-
-
-def normalize(
-    images: Shaped[Tensor, "B C H W"], mean: Sequence[float], std: Sequence[float]
-) -> Float32[Tensor, "B C H W"]:
-    """(images / 255 - mean) / std per channel, of uint8 or floats in 0 .. 255; mean and std are of pixels in [0, 1]."""
-    gain, shift = _affine(mean, std, images.device)
-    return torch.addcmul(shift, images.float(), gain)
 
 
 class Strengths(NamedTuple):
@@ -108,7 +102,7 @@ class ColorAugmentation:
         """
         self._check(images.shape[1])
         steps = self._steps(self.strengths(u), images.device)
-        affine = normalized and _affine(*normalized, images.device)
+        scaling = normalized and affine(*normalized, images.device)
         changed = torch.empty(images.shape, device=images.device)
         alone = images.device.type == "cpu" and 4 * math.prod(images.shape[1:]) > SMALL_BYTES
         together = 1 if alone else max(1, len(images))
@@ -123,8 +117,8 @@ class ColorAugmentation:
                     places = _on(images.device, index)
                     some = operation(floats.index_select(0, places), factors[chunk].index_select(0, places))
                     floats.index_copy_(0, places, some)
-            if affine:
-                floats.mul_(affine[0]).add_(affine[1])
+            if scaling:
+                floats.mul_(scaling[0]).add_(scaling[1])
         return changed
 
     def _steps(self, strengths: Strengths, device: torch.device) -> list[Step]:
@@ -160,12 +154,6 @@ class ColorAugmentation:
 
 def _between(low: float, high: float, u: np.ndarray) -> np.ndarray:
     return low + (high - low) * u
-
-
-def _affine(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
-    gain = torch.tensor([1 / (255 * value) for value in std]).view(-1, 1, 1)
-    shift = torch.tensor([-value / spread for value, spread in zip(mean, std, strict=True)]).view(-1, 1, 1)
-    return gain.to(device, non_blocking=True), shift.to(device, non_blocking=True)
 
 
 def _on(device: torch.device, values: np.ndarray) -> Tensor:

@@ -10,12 +10,10 @@ import torch
 from jaxtyping import Float32, Float64, UInt8
 from torch import Tensor
 from torch.nn.functional import interpolate
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
-from ssl_vit.data.transforms.color import ColorAugmentation, normalize
+from ssl_vit.data.transforms.color import ColorAugmentation
+from ssl_vit.models.preprocess import BICUBIC, normalize
 
-BICUBIC = InterpolationMode.BICUBIC
 TRIES = 10  # Boxes that RandomCrop tries, as torchvision; then the largest central box with a legal ratio.
 
 
@@ -126,27 +124,3 @@ class TokenCrop:
         """The encoder's image normalized by mean and std, the tokenizer's in [0, 1]."""
         changed = [self.colors(crop, u[:, self.crop.num_random :]) for crop in crops]
         return [normalize(changed[0], *normalized), changed[-1] / 255]
-
-
-class CenterCrop:
-    """The middle of the image, for evaluation: resize it to cover size (h, w) / crop, then cut out size.
-
-    crop: fraction of the resized image that is kept, per side; 224 / 256 = 0.875. Exact covers are not resampled.
-    """
-
-    num_random = 0
-
-    def __init__(self, size: tuple[int, int], crop: float) -> None:
-        self.size = size
-        self.cover = tuple(round(side / crop) for side in size)
-
-    def __call__(
-        self, image: UInt8[Tensor, "C H W"], u: Float64[np.ndarray, " num_random"] | None = None
-    ) -> UInt8[Tensor, "C {self.size[0]} {self.size[1]}"]:
-        height, width = image.shape[-2:]
-        h, w = self.cover
-        resized = [h, h * width // height] if h * width >= w * height else [w * height // width, w]
-        if resized != [height, width]:
-            image = F.resize(image, resized, interpolation=BICUBIC, antialias=True)
-        top, left = (resized[0] - self.size[0]) // 2, (resized[1] - self.size[1]) // 2
-        return image[:, top : top + self.size[0], left : left + self.size[1]]

@@ -23,12 +23,12 @@ from ssl_vit.data.transforms.color import (
     gaussian_band,
     hue_mix,
     mix,
-    normalize,
     saturation_mix,
     solarize,
     to_gray,
     turn_hue,
 )
+from ssl_vit.models.preprocess import normalize
 
 COUNT = 10_000
 ALL = ColorAugmentation(blur_p=0.5, solarize_p=0.5)

@@ -12,7 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from ssl_vit.data.rng import uniforms
 from ssl_vit.data.transforms.color import ColorAugmentation
-from ssl_vit.data.transforms.crops import BICUBIC, CenterCrop, MultiCrop, RandomCrop, Transform
+from ssl_vit.data.transforms.crops import BICUBIC, MultiCrop, RandomCrop, Transform
+from ssl_vit.models.preprocess import CenterCrop
 
 COUNT = 4000
 
