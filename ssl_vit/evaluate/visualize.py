@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from ssl_vit.config.checks import printable, require
+from ssl_vit.config.checks import ConfigError, printable
 from ssl_vit.config.evaluation_schema import VisualizeConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.data.sources.folder import Folder
@@ -63,7 +63,8 @@ def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator
 
     What cannot be drawn is logged and skipped. FileNotFoundError, ValueError: nothing can be.
     """
-    require(bool(config.images), "images", "", "an image, or a folder of images")
+    if not config.images:
+        raise ConfigError("images= must be an image, or a folder of images")
     data = DataConfig(**encoder.metadata.get("data", {}))
     files, numbered = Folder.at("images", config.images, data, encoder.config.channels), Path(config.images).is_dir()
     count, unreadable = min(config.limit, len(files)), []
