@@ -16,6 +16,7 @@ from torch import Tensor
 from ssl_vit.config.checks import ConfigError, printable
 from ssl_vit.config.evaluation_schema import VisualizeConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from ssl_vit.data.decode import WHITE
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.data.transforms.color import normalize
 from ssl_vit.evaluate.features import local_device
@@ -65,7 +66,7 @@ def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator
     """
     if not config.images:
         raise ConfigError("images= must be an image, or a folder of images")
-    data = DataConfig(**encoder.metadata.get("data", {}))
+    data = DataConfig(white_16bit=encoder.metadata.get("data", {}).get("white_16bit", WHITE))
     files, numbered = Folder.at("images", config.images, data, encoder.config.channels), Path(config.images).is_dir()
     count, unreadable = min(config.limit, len(files)), []
     for i in range(count):
