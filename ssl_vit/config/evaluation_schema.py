@@ -133,7 +133,7 @@ class VisualizeConfig(Bounded):
     """Attention of the class token, masks of it, and principal components of patch features, as PNG."""
 
     images: str = ""
-    """An image, or a folder of images."""
+    """An image, or a folder of images; those that cannot be read are named and skipped."""
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint; by default the newest run."""
     out: str = ""

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from ssl_vit.config.checks import printable
 from ssl_vit.data.sources.base import Source, UnreadableImageError
 
 try:
@@ -26,7 +27,7 @@ log = logging.getLogger(__name__)
 ReadError = tuple[str, str]  # An image's name, and why it cannot be read.
 NAMED = 5  # Images named in the log; a list of all is the file's.
 _WINDOW = 1024  # images whose labels are compared at a time
-_ONE_LINE = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_ESCAPED = {code: ascii(chr(code))[1:-1] for code in (*range(32), *range(127, 160))}  # what a terminal would obey
 
 
 class ReadErrors:
@@ -48,12 +49,12 @@ class ReadErrors:
 
     def note(self, read_errors: Iterable[ReadError]) -> None:
         """Count images that were not known; list those that no process has listed, and log the first few."""
-        named = {name.translate(_ONE_LINE): reason.translate(_ONE_LINE) for name, reason in read_errors}
+        named = {name.translate(_ESCAPED): reason.translate(_ESCAPED) for name, reason in read_errors}
         new = {name: reason for name, reason in named.items() if name not in self.found}
         for name, reason in (self._append(new) if new and self.path is not None else new).items():
             self._named += 1
             if self._named <= NAMED:
-                log.warning(f"{name} cannot be read: {reason}")
+                log.warning(f"{printable(name)} cannot be read: {reason}")
             elif self._named == NAMED + 1:
                 where = f"; {self.path} lists them all" if self.path is not None else ""
                 log.warning(f"more images cannot be read, which are not named here{where}")

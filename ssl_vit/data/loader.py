@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
+from ssl_vit.config.checks import printable
 from ssl_vit.data.corrupt import ReadErrors
 from ssl_vit.data.dataset import Batch
 from ssl_vit.data.rng import permutation
@@ -70,7 +71,7 @@ class Loader(DataLoader):
                 read_errors.check()
                 if not batch:
                     line = "{} cannot be read ({}), nor any that may replace it: repair it"
-                    raise UnreadableImageError(line.format(*found[-1]))
+                    raise UnreadableImageError(line.format(*map(printable, found[-1])))
             yield batch
 
 

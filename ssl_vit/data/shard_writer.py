@@ -22,7 +22,7 @@ from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources import open_source
 from ssl_vit.data.sources.base import Source, Split, UnreadableImageError, import_extra
 from ssl_vit.data.sources.webdataset import INDEX, MEMBERS, scan
-from ssl_vit.models.decode import WHITE, Bands, decode, is_inverted, is_shortened
+from ssl_vit.models.decode import WHITE, Bands, bands_by_pil, bands_of, decode, is_deep, is_inverted
 from ssl_vit.run.files import write_atomic, write_json
 
 log = logging.getLogger("ssl_vit")
@@ -114,11 +114,12 @@ def encoded(image: Image.Image, size: int) -> tuple[bytes, str]:
     """
     ending, file = _ENDINGS.get(image.format or "", "png"), getattr(image, "fp", None)
     shrink = 0 < size < min(image.size)
-    partial = image.format == "TIFF" and (isinstance(image, Bands) or is_shortened(image) or is_inverted(image))
+    partial = isinstance(image, Bands) or is_deep(image) or bands_of(image) != bands_by_pil(image) or is_inverted(image)
+    partial = partial and image.format == "TIFF"
     if file is not None and (not shrink or partial):
         file.seek(0)
         return file.read(), ending
-    decoded, lossy = decode(image, is_shortened(image)), ending == "jpg" and shrink
+    decoded, lossy = decode(image, is_deep(image)), ending == "jpg" and shrink
     if isinstance(decoded, np.ndarray):
         values, mode = decoded, "" if isinstance(image, Bands) else "I;16"
     else:

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from ssl_vit.config.checks import printable, require
+from ssl_vit.config.checks import ConfigError, printable
 from ssl_vit.config.evaluation_schema import VisualizeConfig
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.evaluate.features import local_device
+from ssl_vit.models.decode import WHITE
 from ssl_vit.models.preprocess import normalize
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder, statistics_of
@@ -63,8 +64,9 @@ def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator
 
     What cannot be drawn is logged and skipped. FileNotFoundError, ValueError: nothing can be.
     """
-    require(bool(config.images), "images", "", "an image, or a folder of images")
-    data = DataConfig(**encoder.metadata.get("data", {}))
+    if not config.images:
+        raise ConfigError("images= must be an image, or a folder of images")
+    data = DataConfig(white_16bit=encoder.metadata.get("data", {}).get("white_16bit", WHITE))
     files, numbered = Folder.at("images", config.images, data, encoder.config.channels), Path(config.images).is_dir()
     count, unreadable = min(config.limit, len(files)), []
     for i in range(count):

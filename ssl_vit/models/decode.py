@@ -33,18 +33,23 @@ class Bands(Image.Image):
     ) -> None:
         """shape: [H, W] or [H, W, S]. ValueError for other shapes, and values that are not uint8 or uint16."""
         super().__init__()
-        if len(shape) not in (2, 3) or not all(shape) or np.dtype(dtype) not in (np.uint8, np.uint16):
-            given = f"{np.dtype(dtype)} {list(shape)}"
-            raise ValueError(f"it holds {given}, but must hold uint8 or uint16 [height, width, bands]")
+        dtype = np.dtype(dtype).newbyteorder("=")
+        if len(shape) not in (2, 3) or not all(shape) or dtype not in (np.uint8, np.uint16):
+            raise ValueError(f"it holds {dtype} {list(shape)}, but must hold uint8 or uint16 [height, width, bands]")
         self.fp, self.format, self.count, self.photometric = file, kind, (*shape, 1)[2], 1
-        self._size, self._mode, self._values = (shape[1], shape[0]), "", values
+        self._size, self._mode, self._values, self._dtype = (shape[1], shape[0]), "", values, dtype
+        self.tile_size = (1, 1)
+
+    def getbands(self) -> tuple[str, ...]:
+        """None has a name."""
+        return ("",) * self.count
 
     def __exit__(self, *error: object) -> None:
         self.fp.close()
 
     def values(self) -> Shaped[np.ndarray, "H W S"]:
         """The values of every band, uint8 or uint16, upright."""
-        values = self._values()
+        values = self._values().astype(self._dtype, copy=False)
         return values if values.ndim == 3 else values[:, :, None]
 
 
@@ -91,17 +96,17 @@ def _tiff(file: Any) -> Bands:
             raise UnidentifiedImageError from error
         line = f"{tags.get(_SAMPLES, 1)} bands of {max(tags[_BITS])} bits in a TIFF take tifffile to be read in full"
         raise ValueError(f"{line}, pip install 'ssl_vit[tiff]'") from error
-    tiff = TiffFile(file)
+    tiff = TiffFile(file, is_ome=False)  # OME's metadata may name other files, which would be opened
     page, stack = tiff.pages[0], tiff.series[0]
     held = stack if page.axes == "YX" and stack.axes[1:] == "YX" else page
     order = [held.axes.find("Y"), held.axes.find("X"), *(i for i, axis in enumerate(held.axes) if axis not in "YX")]
-    sideways, dtype = page.tags.valueof(ExifTags.Base.Orientation, 1), page.dtype and page.dtype.newbyteorder("=")
+    sideways = page.tags.valueof(ExifTags.Base.Orientation, 1)
 
     def values() -> np.ndarray:
-        return _turned(held.asarray().astype(dtype, copy=False).transpose(order), sideways)
+        return _turned(held.asarray().transpose(order), sideways)
 
-    image = Bands(file, "TIFF", tuple(held.shape[i] for i in order), dtype, values)
-    image.photometric = int(page.photometric)
+    image = Bands(file, "TIFF", tuple(held.shape[i] for i in order), page.dtype, values)
+    image.photometric, image.tile_size = int(page.photometric), (page.tilewidth, page.tilelength)
     image._mode = "" if image.photometric < 2 < image.count else _MODES.get(image.photometric, "")
     return image
 
@@ -109,10 +114,11 @@ def _tiff(file: Any) -> Bands:
 def require_sane(image: Image.Image) -> None:
     """ValueError for an image of more pixels than PIL's limit, or far longer than wide, by its header alone."""
     (width, height), limit = image.size, Image.MAX_IMAGE_PIXELS
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # whose tiles are decoded whole, however large
-        tile = [image.tag_v2.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
-        if limit is not None and tile[0] * tile[1] > limit:
-            raise ValueError(f"tiles of {tile[0]} x {tile[1]} pixels are more than PIL's limit of {limit}")
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    tile = [tags.get(tag, 1) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+    tile = image.tile_size if isinstance(image, Bands) else tile
+    if limit is not None and tile[0] * tile[1] > limit:  # tiles are decoded whole, however large
+        raise ValueError(f"tiles of {tile[0]} x {tile[1]} pixels are more than PIL's limit of {limit}")
     if limit is not None and width * height > limit:
         raise ValueError(f"{width} x {height} pixels are more than PIL's limit of {limit}, cut it up")
     if max(width, height) > SLIMMEST * min(width, height):
@@ -126,11 +132,11 @@ def pixels(image: Image.Image, channels: int, white_16bit: int) -> UInt8[np.ndar
     255, and clipped. ValueError for floating-point pixels or bands that do not fit; PIL's own where a file is damaged.
     """
     mode, inverted = {1: "L", 3: "RGB"}.get(channels), is_inverted(image)
-    nameless = isinstance(image, Bands) and not image.mode and image.count not in (1, 3)
+    nameless = not image.mode and bands_of(image) not in (1, 3)
     if (mode is None or nameless) and (count := bands_of(image)) != channels:
         kind = image.mode or image.format
         raise ValueError(f"it has {count} bands ({kind}), encoder.channels={channels} needs {channels}")
-    in_full = (mode is None or white_16bit != WHITE) and is_shortened(image, pages=mode is None)
+    in_full = (white_16bit != WHITE and is_deep(image)) or (mode is None and bands_of(image) != bands_by_pil(image))
     decoded = decode(image, in_full)
     if isinstance(decoded, np.ndarray):
         values = _to_8_bits(decoded, white_16bit, inverted)
@@ -164,15 +170,16 @@ def decode(image: Image.Image, in_full: bool) -> Image.Image | Shaped[np.ndarray
     return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
 
 
-def bands_of(image: Image.Image, pages: bool = True) -> int:
-    """Bands of the file, which may be more, or fewer, than PIL hands over; pages: those of one band each count, too."""
-    if isinstance(image, Bands):
-        return image.count
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
+def bands_of(image: Image.Image) -> int:
+    """Bands of the file, which may be more, or fewer, than PIL hands over. Pages of one band each count as bands."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode != "P":
         samples = image.tag_v2.get(_SAMPLES, 1)
-        return getattr(image, "n_frames", 1) if pages and samples == 1 and image.mode != "P" else samples
-    if _rawmode(image) == "LA;16B":  # of which some versions of PIL make RGBA
-        return 2
+        return samples if samples > 1 else getattr(image, "n_frames", 1)
+    return 2 if _rawmode(image) == "LA;16B" else bands_by_pil(image)  # some versions of PIL make RGBA of it
+
+
+def bands_by_pil(image: Image.Image) -> int:
+    """Bands that decode hands over where not in_full."""
     return 4 if image.mode == "P" and "transparency" in image.info else len(image.getbands())
 
 
@@ -183,19 +190,17 @@ def is_inverted(image: Image.Image) -> bool:
     return isinstance(image, Bands) and image.photometric == 0
 
 
-def is_shortened(image: Image.Image, pages: bool = True) -> bool:
-    """Whether PIL hands over the high byte of 16-bit color, or fewer bands (or pages) than a TIFF has."""
+def is_deep(image: Image.Image) -> bool:
+    """Whether it has 16-bit color, of which PIL hands over the high byte."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
-        deep = max(image.tag_v2.get(_BITS, (1,))) > 8 and image.mode not in (*_SIXTEEN_BIT, "F")
-        return deep or bands_of(image, pages) > len(image.getbands())
+        return max(image.tag_v2.get(_BITS, (1,))) > 8 and image.mode not in (*_SIXTEEN_BIT, "F")
     return image.format == "PNG" and ";16" in _rawmode(image) and image.mode not in _SIXTEEN_BIT
 
 
 def _is_torn(image: Image.Image) -> bool:
     """Whether PIL would take the two bytes of a value for two values: of 16-bit color, band after band."""
-    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    torn = tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8 and len(image.getbands()) > 1
-    return torn and image.tile[0][0] == "raw"  # libtiff, which decompresses, puts the bands together
+    planar = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PLANAR) == 2
+    return planar and is_deep(image) and image.tile[:1] != [] and image.tile[0][0] == "raw"  # libtiff does it right
 
 
 def _rawmode(image: Image.Image) -> str:
@@ -225,13 +230,12 @@ def _turned(values: Shaped[np.ndarray, "H W ..."], orientation: int) -> Shaped[n
     """Upright, by EXIF's number."""
     values = np.swapaxes(values, 0, 1) if orientation in (5, 6, 7, 8) else values
     values = values[::-1] if orientation in (3, 4, 7, 8) else values
-    return values[:, ::-1] if orientation in (2, 3, 6, 7) else values
+    return np.ascontiguousarray(values[:, ::-1] if orientation in (2, 3, 6, 7) else values)
 
 
 def _to_8_bits(
     values: Shaped[np.ndarray, "H W S"], white_16bit: int, inverted: bool = False
 ) -> UInt8[np.ndarray, "H W S"]:
-    white = white_16bit if values.dtype == np.uint16 else 255
     if values.dtype == np.uint16:
-        values = (np.clip(values.astype(np.float32) * (255 / white), 0, 255) + 0.5).astype(np.uint8)
+        values = (np.clip(values.astype(np.float32) * (255 / white_16bit), 0, 255) + 0.5).astype(np.uint8)
     return 255 - values if inverted else values

@@ -13,6 +13,7 @@ from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources import open_source
 from ssl_vit.evaluate.evaluation import require_classes
 from ssl_vit.evaluate.metrics import confusion_image, figures
+from ssl_vit.models.decode import bands_of
 from ssl_vit.models.weights import statistics_of
 from ssl_vit.run.files import newest_run, write_json
 from ssl_vit.supervised.classifier import start_of
@@ -59,13 +60,13 @@ def require_channels(config: FinetuneRun, channels: int) -> None:
     """ValueError unless the images can be read with the encoder's channels: 1 and 3 always, others as they are."""
     if channels in (1, 3):
         return
-    bands, source = (), open_source(config.data, channels, "train")
+    bands, source = channels, open_source(config.data, channels, "train")
     with suppress(OSError), source.open_image(0) as image:  # pyright: ignore  # an unreadable one is named when it is read
-        bands = image.getbands()
-    if bands and len(bands) != channels:
+        bands = bands_of(image)
+    if bands != channels:
         raise ValueError(
             f"encoder={config.encoder} sees {channels} channels, but the images of data.path={config.data.path} have "
-            f"{len(bands)} ({', '.join(bands)}): give images or an encoder that fit"
+            f"{bands}: give images or an encoder that fit"
         )
 
 

@@ -274,12 +274,13 @@ def test_the_fraction_is_exact(count, images, max_unreadable, stops):
 
 
 def test_the_list_is_one_line_an_image_whatever_its_name(tmp_path):
-    names = ["a b.png", "tab\t.png", "line\nbreak\r.png", os.fsdecode(b"latin-\xe9.png"), "\u2028.png"]
+    names = ["a b.png", "\x1b[31m.png", "tab\t.png", "line\nbreak\r.png", os.fsdecode(b"latin-\xe9.png"), "\u2028.png"]
     first = record(10)
     first.note([(name, "a\nreason") for name in names])
     first.list_in(tmp_path / "list")
     lines = (tmp_path / "list").read_bytes().split(b"\n")
-    assert lines[1] == rb"tab\t.png" + b"\t" + rb"a\nreason"
+    assert lines[1] == rb"\x1b[31m.png" + b"\t" + rb"a\nreason"  # whoever reads the list in a terminal
+    assert lines[2] == rb"tab\t.png" + b"\t" + rb"a\nreason"
     assert len(lines) == len(names) + 1
     again = record(10)
     again.list_in(tmp_path / "list")

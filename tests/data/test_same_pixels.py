@@ -52,7 +52,9 @@ def saved(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return stored.getvalue()
 
 
-def tiff(values: np.ndarray, photometric: int, order: str = "<", planar: int = 1, extras=(), kind: int = 1) -> bytes:
+def tiff(
+    values: np.ndarray, photometric: int, order: str = "<", planar: int = 1, extras=(), kind: int = 1, turned: int = 1
+) -> bytes:
     """Uncompressed, [H, W, bands]; extras: what the bands beyond the color are; kind 1: unsigned, 2: signed."""
     height, width, bands = values.shape
     stored = values.transpose(2, 0, 1) if planar == 2 else values
@@ -61,7 +63,7 @@ def tiff(values: np.ndarray, photometric: int, order: str = "<", planar: int = 1
     offsets = [8 + i * (len(data) // pieces) for i in range(pieces)]
     longs = {256: [width], 257: [height], 273: offsets, 278: [height], 279: [len(data) // pieces] * pieces}
     bits = [values.dtype.itemsize * 8] * bands
-    shorts = {258: bits, 259: [1], 262: [photometric], 277: [bands], 284: [planar], 339: [kind] * bands}
+    shorts = {258: bits, 259: [1], 262: [photometric], 274: [turned], 277: [bands], 284: [planar], 339: [kind] * bands}
     shorts |= {338: list(extras)} if extras else {}
     tags = sorted([(tag, 4, "I", v) for tag, v in longs.items()] + [(tag, 3, "H", v) for tag, v in shorts.items()])
     pool, entries, start = b"", b"", 8 + len(data) + 2 + 12 * len(tags) + 4
@@ -117,9 +119,9 @@ INK = np.rint((255 - CMYK[:, :, :3].astype(float)) * (255 - CMYK[:, :, 3:]) / 25
 NEEDS_TIFF = {} if needs["tifffile"] else {"expected": TIFFFILE}
 
 
-def late_exif() -> bytes:
+def late_exif(content: bytes) -> bytes:
     """A PNG whose orientation comes behind its pixels."""
-    content, exif = saved(COLOR), SIDEWAYS.tobytes().removeprefix(b"Exif\0\0")
+    exif = SIDEWAYS.tobytes().removeprefix(b"Exif\0\0")
     chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
     end = content.index(b"IEND") - 4
     return content[:end] + chunk + content[end:]
@@ -145,7 +147,7 @@ def cases() -> dict[str, Case]:
         "RGB png, ICC": Case(saved(COLOR, icc_profile=b"any"), "png", RGB),
         "RGB png, tRNS": Case(saved(COLOR, transparency=tuple(RGB[0, 0].tolist())), "png", RGB),
         "RGB png, EXIF": Case(saved(COLOR, exif=SIDEWAYS), "png", TURNED),
-        "RGB png, EXIF behind the pixels": Case(late_exif(), "png", TURNED),
+        "RGB png, EXIF behind the pixels": Case(late_exif(saved(COLOR)), "png", TURNED),
         "RGB jpeg, EXIF": Case(
             saved(COLOR, "JPEG", quality=98, subsampling=0, exif=SIDEWAYS), "jpg", TURNED, lossy=True
         ),
@@ -248,6 +250,15 @@ def cases() -> dict[str, Case]:
             arrays(a=TEN, b=TEN), "npz", "it holds 2 arrays, an image is one", channels=10, pil=False
         ),
         "ten bands tiff": Case(tiff(TEN, 1, extras=[0] * 9), "tif", TEN, channels=10, whole=True, pil=False),
+        "ten bands tiff, EXIF": Case(
+            tiff(TEN, 1, extras=[0] * 9, turned=6), "tif", np.rot90(TEN, -1), channels=10, whole=True, pil=False
+        ),
+        "16-bit RGB png, EXIF behind the pixels": Case(
+            late_exif(png_of_16_bits(TWELVE[:, :, :3])), "png", np.rot90(scaled(TWELVE[:, :, :3], 4095), -1), white=4095
+        ),
+        "big-endian npy": Case(
+            array(smooth(10, 65535).astype(">u2")), "npy", scaled(smooth(10, 65535)), channels=10, pil=False
+        ),
         "ten bands tiff, planar": Case(
             tiff(TEN, 1, planar=2, extras=[0] * 9), "tif", TEN, channels=10, whole=True, pil=False
         ),
@@ -276,7 +287,7 @@ def cases() -> dict[str, Case]:
                 "16-bit RGB tiff, planar",
             ),
             *("12-bit RGB tiff", "12-bit RGB + infrared tiff", "ten bands tiff", "ten bands tiff, planar"),
-            *("ten bands tiff, three", "ten pages tiff"),
+            *("ten bands tiff, three", "ten bands tiff, EXIF", "ten pages tiff"),
         ):
             made[name].expected = TIFFFILE
     return made

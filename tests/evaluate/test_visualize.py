@@ -6,7 +6,14 @@ import torch
 from PIL import Image
 
 from ssl_vit.config.evaluation_schema import VisualizeConfig
-from ssl_vit.evaluate.visualize import attention_images, attention_mask, enlarge, principal_colors, visualize
+from ssl_vit.evaluate.visualize import (
+    attention_images,
+    attention_mask,
+    enlarge,
+    principal_colors,
+    read_images,
+    visualize,
+)
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder
 
@@ -87,5 +94,59 @@ def test_missing_images_are_one_line(encoder, tmp_path, name, message):
 
 def test_an_image_less_than_a_patch_is_refused(encoder, tmp_path):
     image(tmp_path / "in" / "tiny.png", 3, 30)
-    with pytest.raises(ValueError, match="tiny is 30 x 3 pixels, less than a patch of 4: give size=4 or more"):
+    with pytest.raises(ValueError, match=r"tiny\.png is 30 x 3 pixels, less than a patch of 4: give size=4 or more"):
         visualize(VisualizeConfig(images=str(tmp_path / "in" / "tiny.png"), encoder=str(encoder)))
+
+
+def test_what_cannot_be_drawn_is_named_and_the_others_are_drawn(encoder, tmp_path, caplog):
+    """One damaged file among many ended all; and its name could write to the terminal."""
+    image(tmp_path / "in" / "a.png", 9, 9)
+    (tmp_path / "in" / "b\x1b[31m.png").write_bytes(b"no image")
+    image(tmp_path / "in" / "c.png", 9, 9)
+    image(tmp_path / "in" / "d.png", 3, 9)
+    written = visualize(VisualizeConfig(images=str(tmp_path / "in"), encoder=str(encoder)))
+    assert sorted({path.name.partition("-pca")[0] for path in written if "pca" in path.name}) == ["000-a", "002-c"]
+    skipped = [message for message in caplog.messages if message.startswith("skipped: ")]
+    assert len(skipped) == 2
+    assert r"in/b\x1b[31m.png is no image that can be read" in skipped[0]
+    assert "\x1b" not in "".join(skipped)
+
+
+def test_with_nothing_to_draw_the_reason_is_named(encoder, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "b.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^images=.*: none of 1 can be drawn: .*b\.png is no image that can be read"):
+        visualize(VisualizeConfig(images=str(tmp_path / "in"), encoder=str(encoder)))
+
+
+def test_without_images_nothing_is_drawn(encoder, tmp_path, monkeypatch):
+    """images= took the current folder."""
+    image(tmp_path / "in" / "a.png", 9, 9)
+    monkeypatch.chdir(tmp_path / "in")
+    with pytest.raises(ValueError, match="images= must be an image, or a folder of images"):
+        visualize(VisualizeConfig(images="", encoder=str(encoder)))
+
+
+@pytest.mark.parametrize("stem", ["x" * 250, "\u00e4" * 124, "\x1b[2J"])
+def test_any_name_gives_a_file(encoder, tmp_path, stem):
+    image(tmp_path / "in" / f"{stem}.png", 9, 9)
+    for images in (tmp_path / "in", tmp_path / "in" / f"{stem}.png"):
+        written = visualize(VisualizeConfig(images=str(images), encoder=str(encoder), out=str(tmp_path / "out")))
+        assert all(path.exists() and path.name.isprintable() for path in written)
+
+
+def test_more_patches_than_can_be_drawn_are_refused(encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_vit.evaluate.visualize.MOST_PATCHES", 5)
+    image(tmp_path / "in" / "a.png", 12, 8)
+    rule = r"a\.png is 8 x 12 pixels, 6 patches of 4, more than 5: give a smaller size="
+    with pytest.raises(ValueError, match=rule):
+        visualize(VisualizeConfig(images=str(tmp_path / "in"), encoder=str(encoder)))
+
+
+def test_white_is_what_the_encoder_was_trained_with(tmp_path):
+    """A 12-bit scan was drawn almost black."""
+    made = VisionTransformer(embed_dim=32, depth=1, num_heads=4, patch_size=4, image_size=8)
+    made.metadata = {"data": {"white_16bit": 4095}}
+    Image.fromarray(np.full((8, 8), 2048, np.uint16)).save(tmp_path / "a.png")
+    ((_, found),) = read_images(VisualizeConfig(images=str(tmp_path / "a.png")), made)
+    assert found.unique().tolist() == [128]

@@ -229,7 +229,7 @@ def test_one_class_alone_is_one_line():
 def test_an_encoder_of_other_channels_is_one_line():
     pretrained(data={"source": "folder", "mean": [0.5] * 5, "std": [0.5] * 5}, channels=5)
     folder_of("images", ["ant", "bee"])
-    message = r"encoder=runs/mae-digits-1 sees 5 channels, but the images of data.path=images have 3 \(R, G, B\)"
+    message = r"encoder=runs/mae-digits-1 sees 5 channels, but the images of data.path=images have 3: give"
     with pytest.raises(ValueError, match=message):
         tune("data.path=images", "finetune.randaugment=0")
 

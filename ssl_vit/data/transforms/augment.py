@@ -14,6 +14,7 @@ from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from ssl_vit.config.checks import require
 from ssl_vit.config.finetune_schema import FinetuneConfig
 from ssl_vit.data.rng import seeded_globals
 from ssl_vit.data.transforms.color import ColorAugmentation
@@ -25,8 +26,11 @@ LARGEST = math.nextafter(10, 0)  # magnitude; at 10, timm asks PIL to keep no bi
 def randaugment(magnitude: float, std: float, num_ops: int, fill: Sequence[int]) -> RandAugment:
     """timm's RandAugment (Cubuk et al., 2020, arXiv:1909.13719) "rand-m{magnitude}-mstd{std}-n{num_ops}-inc1".
 
-    magnitude: in (0, 10], also between whole numbers. fill: of gaps, for each channel, in 0 .. 255.
+    magnitude: in (0, 10], also between whole numbers. fill: of gaps, for each channel, in 0 .. 255. ValueError for
+    other than 1 or 3 channels.
     """
+    rule = f"0 for images of {len(fill)} channels: its operations are those of gray and color"
+    require(len(fill) in (1, 3), "finetune.randaugment", magnitude, rule)
     hparams = {"img_mean": tuple(fill), "magnitude_std": std, "magnitude_max": LARGEST}
     hparams |= {"interpolation": Image.Resampling.BICUBIC}  # as in MAE's and BEiT's command lines
     choices = rand_augment_choices("", increasing=True)

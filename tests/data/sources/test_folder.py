@@ -184,3 +184,18 @@ def test_a_source_of_many_files_holds_no_object_per_file(tmp_path):
     assert sum(sys.getsizeof(value) for value in held.values() if not isinstance(value, np.ndarray)) < 2000
     assert sum(value.nbytes for value in held.values() if isinstance(value, np.ndarray)) < 30 * 4_000
     assert source.name(1_234) == str(tmp_path / "01234.jpg")
+
+
+def test_arrays_are_images_where_there_are_no_others(tmp_path, write):
+    """Beside images they are masks or features, which no training may take for images."""
+    for name in ("a", "b"):
+        (tmp_path / "bands" / name).mkdir(parents=True)
+        np.save(tmp_path / "bands" / name / "x.npy", np.zeros((4, 4, 10), np.uint8))
+        write(tmp_path / "mixed" / name / "x.png")
+        np.save(tmp_path / "mixed" / name / "x.npy", np.zeros((4, 4), np.uint8))
+    bands = open_source(DataConfig(path=str(tmp_path / "bands")), 10, "train")
+    assert [bands.name(i)[-7:] for i in range(len(bands))] == ["a/x.npy", "b/x.npy"]
+    assert bands.classes == ["a", "b"]
+    mixed = opened(tmp_path / "mixed")
+    assert [mixed.name(i)[-7:] for i in range(len(mixed))] == ["a/x.png", "b/x.png"]
+    assert mixed.classes == ["a", "b"]
