@@ -81,7 +81,8 @@ class Session:
             print(f"run           {self.run_dir}")
             if self.config.resume:
                 print(f"resuming      {self.checkpoint or 'nothing to resume yet: a new run'}")
-            print("\n".join(plan_lines(self.config, self.patches)), flush=True)
+            splits = data.splits if data.labeled else None  # which is open then
+            print("\n".join(plan_lines(self.config, self.patches, data.labeled, splits)), flush=True)
         if self.config.trainer.compile:
             compile_blocks(objective)
         objective.max_skipped_steps = self.config.trainer.max_skipped_steps
