@@ -1,6 +1,5 @@
 """From what a data set says of its images to numbered classes. Letters: n images, u different values."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -72,8 +71,8 @@ def unused(origin: str, kind: str) -> str:
 
 
 def readable(text: str) -> str:
-    """A file's name, or a text with one, as it can be printed and written: a byte that is no UTF-8 as `\\xff`."""
-    return os.fsencode(text).decode(errors="backslashreplace")
+    """A file's name, or a text with one, as UTF-8 can have it: a byte that is none as Python writes it, `\\udcff`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def labels_line(classes: Sequence[str], note: str) -> str:

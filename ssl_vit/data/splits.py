@@ -1,6 +1,6 @@
 """Which files below a path are for training and which for testing, by the same rule for every source.
 
-A folder is of a split by its whole name, a file by a whole word of its name: `data_val_01.tar` is of val, and
+A folder is of a split by its whole name, a file by a name in its own that no letter touches: `data_val_01.tar` is of val,
 `carnival.tar` of none. Hidden files and folders are not there at all.
 """
 
@@ -20,8 +20,8 @@ File = tuple[bytes | None, bytes]  # first folder below a root, None where there
 
 def split_of(name: str, is_file: bool = False) -> str:
     """train, or which of TEST_NAMES; "" where a name is of no split."""
-    words = re.split(r"[\W\d_]+", name.lower()) if is_file else [name.lower()]
-    found = next((split for split in (*TRAIN_NAMES, *TEST_NAMES) if split in words), "")
+    names = re.split(r"[\W\d_]+", name.lower()) if is_file else [name.lower()]
+    found = next((split for split in (*TRAIN_NAMES, *TEST_NAMES) if split in names), "")
     return "train" if found in TRAIN_NAMES else found
 
 

@@ -90,6 +90,8 @@ class Folder(Source):
         root, name = os.path.split(os.fsencode(path))
         if os.path.isdir(path):
             return cls(data, channels, os.fsencode(path), files_below(os.fsencode(path)), 2)._filled(key, path)
+        if not os.path.isfile(path):
+            raise ValueError(f"{key}={path} is a pipe or a device: give an image or a folder of images")
         return cls(data, channels, root, [(None, name)], 2, endings=(b"",))
 
     def open_image(self, index: int) -> Image.Image:
@@ -111,5 +113,5 @@ def _folder(key: str, path: str) -> bytes:
     if not os.path.exists(path):
         raise ValueError(f"{key}={path} {'does not exist' if path else 'is empty'}: give the folder of your images")
     if not os.path.isdir(path):
-        raise ValueError(f"{key}={path} is a file: give a folder, or data.source=parquet for a parquet file")
+        raise ValueError(f"{key}={path} is no folder: give one, or data.source=parquet for a parquet file")
     return os.fsencode(path)
