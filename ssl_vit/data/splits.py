@@ -1,7 +1,7 @@
 """Which files below a path are for training and which for testing, by the same rule for every source.
 
-A folder is of a split by its whole name, a file by a name in its own that no letter touches: `data_val_01.tar` is of val,
-`carnival.tar` of none. Hidden files and folders are not there at all.
+A folder is of a split by its whole name, a file where no letter touches a split's name in its own: `data_val_01.tar` is
+of val, `carnival.tar` of none. Hidden files and folders are not there at all.
 """
 
 import os
