@@ -63,6 +63,12 @@ class Bound(NamedTuple):
         return self.rule
 
 
+def printable(text: str) -> str:
+    """Text with what a terminal would obey or cannot print as escapes: names of files are a stranger's."""
+    visible = (char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return text if text.isprintable() else "".join(visible)
+
+
 def at_least(low: int) -> Bound:
     """low or more."""
     return Bound(f"{low} or more", lambda value: value >= low)

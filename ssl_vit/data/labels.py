@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
+from ssl_vit.config.checks import printable
+
 SHOWN = 3  # class names in a line
 
 
@@ -70,14 +72,9 @@ def unused(origin: str, kind: str) -> str:
     return f"{origin} holds {kind}, which names no class: left unused"
 
 
-def readable(text: str) -> str:
-    """A file's name, or a text with one, as UTF-8 can have it: a byte that is none as Python writes it, `\\udcff`."""
-    return text.encode(errors="backslashreplace").decode()
-
-
 def labels_line(classes: Sequence[str], note: str) -> str:
     """How many classes there are, where they come from, and the first names; or that there are none, and why."""
     if not classes:
         return f"none: {note}" if note else "none"
-    first = ", ".join(readable(name[:40]) for name in classes[:SHOWN]) + ", ..." * (len(classes) > SHOWN)
+    first = ", ".join(printable(name[:40]) for name in classes[:SHOWN]) + ", ..." * (len(classes) > SHOWN)
     return f"{len(classes):,} class{'es' * (len(classes) > 1)}{f' from {note}' * bool(note)}: {first}"

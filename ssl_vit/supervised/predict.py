@@ -14,7 +14,6 @@ from torch import Tensor
 from ssl_vit.config.checks import require
 from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
-from ssl_vit.data.labels import readable
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.data.transforms.color import normalize
@@ -86,6 +85,11 @@ def as_csv(rows: list[Row], top: int) -> str:
         row = row | dict(zip(names, others, strict=False))  # there may be fewer classes than columns
         writer.writerow(harmless(row.get(column)) for column in columns)
     return text.getvalue()
+
+
+def readable(text: str) -> str:
+    """A file's name, or a text with one, as UTF-8 can have it: a byte that is none as Python writes it, `\\udcff`."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def harmless(value: str | float | None) -> str | float | None:

@@ -12,7 +12,7 @@ from PIL import Image
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.held_out import eval_splits
-from ssl_vit.data.labels import labels_line, labels_of, readable
+from ssl_vit.data.labels import labels_line, labels_of
 from ssl_vit.data.sources import open_labels, open_source
 from ssl_vit.data.sources.base import Source
 
@@ -97,8 +97,8 @@ def test_a_line_names_the_classes_and_where_they_come_from():
     assert labels_line([], "") == "none"
     assert labels_line([], "data.labels=false") == "none: data.labels=false"
     assert labels_line(["cat"], "folder names") == "1 class from folder names: cat"
-    assert labels_line(["a", "b", "c\udcff", "d"], "column label") == "4 classes from column label: a, b, c\\udcff, ..."
-    assert readable("caf\udce9.png") == "caf\\udce9.png"
+    hostile = labels_line(["a", "\x1b[31m", "c\udcff", "d"], "column label")
+    assert hostile == "4 classes from column label: a, \\x1b[31m, c\\udcff, ..."
 
 
 COLUMNS = {
