@@ -127,9 +127,11 @@ def show(result: dict[str, Any] | None) -> None:
     if result is None:
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    rows = Table("features", "top-1", title=f"{result['task']} on {result['data']}: {result['test_images']} images")
+    title = f"{result['task']} on {escape(result['data'])}: {result['test_images']} images"
+    rows = Table("features", "top-1", title=title)
     rows.add_row("this encoder", f"[bold]{result['top1']:.1%}[/bold]")
     for name, score in result["controls"].items():
         rows.add_row(name, f"{score:.1%}")

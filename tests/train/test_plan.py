@@ -3,14 +3,17 @@
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import args_of
 
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.resolve import resolve
 from ssl_vit.config.schema import DataConfig, EncoderConfig, RunConfig, TrainerConfig
 from ssl_vit.config.tokenizer_schema import KMeansRun
 from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.sources.base import Source
 from ssl_vit.data.transforms.crops import CenterCrop
 from ssl_vit.train.plan import plan_lines
+from ssl_vit.train.pretraining import pretrain
 
 GRID = EncoderConfig(embed_dim=8, depth=1, num_heads=1, patch_size=4, image_size=8)
 
@@ -66,6 +69,33 @@ def test_k_means_makes_no_steps(folder):
     lines = plan_lines(config)
     assert line(lines, "k-means") == "200,000 patches of 8 pixels to 8,192 tokens"
     assert not [text for text in lines if text.startswith(("steps", "learning rate", "global batch"))]
+
+
+class Loaded(Source):
+    """Images that have to be downloaded before anything is known of them."""
+
+    downloads = True
+
+    @classmethod
+    def open(cls, data, channels, split):
+        return cls(data, channels, np.arange(12) % 3, ["a", "b", "c"], "the net") if split == "train" else None
+
+    def open_image(self, index):
+        return Image.fromarray(np.full((16, 16, 3), index, np.uint8))
+
+    def name(self, index):
+        return f"image {index}"
+
+
+def test_a_run_has_loaded_what_it_names(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ("trainer.max_steps=1", "data.batch_size=4", "monitor.every_epochs=0", f"data.source={__name__}:Loaded")
+    config = resolve(RunConfig, args_of("mae", *options)).config
+    assert line(plan_lines(config), "images") == "not counted before loading for training"
+    pretrain(config, "mae")
+    lines = capsys.readouterr().out.splitlines()
+    assert line(lines, "images") == "12 for training, 2 for evaluation: held-out 20 % of data.path, seed 0"
+    assert line(lines, "labels") == "3 classes from the net: a, b, c"
 
 
 def test_what_has_to_be_loaded_is_not_counted(tmp_path):
