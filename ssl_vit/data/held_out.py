@@ -39,8 +39,12 @@ class EvalSplits:
     def lines(self, images: int, test_images: int) -> list[str]:
         """What a header says of so many images to train on and to evaluate on."""
         counts = f"{images:,} for training, {test_images:,} for evaluation: {self.note}"
-        labels = labels_line(self.classes if self.has_labels else [], self.label_note)
-        return [f"images        {counts}", f"labels        {labels}"]
+        lines = [f"images        {counts}"]
+        foreign = set(self.foreign_classes)
+        known = [name for name in self.classes if name not in foreign] if self.has_labels else []
+        lines += [f"labels        {labels_line(known, self.label_note)}"]
+        lines += [f"              {labels_line(self.foreign_classes, 'the test images alone')}"] if foreign else []
+        return lines
 
 
 def eval_splits(train: Source, test: Source | None, seed: int, key: str = "data.path") -> EvalSplits:

@@ -134,7 +134,7 @@ def entries_of(path: bytes) -> list[os.DirEntry[bytes]]:
             visible = [entry for entry in entries if entry.name[:1] != b"." and entry.name not in _HIDDEN]
             return sorted(visible, key=lambda entry: entry.name)
     except OSError as error:
-        line = f"data.path={os.fsdecode(path)} cannot be opened: {error.strerror}: make it readable"
+        line = f"{os.fsdecode(path)} cannot be opened: {error.strerror}: make it readable"
         raise ValueError(line) from error
 
 

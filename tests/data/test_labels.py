@@ -78,6 +78,10 @@ def test_splits_share_their_numbers_by_value_and_not_by_place():
     assert splits.foreign_classes == ["40"]
     assert splits.train.labels.tolist() == [0, 1, 2, 0]
     assert splits.test.labels[splits.test.index].tolist() == [2, 1, 3]
+    assert splits.lines(4, 3)[1:] == [
+        "labels        3 classes from x: 3, 7, 9",
+        "              1 class from the test images alone: 40",
+    ]
 
 
 def test_two_classes_of_one_name_stay_two():

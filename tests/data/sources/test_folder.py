@@ -166,7 +166,7 @@ def test_an_empty_training_folder_is_named(tmp_path, write):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_folder_is_named(tmp_path):
     (tmp_path / "closed").mkdir(mode=0)
-    with pytest.raises(ValueError, match=r"^data.path=.*closed cannot be opened: Permission denied: make it readable"):
+    with pytest.raises(ValueError, match=r"^/.*closed cannot be opened: Permission denied: make it readable"):
         opened(tmp_path)
 
 
