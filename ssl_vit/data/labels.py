@@ -1,5 +1,6 @@
 """From what a data set says of its images to numbered classes. Letters: n images, u different values."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def number(values: list[Any], places: Int64[np.ndarray, " n"], names: Sequence[s
     for place, value in enumerate(values):
         if isinstance(value, str):
             texts |= {value: place} if value.strip() else {}
-        elif isinstance(value, int | float) and (value != value or value == int_of(value)):
+        elif isinstance(value, int | float) and (math.isnan(value) or value % 1 == 0):
             integers |= {int(value): place} if value >= 0 else {}
         elif value is not None:
             kind = repr(value) if isinstance(value, float) else type(value).__name__
@@ -60,11 +61,6 @@ def number(values: list[Any], places: Int64[np.ndarray, " n"], names: Sequence[s
     for text, place in texts.items():
         codes[place] = number_of[text]
     return Labels(codes[places], classes, origin) if integers or texts else Labels(codes[places], [], "")
-
-
-def int_of(value: float) -> float:
-    """The integer next to a number, towards 0; NaN where there is none."""
-    return int(value) if abs(value) < float("inf") else float("nan")
 
 
 def unused(origin: str, kind: str) -> str:
