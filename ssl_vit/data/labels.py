@@ -1,6 +1,5 @@
 """From what a data set says of its images to numbered classes. Letters: n images, u different values."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -46,7 +45,7 @@ def number(values: list[Any], places: Int64[np.ndarray, " n"], names: Sequence[s
     for place, value in enumerate(values):
         if isinstance(value, str):
             texts |= {value: place} if value.strip() else {}
-        elif isinstance(value, int | float) and (math.isnan(value) or value % 1 == 0):
+        elif isinstance(value, int | float) and (value != value or value % 1 == 0):
             integers |= {int(value): place} if value >= 0 else {}
         elif value is not None:
             kind = repr(value) if isinstance(value, float) else type(value).__name__
