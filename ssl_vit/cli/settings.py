@@ -64,12 +64,12 @@ def print_plan(resolved: Resolved[Run]) -> None:
     """What `--dry-run` answers: every setting with its origin, and what follows from them."""
     from ssl_vit.train.plan import plan_lines
 
-    patches = None
+    patches, labeled = None, isinstance(resolved.config, FinetuneRun)
     if isinstance(resolved.config, FinetuneRun):  # its encoder has them
         from ssl_vit.supervised.classifier import start_of
 
         patches = start_of(resolved.config)[1]
-    print(resolved_table(resolved), *plan_lines(resolved.config, patches), sep="\n")
+    print(resolved_table(resolved), *plan_lines(resolved.config, patches, labeled), sep="\n")
 
 
 def _resolve_finetuning(config_class: type[FinetuneRun], args: list[str]) -> Resolved[FinetuneRun]:

@@ -140,6 +140,8 @@ class DataConfig(Bounded, section="data"):
     folder of tar files, or their URLs with braces. digits needs none."""
     test_path: str = ""
     """Images to evaluate on; by default a `test`, `val` or `validation` split under path, else a held-out split."""
+    labels: bool = True
+    """Evaluate with the labels that there are, as the run's header names them; false: as if there were none."""
     batch_size: PositiveInt = 64
     """Images per process and step."""
     workers: Annotated[int | Literal["auto"], checks.either(["auto"], checks.at_least(0))] = "auto"

@@ -24,7 +24,7 @@ class Cached(Source):
 
     def __init__(self, source: Source, shapes: np.ndarray, unreadable: dict[int, UnreadableImageError]) -> None:
         self.source, self.shapes, self.unreadable = source, shapes, unreadable
-        self.labels, self.classes = source.labels, source.classes
+        self.labels, self.classes, self.label_note = source.labels, source.classes, source.label_note
         ends = np.cumsum(shapes.prod(axis=1) * source.channels)
         self.offsets = np.concatenate([[0], ends])
         self.values = np.empty(ends[-1] if len(ends) else 0, dtype=np.uint8)

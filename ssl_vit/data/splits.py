@@ -1,10 +1,39 @@
-"""Which files below a path are for training and which for testing, by a name in their names; for files of images."""
+"""Which files below a path are for training and which for testing, by the same rule for every source.
 
+A folder is of a split by its whole name, a file where no letter touches a split's name in its own: `data_val_01.tar` is
+of val, `carnival.tar` of none. Hidden files and folders are not there at all.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.base import Source, Split
-from ssl_vit.data.sources.folder import TEST_NAMES
+
+TRAIN_NAMES = ("train", "training")
+TEST_NAMES = ("test", "testing", "val", "valid", "validation", "eval", "evaluation")
+_HIDDEN = (b"__MACOSX", b"@eaDir")  # beside all that begin with a dot: macOS's archives, a Synology's thumbnails
+File = tuple[bytes | None, bytes]  # first folder below a root, None where there is none, and path below the root
+
+
+def split_of(name: str, is_file: bool = False) -> str:
+    """train, or which of TEST_NAMES; "" where a name is of no split."""
+    names = re.split(r"[\W\d_]+", name.lower()) if is_file else [name.lower()]
+    found = next((split for split in (*TRAIN_NAMES, *TEST_NAMES) if split in names), "")
+    return "train" if found in TRAIN_NAMES else found
+
+
+def require_nothing_hidden(path: str, chosen: str, beside: Iterable[str]) -> None:
+    """ValueError where a split to train on would hide images beside it."""
+    names = list(dict.fromkeys(beside))
+    if names:
+        shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+        raise ValueError(
+            f"data.path={path}: {chosen} looks like its training split, but there are images beside it ({shown}): give "
+            f"data.path={os.path.join(path, chosen)} to train on it alone, or data.test_path= to train on all of them"
+        )
 
 
 class FileSource(Source):
@@ -19,16 +48,21 @@ class FileSource(Source):
         raise NotImplementedError
 
     @classmethod
+    def holds_images(cls, file: Path) -> bool:
+        """Whether a file beside those of a training split is one of images."""
+        return True
+
+    @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "FileSource | None":
         files = cls.find(data, split)
         return cls(data, channels, files) if files else None  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     @classmethod
     def find(cls, data: DataConfig, split: Split) -> list[Path] | None:
-        """The files of a split; None without any for testing. ValueError where training has none.
+        """The files of a split; None without any for testing. ValueError where training has none, or would hide some.
 
-        Training: data.path itself, or its files whose name contains train; without any, all that are not test files.
-        Test: files of data.test_path, or those of data.path whose name contains test, val or validation.
+        Training: data.path itself, or its files of the split train; without any, or with data.test_path, all that are
+        not test files. Test: files of data.test_path, or those of data.path of a test split.
         """
         if split == "test":
             key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
@@ -42,7 +76,14 @@ class FileSource(Source):
         if Path(data.path).is_file():
             return groups[""]
         others = [file.resolve() for file in (cls.find(data, "test") if data.test_path else None) or []]
-        chosen = [file for file in groups.get("train") or groups.get("", []) if file.resolve() not in others]
+        train, beside = (
+            [file for file in groups.get(name, []) if file.resolve() not in others] for name in ("train", "")
+        )
+        if train and not data.test_path:
+            beside = [file for file in beside if cls.holds_images(file)]
+            first = train[0].relative_to(data.path).parts[0]
+            require_nothing_hidden(data.path, first, (str(file.relative_to(data.path)) for file in beside))
+        chosen = sorted([*train, *beside])
         if not chosen:
             names = ", ".join(file.name for group in groups.values() for file in group[:2])
             raise ValueError(f"data.path={data.path} holds no training files, only {names}: give those for training")
@@ -50,19 +91,61 @@ class FileSource(Source):
 
     @classmethod
     def _by_split(cls, key: str, path: str) -> dict[str, list[Path]]:
-        """Files by the name in their name or folder's: train, test, ...; a file by itself is what it was given for."""
+        """Files by their split, by their folder's before their own name's; one by itself is what it was given for."""
         root = Path(path)
         if not path or not root.exists():
             missing = "does not exist" if path else "is empty"
             raise ValueError(f"{key}={path} {missing}: give a {cls.kind}, or a folder of them")
         if root.is_file():
             return {"": [root]}
-        groups: dict[str, list[Path]] = {}
-        for file in sorted(root.rglob(f"*{cls.ending}")):
-            folder = "" if file.parent == root else file.parent.name.lower()
-            names = (name for name in ("train", *TEST_NAMES) if name in file.name.lower() or name == folder)
-            groups.setdefault(next(names, ""), []).append(file)
+        seen, groups = [Path(os.fsdecode(name)) for _, name in files_below(os.fsencode(root))], dict[str, list[Path]]()
+        for file in seen:
+            if file.suffix.lower() == cls.ending:
+                splits = (*map(split_of, file.parts[:-1]), split_of(file.stem, is_file=True))
+                groups.setdefault(next(filter(None, splits), ""), []).append(root / file)
         if not groups:
-            seen = sum(1 for file in root.rglob("*") if file.is_file())
-            raise ValueError(f"{key}={path} holds no {cls.kind}s: {seen} files seen, none ends in {cls.ending}")
-        return groups
+            raise ValueError(f"{key}={path} holds no {cls.kind}s: {len(seen)} files seen, none ends in {cls.ending}")
+        return {split: sorted(files) for split, files in groups.items()}
+
+
+def files_below(root: bytes, without: Iterable[bytes] = ()) -> Iterator[File]:
+    """Every visible file below root in the order of the names; each folder once, links last, those of `without` not."""
+    seen = {_identity(path) for path in without} - {_identity(root)}
+    stack, links = list[File]([(None, b"")]), list[File]()
+    while stack or links:
+        top, below = stack.pop() if stack else links.pop(0)
+        folder, folders = os.path.join(root, below), []
+        if (identity := _identity(folder)) in seen:
+            continue
+        seen.add(identity)
+        for entry in entries_of(folder):
+            relative, kind = os.path.join(below, entry.name), kind_of(entry)
+            if kind == "folder":
+                (links if entry.is_symlink() else folders).append((top or entry.name, relative))
+            elif kind == "file":
+                yield top, relative
+        stack += reversed(folders)
+
+
+def entries_of(path: bytes) -> list[os.DirEntry[bytes]]:
+    """What lies visibly in a folder, by name. ValueError where it cannot be opened."""
+    try:
+        with os.scandir(path) as entries:
+            visible = [entry for entry in entries if entry.name[:1] != b"." and entry.name not in _HIDDEN]
+            return sorted(visible, key=lambda entry: entry.name)
+    except OSError as error:
+        line = f"{os.fsdecode(path)} cannot be opened: {error.strerror}: make it readable"
+        raise ValueError(line) from error
+
+
+def kind_of(entry: os.DirEntry[bytes]) -> str:
+    """folder, file, or other: a pipe, a device, a link that leads nowhere."""
+    try:
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
+    except OSError:  # a link that leads to itself
+        return "other"
+
+
+def _identity(path: bytes) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino

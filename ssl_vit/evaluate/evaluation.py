@@ -105,9 +105,10 @@ def require_classes(data: ImageDataModule, limit: int = 0, seed: int | None = No
     data.setup()
     path, test_path = data.data.path, data.data.test_path
     if not data.has_labels:
+        why = f" ({data.splits.label_note})" * bool(data.splits.label_note)
         raise ValueError(
-            f"data.path={path} has no labels: give data.path= with a folder for each class, or a parquet file with a "
-            "label column"
+            f"data.path={path} has no labels{why}: give data.path= with a folder for each class, or a parquet file "
+            "with a label column"
         )
     trained, tested = set(data.labels("train", limit, seed).tolist()), set(data.labels("test").tolist())
     if len(trained) < 2:

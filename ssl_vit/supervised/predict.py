@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from ssl_vit.config.checks import require
 from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.base import UnreadableImageError
@@ -20,6 +22,7 @@ from ssl_vit.models.weights import statistics_of
 from ssl_vit.run.files import MODEL, newest_run, write_atomic
 from ssl_vit.supervised.classifier import Classifier, load_classifier
 
+FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # what begins one in a spreadsheet; some also take the full-width ones
 Row = dict[str, Any]
 """file, prediction, probability, top (name -> probability, best first) and error, one of the last two empty."""
 
@@ -28,24 +31,32 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     """Classify a file or a folder's images by name: (file written, rows). FileNotFoundError, ValueError without any."""
     files, out = Folder.at("images", config.images, DataConfig(), 3), Path(config.out)
     model = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writable = not out.is_dir() and os.access(out.parent, os.W_OK)
+    require(writable, "out", config.out, "a file in a folder that can be written to")
     data = DataConfig(**model.metadata.get("data", {}))
     files.channels, files.white_16bit = model.encoder.config.channels, data.white_16bit
     transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), list[Row]()
-    for first in range(0, len(files), config.batch_size):
-        readable, images = list[Row](), list[Tensor]()
-        for i in range(first, min(first + config.batch_size, len(files))):
-            rows.append({"file": files.name(i), "prediction": "", "probability": None, "top": {}, "error": ""})
-            try:
-                images.append(transform(torch.from_numpy(files.read(i).copy()).permute(2, 0, 1)))
-                readable.append(rows[-1])
-            except UnreadableImageError as error:
-                rows[-1]["error"] = str(error)
-        if images:
-            best = classify(model, torch.stack(images).to(local_device()), config.top)
-            for row, top in zip(readable, best, strict=True):
-                row["prediction"], row["probability"] = next(iter(top.items()))
-                row["top"] = top
-    write_atomic(out, json.dumps(rows, indent=2) + "\n" if out.suffix == ".json" else as_csv(rows, config.top))
+    try:
+        for first in range(0, len(files), config.batch_size):
+            found, images = list[Row](), list[Tensor]()
+            for i in range(first, min(first + config.batch_size, len(files))):
+                row = {"file": readable(files.name(i)), "prediction": "", "probability": None, "top": {}, "error": ""}
+                found.append(row)
+                try:
+                    images.append(transform(torch.from_numpy(files.read(i).copy()).permute(2, 0, 1)))
+                except UnreadableImageError as error:
+                    row["error"] = readable(str(error))
+            best = iter(classify(model, torch.stack(images).to(local_device()), config.top) if images else [])
+            for row in found:
+                if not row["error"]:
+                    row["top"] = next(best)
+                    row["prediction"], row["probability"] = next(iter(row["top"].items()))
+            rows += found
+    finally:  # whatever ends it, what has been classified is kept
+        if rows:
+            text = json.dumps(rows, indent=2) + "\n" if out.suffix == ".json" else as_csv(rows, config.top)
+            write_atomic(out, text)
     return out, rows
 
 
@@ -55,19 +66,33 @@ def classify(model: Classifier, pixels: UInt8[Tensor, "B C H W"], top: int) -> l
     mean, std = statistics_of(model.metadata, "model=")
     fractions, numbers = model(normalize(pixels, mean, std)).float().softmax(1).topk(min(top, len(model.classes)))
     return [
-        {model.classes[number]: round(fraction, 6) for fraction, number in zip(row, which, strict=True)}
+        {readable(model.classes[number]): round(fraction, 6) for fraction, number in zip(row, which, strict=True)}
         for row, which in zip(fractions.tolist(), numbers.tolist(), strict=True)
     ]
 
 
 def as_csv(rows: list[Row], top: int) -> str:
-    """Rows of file, prediction, probability, class_2, probability_2, ... and error."""
+    """Rows of file, prediction, probability, class_2, probability_2, ... and error; every text in quotes.
+
+    A text that a spreadsheet would take for a formula begins with an apostrophe (OWASP, CSV injection).
+    """
     names = [f"{name}_{number}" for number in range(2, top + 1) for name in ("class", "probability")]
-    text = io.StringIO()
-    columns = ["file", "prediction", "probability", *names, "error"]
-    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    columns, text = ["file", "prediction", "probability", *names, "error"], io.StringIO()
+    text.write(",".join(columns) + "\n")
+    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     for row in rows:
         others = [value for pair in list(row["top"].items())[1:] for value in pair]
-        writer.writerow(row | dict(zip(names, others, strict=False)))  # there may be fewer classes than columns
+        row = row | dict(zip(names, others, strict=False))  # there may be fewer classes than columns
+        writer.writerow(harmless(row.get(column)) for column in columns)
     return text.getvalue()
+
+
+def readable(text: str) -> str:
+    """A file's name, or a text with one, as UTF-8 can have it: a byte that is none as Python writes it, `\\udcff`."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def harmless(value: str | float | None) -> str | float | None:
+    """A cell's value; a text that would be a formula with an apostrophe before it."""
+    is_formula = isinstance(value, str) and (value.startswith(("\t", "\r", "\n")) or value.lstrip().startswith(FORMULA))
+    return f"'{value}" if is_formula else value

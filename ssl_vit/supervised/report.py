@@ -33,6 +33,9 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
         backbone, name, folder = open_backbone(config)
         resources = Resources(local_device(), ranks, config.data.cache_gb, folder)
         evaluation = Evaluation(config, images_for(backbone, name, config), resources)
+        if not ranks[0]:
+            images, test_images = len(evaluation.train_labels), len(evaluation.test_labels)
+            print(*evaluation.data.splits.lines(images, test_images), sep="\n", flush=True)
         backbones = {"encoder": backbone}
         if config.controls:
             backbones["random encoder"] = backbone.random(config.seed)

@@ -2,8 +2,10 @@
 
 import torch
 
-from ssl_vit.config.schema import EncoderConfig, PatchGrid, TrainerConfig, TrainingRun
-from ssl_vit.data.sources import count
+from ssl_vit.config.schema import DataConfig, EncoderConfig, PatchGrid, TrainerConfig, TrainingRun
+from ssl_vit.config.tokenizer_schema import KMeansRun
+from ssl_vit.data.held_out import EvalSplits, eval_splits
+from ssl_vit.data.sources import count, open_labels
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.optim.param_groups import scaled_lr
 from ssl_vit.run.launch import started_on_machine
@@ -31,15 +33,40 @@ def bf16_unit() -> str:
     return next((unit for unit, is_supported in units.items() if is_supported()), "")
 
 
-def plan_lines(config: TrainingRun, patches: PatchGrid | None = None) -> list[str]:
-    """What follows from a config, with the patches of an encoder where it has none. ValueError: no data is found."""
+def planned_splits(data: DataConfig, seed: int) -> EvalSplits | None:
+    """The images of a run and their labels, without reading an image; None where they have to be loaded first."""
+    train = open_labels(data, "train")
+    return None if train is None else eval_splits(train, open_labels(data, "test"), seed)
+
+
+def plan_lines(
+    config: TrainingRun, patches: PatchGrid | None = None, labeled: bool = False, splits: EvalSplits | None = None
+) -> list[str]:
+    """What follows from a config: of its data, of its steps. ValueError: no data is found.
+
+    patches: of an encoder where the config has none; labeled: whether it trains on images with a label that are not
+    held out; splits: of its data, where that is open.
+    """
     patches, trainer, lines = patches or config.patches, config.trainer, []
     if isinstance(patches, EncoderConfig):
         embed_dim, depth, num_heads = patches.shape
         with torch.device("meta"):
             parameters = sum(parameter.numel() for parameter in VisionTransformer(patches).parameters())
         lines = [f"encoder       ViT {embed_dim} wide, {depth} deep, {num_heads} heads: {parameters:,} parameters"]
-    images, world_size = count(config.data), devices_of(trainer) * trainer.num_nodes
+    (height, width), (h, w) = patches.height_width, patches.grid
+    lines += [f"image         {height} x {width} pixels, {h} x {w} = {h * w} patches"]
+    splits, world_size = splits or planned_splits(config.data, config.seed), devices_of(trainer) * trainer.num_nodes
+    if splits is None:
+        images = count(config.data)
+        lines += [f"images        {_known(images)} for training"]
+    else:
+        whole = len(splits.train.index if labeled else splits.train.source)
+        images = whole if labeled else config.data.epoch_size or whole
+        lines += splits.lines(images, len(splits.test.index))
+    if isinstance(config, KMeansRun):
+        cfg = config.tokenizer
+        fitted = f"{cfg.patches:,} patches of {cfg.patch_size} pixels to {cfg.vocab_size:,} tokens"
+        return [*lines, f"k-means       {fitted}"]
     batch, per_epoch = config.data.batch_size, None
     if images is not None:
         batches = max(1, images // world_size // batch)  # images that do not fill one wait for the next epoch
@@ -51,13 +78,11 @@ def plan_lines(config: TrainingRun, patches: PatchGrid | None = None) -> list[st
     product = " x ".join(str(factor) for factor in factors if factor > 1) or "1"
     limit = f", at most {trainer.max_minutes:g} minutes" if trainer.max_minutes else ""
     why = f"{bf16_unit() or 'nothing'} here multiplies matrices in bf16" if trainer.precision == "auto" else "as given"
-    (height, width), (h, w), base_lr = patches.height_width, patches.grid, config.optim.base_lr
+    base_lr = config.optim.base_lr
     rate = scaled_lr(base_lr, global_batch)
     return [
         *lines,
         f"precision     {precision_of(trainer)}: {why}",
-        f"image         {height} x {width} pixels, {h} x {w} = {h * w} patches",
-        f"images        {_known(images)} for training",
         f"global batch  {global_batch} = {product}",
         f"learning rate {rate:.3g} at the peak = base_lr {base_lr:g} x {global_batch} / 256",
         f"steps         {_known(steps)}{limit}; {_known(per_epoch)} per epoch",

@@ -29,6 +29,7 @@ from ssl_vit.run.lock import hold
 from ssl_vit.run.signals import Stopped
 from ssl_vit.tokenizers.base import WEIGHTS, Tokenizer, crop_of, load_tokenizer, save_tokenizer
 from ssl_vit.tokenizers.kmeans import fit_kmeans
+from ssl_vit.train.plan import plan_lines
 from ssl_vit.train.trainer import Session, data_of
 
 MAX_IMAGES = 5000  # most that a tokenizer's use of its vocabulary, and its reconstructions, are measured on
@@ -39,11 +40,10 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
     session = Session(config, kind, prefix="tokenizer")
     if isinstance(config, KMeansRun):
         session.open()
-        cfg, data = config.tokenizer, data_of(config, crop_of(config.tokenizer))
-        print(f"run           {session.run_dir}")
-        print(f"k-means       {cfg.patches:,} patches of {cfg.patch_size} pixels to {cfg.vocab_size:,} tokens")
+        data = data_of(config, crop_of(config.tokenizer))
+        print(f"run           {session.run_dir}", *plan_lines(config), sep="\n")
         data.read_errors.list_in(session.run_dir / QUARANTINE)
-        tokenizer = fit_kmeans(cfg, endless(data), config.seed)
+        tokenizer = fit_kmeans(config.tokenizer, endless(data), config.seed)
     else:
         training = load_class(TOKENIZERS[kind].training).from_run(config)
         session.open()

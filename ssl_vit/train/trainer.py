@@ -24,6 +24,7 @@ from ssl_vit.callbacks.image_logger import save_image
 from ssl_vit.callbacks.throughput import Throughput
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.sources import source_class
 from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.methods.base import Objective
 from ssl_vit.methods.guard import DivergenceError
@@ -81,7 +82,11 @@ class Session:
             print(f"run           {self.run_dir}")
             if self.config.resume:
                 print(f"resuming      {self.checkpoint or 'nothing to resume yet: a new run'}")
-            print("\n".join(plan_lines(self.config, self.patches)), flush=True)
+            loads = source_class(self.config.data.source).downloads and not self.config.data.remote
+            if loads:  # what nobody has counted yet
+                data.prepare_data()
+            splits = data.splits if data.labeled or loads else None  # of labeled data, which is open
+            print("\n".join(plan_lines(self.config, self.patches, data.labeled, splits)), flush=True)
         if self.config.trainer.compile:
             compile_blocks(objective)
         objective.max_skipped_steps = self.config.trainer.max_skipped_steps

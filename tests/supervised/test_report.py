@@ -197,6 +197,22 @@ def make_images(folder: Path, names: list[str]) -> str:
     return str(folder)
 
 
+def test_a_path_is_no_markup(capsys):
+    """Figures were computed, and a bracket in a folder's name ended the command before it printed them."""
+    show({"task": "knn", "data": "folder:a[/b]", "test_images": 3, "top1": 0.5, "controls": {}})
+    assert "knn on folder:a[/b]: 3 images" in capsys.readouterr().out
+
+
+def test_images_and_labels_are_named_before_they_are_used(run_dir, capsys):
+    knn(run_dir, "controls=false", "train_limit=20")
+    assert capsys.readouterr().out.splitlines()[:2] == [
+        "images        20 for training, 12 for evaluation: its own test split",
+        "labels        3 classes from folder names: bird, cat, dog",
+    ]
+    with pytest.raises(ValueError, match=r"has no labels \(data.labels=false\): give data.path="):
+        knn(run_dir, "data.labels=false")
+
+
 @pytest.mark.parametrize("probe", [linear, knn])
 def test_images_without_use_are_one_line(run_dir, tmp_path, probe):
     flat = make_images(tmp_path / "flat", [f"{i}.png" for i in range(4)])

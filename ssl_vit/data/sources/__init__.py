@@ -28,6 +28,11 @@ def open_source(data: DataConfig, channels: int, split: Split) -> Source | None:
     return None if split == "train" and data.remote else source_class(data.source).open(data, channels, split)
 
 
+def open_labels(data: DataConfig, split: Split) -> Source | None:
+    """The labels of a split, without its images where that spares reading them; None where they have to be loaded."""
+    return None if split == "train" and data.remote else source_class(data.source).open_labels(data, split)
+
+
 def open_shards(data: DataConfig, images: Source | None) -> Shards:
     """The training images of a stream. images: the same by number, where open_source has them. Raises as it does."""
     return source_class(data.source).open_shards(data, images)

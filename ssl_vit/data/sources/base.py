@@ -35,10 +35,20 @@ class Source:
     cacheable = True  # Whether its images may be kept decoded in memory.
     labels: Int64[np.ndarray, " n"]  # Class of each image; -1 where it has none.
     classes: list[str]  # Names of the classes, in the order of the labels; empty without labels.
+    label_note = ""  # Where the labels come from; without classes why there are none.
 
-    def __init__(self, data: DataConfig, channels: int, labels: Int64[np.ndarray, " n"], classes: list[str]) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        channels: int,
+        labels: Int64[np.ndarray, " n"],
+        classes: list[str],
+        label_note: str = "",
+    ) -> None:
         self.channels, self.white_16bit = channels, data.white_16bit
-        self.labels, self.classes = labels, classes
+        if not data.labels:
+            labels, classes, label_note = np.full(len(labels), -1), [], "data.labels=false"
+        self.labels, self.classes, self.label_note = labels, classes, label_note
 
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "Source | None":
@@ -49,6 +59,11 @@ class Source:
     def count(cls, data: DataConfig) -> int | None:
         """Number of training images, without decoding any; None where that takes opening them. Raises as open."""
         return None
+
+    @classmethod
+    def open_labels(cls, data: DataConfig, split: Split) -> "Source | None":
+        """What `open` gives, or of it the labels alone; None where that would download. Raises as open."""
+        return None if cls.downloads else cls.open(data, len(data.mean), split)
 
     @classmethod
     def open_shards(cls, data: DataConfig, images: "Source | None") -> "Shards":
@@ -122,12 +137,6 @@ class Shards:
 def one_line(error: BaseException) -> str:
     """The text of an error in one line, or its class where it has none."""
     return printable(" ".join(str(error).split())) or type(error).__name__
-
-
-def class_names(names: list[str], labels: Int64[np.ndarray, " n"]) -> list[str]:
-    """A name for each class: the known ones, then numbers; none where no image has a label."""
-    highest = int(labels.max(initial=-1))
-    return names + [str(label) for label in range(len(names), highest + 1)] if highest >= 0 else []
 
 
 def import_extra(extra: str, package: str) -> Any:

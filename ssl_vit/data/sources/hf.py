@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
@@ -20,12 +18,11 @@ from ssl_vit.data.sources.base import (
     Source,
     Split,
     UnreadableImageError,
-    class_names,
     import_extra,
     one_line,
 )
-from ssl_vit.data.sources.folder import TEST_NAMES
-from ssl_vit.data.sources.parquet import labels_of
+from ssl_vit.data.sources.parquet import column_labels
+from ssl_vit.data.splits import TEST_NAMES, split_of
 from ssl_vit.models.decode import open_encoded
 
 _ROWS = 16  # of a stream, read at once
@@ -41,8 +38,8 @@ class HFDataset(Source):
         if not len(rows):
             raise ValueError(f"data.path={path} holds no images: it has no rows")
         self.rows, self.column, self.path = _undecoded(rows, column).select_columns([column]), column, path
-        labels, names = _labels(rows), list(getattr(rows.features.get("label"), "names", None) or [])
-        super().__init__(data, channels, labels, class_names(names, labels))
+        names = list(getattr(rows.features.get("label"), "names", None) or [])
+        super().__init__(data, channels, *column_labels(_label_columns(rows), names))
 
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "HFDataset | None":
@@ -53,7 +50,8 @@ class HFDataset(Source):
             return None
         key, path = ("data.test_path", data.test_path) if data.test_path else ("data.path", data.path)
         rows = _loaded(key, path)
-        names = [name for name in TEST_NAMES if name in rows] or list(rows)[: bool(data.test_path)]
+        tests = [name for test in TEST_NAMES for name in rows if split_of(name) == test]
+        names = tests or list(rows)[: bool(data.test_path)]
         found = [cls(data, channels, path, rows[name]) for name in names]
         return min(found, key=lambda source: not source.classes, default=None)
 
@@ -61,6 +59,12 @@ class HFDataset(Source):
     def count(cls, data: DataConfig) -> int | None:
         """Of a saved folder; others have to be loaded first."""
         return None if data.streaming or not _is_saved(data.path) else len(_train_split(data))
+
+    @classmethod
+    def open_labels(cls, data: DataConfig, split: Split) -> Source | None:
+        """Of saved folders; others have to be loaded first."""
+        saved = all(_is_saved(path) for path in (data.path, data.test_path) if path)
+        return cls.open(data, len(data.mean), split) if saved else None
 
     @classmethod
     def open_shards(cls, data: DataConfig, images: Source | None) -> "StreamedRows":
@@ -97,7 +101,7 @@ class StreamedRows(Shards):
 
 def _train_split(data: DataConfig, streaming: bool = False) -> Any:
     splits = _loaded("data.path", data.path, streaming)
-    rows = splits.get("train", splits.get(""))
+    rows = next((splits[name] for name in splits if split_of(name) == "train"), splits.get(""))
     if rows is None:
         raise ValueError(f"data.path={data.path} has no split train, only {', '.join(splits)}")
     return rows
@@ -152,7 +156,7 @@ def _bytes(value: Any) -> bytes:
     return found
 
 
-def _labels(rows: Any) -> Int64[np.ndarray, " n"]:
-    if not str(getattr(rows.features.get("label"), "dtype", "")).startswith(("int", "uint")):
-        return np.full(len(rows), -1)
-    return labels_of(rows.select_columns(["label"]).with_format("arrow")[:])
+def _label_columns(rows: Any) -> list[Any]:
+    if "label" not in rows.features:
+        return [import_extra("hf", "pyarrow").nulls(len(rows))]
+    return rows.select_columns(["label"]).with_format("arrow")[:].column("label").chunks

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Subset
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.base import Source, Split, class_names, one_line
+from ssl_vit.data.labels import Labels, labels_of
+from ssl_vit.data.sources.base import Source, Split, one_line
 from ssl_vit.models.decode import pixels, require_sane
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ LEGAL = "a PIL image, a uint8 tensor [C, H, W] or a uint8 array [H, W, C]"
 
 
 class MapStyle(Source):
-    """A data set whose items are an image, as LEGAL says, or (image, label, ...), the label an integer.
+    """A data set whose items are an image, as LEGAL says, or (image, label, ...), the label an integer or a text.
 
     Images are read anew each time; whether they lie in memory is the data set's own affair. Labels are those of its
     `targets` or `labels` where it has one for each item, else -1 until find_labels() reads them.
@@ -41,28 +42,28 @@ class MapStyle(Source):
             first = dataset[0]
         if first is not None:
             hwc(image_of(first), f"{name} gives")
-        labels = labels_of(dataset, count)
-        self._found = labels is not None
-        super().__init__(data, channels, np.full(count, -1) if labels is None else labels, [])
-        self._name_classes()
+        values, self._origin = targets_of(dataset, count)
+        self._found = values is not None or not data.labels
+        whole = dataset
+        while isinstance(whole, Subset):
+            whole = whole.dataset
+        self._names = [str(name) for name in getattr(whole, "classes", None) or []]
+        none = Labels(np.full(count, -1), [], "")
+        super().__init__(data, channels, *(none if values is None else labels_of(values, self._names, self._origin)))
 
     def find_labels(self) -> None:
         if self._found:
             return
         log.info("reading the labels of %d images; a data set with `targets` needs no such pass", len(self))
+        values = list[Any]()
         for index in range(len(self)):
             try:
-                self.labels[index] = label_of(self.dataset[index])
+                values.append(label_of(self.dataset[index]))
             except Exception as error:  # what cannot be read has no label; the image says so in its turn
+                values.append(None)
                 log.debug("%s has no label: %s", self.name(index), one_line(error))
         self._found = True
-        self._name_classes()
-
-    def _name_classes(self) -> None:
-        whole = self.dataset
-        while isinstance(whole, Subset):
-            whole = whole.dataset
-        self.classes = class_names([str(name) for name in getattr(whole, "classes", None) or []], self.labels)
+        self.labels[:], self.classes, self.label_note = labels_of(values, self._names, self._origin)
 
     def name(self, index: int) -> str:
         return f"{type(self.dataset).__name__} {self.split} image {index}"
@@ -91,25 +92,26 @@ def image_of(item: Any) -> Any:
     return item[0] if isinstance(item, tuple | list) and item else item
 
 
-def label_of(item: Any) -> int:
-    """The label of an item; -1 where it has no integer."""
-    label = item[1] if isinstance(item, tuple | list) and len(item) > 1 else -1
-    if isinstance(label, Tensor | np.ndarray | np.generic) and math.prod(label.shape) == 1:
-        label = label.item()
-    return max(label, -1) if type(label) is int else -1
+def label_of(item: Any) -> Any:
+    """The label of an item; None where it has none."""
+    label = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
+    if isinstance(label, Tensor | np.ndarray | np.generic):
+        return label.item() if math.prod(label.shape) == 1 else label.tolist()
+    return label
 
 
-def labels_of(dataset: Any, count: int) -> Int64[np.ndarray, " n"] | None:
-    """The labels that a data set, or that which it is a subset of, has in one attribute; None where it has none."""
+def targets_of(dataset: Any, count: int) -> tuple[Any, str]:
+    """Labels that a data set, or that which it is a subset of, has in one attribute, and where; None: in its items."""
     if isinstance(dataset, Subset):
-        whole = labels_of(dataset.dataset, len(dataset.dataset))  # pyright: ignore[reportArgumentType]
-        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+        whole, origin = targets_of(dataset.dataset, len(dataset.dataset))  # pyright: ignore[reportArgumentType]
+        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)], origin
+    name = type(dataset).__name__
     for key in ("targets", "labels"):
         with suppress(ValueError):  # of lists of different lengths, which are no labels
-            labels = np.asarray(getattr(dataset, key, None))
-            if labels.shape == (count,) and np.issubdtype(labels.dtype, np.integer):
-                return np.maximum(labels.astype(np.int64), -1)
-    return None
+            values = np.asarray(getattr(dataset, key, None))
+            if values.shape == (count,):
+                return values, f"{name}.{key}"
+    return None, f"{name}'s items"
 
 
 def hwc(image: Any, given: str) -> Image.Image | UInt8[np.ndarray, "H W C"]:

@@ -12,7 +12,8 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.base import class_names, import_extra, one_line
+from ssl_vit.data.labels import Labels, number, unused
+from ssl_vit.data.sources.base import Source, Split, import_extra, one_line
 from ssl_vit.data.splits import FileSource
 from ssl_vit.models.decode import open_encoded
 
@@ -28,13 +29,13 @@ class Parquet(FileSource):
     def __init__(self, data: DataConfig, channels: int, files: list[Path]) -> None:
         size = sum(_image_bytes(file) for file in files)
         with io.BytesIO() if size <= MEMORY_LIMIT else tempfile.TemporaryFile() as store:
-            sizes, labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+            sizes, columns = [np.zeros(0, np.int64)], []
             for batch in (batch for file in files for batch in _batches(file, ["image", "label"])):
                 values, lengths = _encoded(batch.column("image"))
                 store.write(values.data)
                 sizes.append(lengths)
-                labels.append(labels_of(batch))
-            lengths, labels = np.concatenate(sizes), np.concatenate(labels)
+                columns.append(label_column(batch))
+            lengths = np.concatenate(sizes)
             store.flush()
             in_memory = isinstance(store, io.BytesIO)
             self.values = np.frombuffer(store.getvalue(), np.uint8) if in_memory else np.memmap(store, np.uint8, "r")
@@ -45,7 +46,7 @@ class Parquet(FileSource):
         if data.on_error == "raise" and not lengths.all():
             empty = self.name(int(np.argmin(lengths)))
             raise ValueError(f"data.path={empty} holds no image bytes: embed them, or drop the row")
-        super().__init__(data, channels, labels, class_names(_known_names(files[0]), labels))
+        super().__init__(data, channels, *column_labels(columns, _known_names(files[0])))
 
     @classmethod
     def count(cls, data: DataConfig) -> int:
@@ -53,7 +54,18 @@ class Parquet(FileSource):
 
     @classmethod
     def labeled(cls, files: list[Path]) -> bool:
-        return any((labels_of(batch) >= 0).any() for file in files for batch in _batches(file, ["label"]))
+        return bool(_labels(files).classes)
+
+    @classmethod
+    def open_labels(cls, data: DataConfig, split: Split) -> Source | None:
+        files = cls.find(data, split)
+        for file in files or ():
+            _image_bytes(file)
+        return Source(data, len(data.mean), *_labels(files)) if files else None
+
+    @classmethod
+    def holds_images(cls, file: Path) -> bool:
+        return "image" in _opened(file).schema_arrow.names
 
     def open_image(self, index: int) -> Image.Image:
         if self.offsets[index] == self.offsets[index + 1]:
@@ -73,7 +85,7 @@ def _opened(file: Path) -> Any:
 
 
 def _image_bytes(file: Path) -> int:
-    """Size of the image column in bytes; checks that it holds encoded images, and that labels are integers."""
+    """Size of the image column in bytes; checks that it holds encoded images."""
     opened = _opened(file)
     import pyarrow as pa
 
@@ -86,9 +98,6 @@ def _image_bytes(file: Path) -> int:
     if not (pa.types.is_binary(encoded) or pa.types.is_large_binary(encoded)):
         rule = "encoded bytes (binary) or Hugging Face's {bytes, path}"
         raise ValueError(f"data.path={file} has a column image of type {kind}: it must hold {rule}")
-    if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
-        kind = schema.field("label").type
-        raise ValueError(f"data.path={file} has a column label of type {kind}: labels must be integers from 0")
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
     leaves = (group.column(j) for group in groups for j in range(group.num_columns))
     return sum(leaf.total_uncompressed_size for leaf in leaves if leaf.path_in_schema in ("image", "image.bytes"))
@@ -115,11 +124,36 @@ def _encoded(column: Any) -> tuple[np.ndarray, Int64[np.ndarray, " rows"]]:
     return np.frombuffer(value_buffer or b"", np.uint8)[offsets[0] : offsets[-1]], np.diff(offsets)
 
 
-def labels_of(rows: Any) -> Int64[np.ndarray, " rows"]:
-    """The labels of an Arrow table or batch; -1 where there is none."""
-    if "label" not in rows.schema.names:
-        return np.full(rows.num_rows, -1)
-    return np.maximum(rows.column("label").fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64), -1)
+def label_column(rows: Any) -> Any:
+    """The column label of an Arrow table or batch; nulls where there is none."""
+    import pyarrow as pa
+
+    return rows.column("label") if "label" in rows.schema.names else pa.nulls(rows.num_rows)
+
+
+def column_labels(columns: list[Any], names: list[str]) -> Labels:
+    """Labels of a column, in Arrow arrays. names: of the first classes, where the data set has some."""
+    import pyarrow as pa
+
+    known, parts = dict[Any, int](), [np.zeros(0, np.int64)]  # value -> its place
+    for column in columns:
+        kind = column.type
+        if pa.types.is_nested(kind):
+            rows = sum(map(len, columns))
+            return Labels(np.full(rows, -1), [], unused("column label", str(kind)))
+        if not pa.types.is_null(kind):
+            encoded = column if pa.types.is_dictionary(kind) else column.dictionary_encode()
+            places = [known.setdefault(value, len(known)) for value in encoded.dictionary.to_pylist()]
+            index = encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+            parts.append(np.array([*places, -1])[index])
+        else:
+            parts.append(np.full(len(column), -1))
+    return number(list(known), np.concatenate(parts), names, "column label")
+
+
+def _labels(files: list[Path]) -> Labels:
+    columns = [label_column(batch) for file in files for batch in _batches(file, ["label"])]
+    return column_labels(columns, _known_names(files[0]))
 
 
 def _known_names(file: Path) -> list[str]:

@@ -9,7 +9,8 @@ from PIL import Image
 
 from ssl_vit.config.checks import nearest
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.data.sources.base import Source, Split, class_names, one_line
+from ssl_vit.data.labels import labels_of
+from ssl_vit.data.sources.base import Source, Split, one_line
 
 DATASETS: dict[str, tuple[str, str | None]] = {
     **dict.fromkeys(("CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "USPS"), ("train", "test")),
@@ -29,9 +30,8 @@ class Torchvision(Source):
     downloads = True
 
     def __init__(self, data: DataConfig, channels: int, dataset: Any, split_name: str) -> None:
-        labels = _labels(dataset)
-        self.dataset, self.split_name = dataset, split_name
-        super().__init__(data, channels, labels, class_names([str(n) for n in getattr(dataset, "classes", [])], labels))
+        self.dataset, self.split_name, names = dataset, split_name, [str(n) for n in getattr(dataset, "classes", [])]
+        super().__init__(data, channels, *labels_of(_labels(dataset), names, type(dataset).__name__))
 
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "Torchvision | None":

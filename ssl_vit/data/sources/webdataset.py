@@ -19,7 +19,8 @@ from jaxtyping import Int64
 from PIL import Image
 
 from ssl_vit.config.schema import PIPE, DataConfig, is_remote
-from ssl_vit.data.sources.base import Sample, Shards, Source, Split, UnreadableImageError, class_names, import_extra
+from ssl_vit.data.labels import labels_of
+from ssl_vit.data.sources.base import Sample, Shards, Source, Split, UnreadableImageError, import_extra
 from ssl_vit.data.sources.folder import ARRAYS, ENDINGS
 from ssl_vit.data.splits import FileSource
 from ssl_vit.models.decode import open_encoded
@@ -64,8 +65,8 @@ class TarImages(FileSource):
         self.files, self.ends, self.members = files, np.cumsum([*map(len, tables)]), np.concatenate(tables)
         if not len(self.members):
             raise ValueError(f"data.path={data.path} holds no images: {len(files)} tar shards without one")
-        labels = np.ascontiguousarray(self.members[:, 2])
-        super().__init__(data, channels, labels, class_names(list(index["classes"]) if index else [], labels))
+        names = list(index["classes"]) if index else []
+        super().__init__(data, channels, *labels_of(np.asarray(self.members[:, 2]), names, ".cls files"))
 
     @classmethod
     def find(cls, data: DataConfig, split: Split) -> list[Path] | None:
