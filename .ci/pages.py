@@ -49,10 +49,10 @@ def settings_page(name: str) -> str:
             rows.setdefault(key, {})[variant] = setting
     usage = f"python tools/{name}.py {module.USAGE}"
     lines = [f"# {name}", "", _plain(inspect.getdoc(module)), "", "```bash", usage, "```", "", NOTE]
-    for (section, variant), rows in sections.items():
+    for (section, variant), rows in sorted(sections.items(), key=lambda item: bool(item[0][1])):
         about = next(iter(next(iter(rows.values())).values())).owner
         among = variants if section != own else [variant]
-        lines += ["", f"## {section or 'Its own'}{f', {own}={variant}' * bool(variant)}", ""]
+        lines += ["", f"## {f'{own}={variant}' if variant else section or 'The command'}", ""]
         lines += [_plain(inspect.getdoc(about)), ""] * bool(section)
         lines += ["| setting | default | meaning |", "|---|---|---|"]
         lines += [f"| `{key}`{{ #{key} }} | {_default(by, among)} | {_meaning(key, by)} |" for key, by in rows.items()]

@@ -17,7 +17,7 @@ from PIL import Image
 
 import ssl_vit
 from ssl_vit.cli import doctor
-from ssl_vit.cli.main import COMMANDS, DOCTOR, command
+from ssl_vit.cli.main import COMMANDS, DOCTOR, command, run_command
 from ssl_vit.cli.settings import resolve_command
 from ssl_vit.config.pretrain_schema import METHODS
 from ssl_vit.config.resolve import settings_of, to_yaml
@@ -31,6 +31,25 @@ RUN = "runs/mae-digits-1"
 PYTHON = re.compile(r"^ *```python\n(.*?)^ *```", re.M | re.S)
 CODE = [(page, code) for page, text in PAGES.items() for code in PYTHON.findall(text)]
 FILES = {name: code for _, code in CODE for name in re.findall(r"\A# (\w+\.py)\n", code)}
+
+
+NEEDS = {
+    "images that are not here": re.compile(
+        r"recipe=(imagenet\b|imagenet-|cifar10)|given|source=(hf|torchvision)|runs/night"
+    ),
+    "the network": re.compile(r"timm:|https?:|pipe:|\.pth"),
+    "more processes": re.compile(r"devices=|train_limit=0"),
+    "minutes": re.compile(r"method=beit|train_tokenizer|^benchmark (?!.*doctor)"),
+    "what its page leaves out": re.compile(r"\.\.\. |[A-Z]{3}|\.\.\.$"),
+    "nothing": re.compile(r"^\w+ *$(?<!probe)(?<!knn)(?<!finetune)"),
+}
+TRAINER = {"trainer.max_steps": 2, "monitor.every_epochs": 0, "data.batch_size": 4, "data.workers": 0}
+SMALL = {
+    "pretrain": {"encoder.embed_dim": 32, "encoder.depth": 2, "encoder.num_heads": 2, **TRAINER},
+    "benchmark": {"encoder.embed_dim": 32, "encoder.depth": 2, "encoder.num_heads": 2, "data.batch_size": 4},
+    "finetune": TRAINER,
+    "linear_probe": {"train_limit": 100},
+}
 
 
 class Printed(NamedTuple):
@@ -124,6 +143,29 @@ def test_every_command_is_legal(found, here):
         args.append("method=mae")
     if found.args and "--help" not in found.args:
         resolve_command(module.Config, args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("found", COMMANDS_PRINTED, ids=lambda found: " ".join([*found[:2], *found.args]))
+def test_every_command_runs(found, here, tmp_path):
+    """As it is printed, but small: networks of 32 channels, two steps. Some need what is not here."""
+    if needed := next((what for what, needs in NEEDS.items() if needs.search(" ".join(found[1:2] + found[2]))), ""):
+        pytest.skip(f"needs {needed}")
+    args = [given for arg in found.args for given in ([arg] if arg.startswith("--") else as_given(arg))]
+    changed = dict(SMALL.get(found.name, {}))
+    if found.name == "predict" and not list(here.glob("runs/finetune-*/model.safetensors")):
+        run_command("finetune", f"encoder={RUN}", *(f"{key}={value}" for key, value in SMALL["finetune"].items()))
+    for arg in args:
+        if arg.startswith("data.path=") and "data.source=webdataset" in args and not Path(arg[10:]).exists():
+            run_command("make_shards", "data.path=images", f"out={arg[10:]}")
+    if found.name == "make_shards":
+        changed["out"] = tmp_path / "shards"
+    if found.name == "linear_probe" and re.search(r"protocol=(grid|mae|dino|beit|attentive)", " ".join(args)):
+        changed["epochs"] = 1
+    kept = [arg for arg in args if arg.partition("=")[0] not in changed]
+    if not {"--help", "--dry-run"} & {*args}:
+        kept += [f"{key}={value}" for key, value in changed.items()]
+    run_command(found.name, *kept)
 
 
 def test_commands_are_found_on_the_pages():
