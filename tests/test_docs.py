@@ -28,8 +28,8 @@ PAGES = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "READ
 RECIPES = {str(path.relative_to(ROOT)): path.read_text() for path in (ROOT / "configs").rglob("*.yaml")}
 PROGRAM = r"(?:python tools/|tools/|ssl-vit |python -m ssl_vit )"
 RUN = "runs/mae-digits-1"
-PYTHON = re.compile(r"^ *```python\n(.*?)^ *```", re.M | re.S)
-CODE = [(page, code) for page, text in PAGES.items() for code in PYTHON.findall(text)]
+BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.M | re.S)
+CODE = [(page, code) for page, text in PAGES.items() for kind, code in BLOCK.findall(text) if kind == "python"]
 FILES = {name: code for _, code in CODE for name in re.findall(r"\A# (\w+\.py)\n", code)}
 
 
@@ -62,9 +62,9 @@ class Printed(NamedTuple):
 
 def printed(page: str, text: str) -> Iterator[Printed]:
     """Commands in the blocks and in the `code` of a page."""
-    blocks = r"```(?:bash|)\n(.*?)```"
-    lines = [line for block in re.findall(blocks, text, re.S) for line in expanded(block.replace("\\\n", " "))]
-    spans = re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    blocks = [block for kind, block in BLOCK.findall(text) if kind in ("bash", "")]
+    lines = [line for block in blocks for line in expanded(block.replace("\\\n", " "))]
+    spans = re.findall(r"`([^`]+)`", BLOCK.sub("", text))
     for line in [*lines, *(" ".join(span.split()) for span in spans)]:
         found = re.match(rf"(?:\w+=\S* |uv run |srun |torchrun |--\S+ )*{PROGRAM}(\w+)(?:\.py)?(?: (.*))?$", line)
         if found and found[1] not in ("NAME", "benchmarks"):
