@@ -141,6 +141,8 @@ def test_every_command_is_legal(found, here):
         args.remove(DOCTOR)
     if found.args[:1] == ["..."]:
         args.append("method=mae")
+    if key := getattr(module, "POSITIONAL", ""):
+        args = [f"{key}={','.join(arg for arg in args if '=' not in arg)}", *(arg for arg in args if "=" in arg)]
     if found.args and "--help" not in found.args:
         resolve_command(module.Config, args)
 
