@@ -92,7 +92,7 @@ COMMANDS_PRINTED = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with a run, a fine-tuned one, a few images, and the Python files of the pages."""
+    """A folder with a run, a few images, and the Python files of the pages."""
     folder = tmp_path_factory.mktemp("docs")
     encoder = ssl_vit.VisionTransformer(embed_dim=32, depth=4, num_heads=2, image_size=32, patch_size=8)
     statistics = {"mean": [0.5] * 3, "std": [0.25] * 3}
