@@ -50,7 +50,7 @@ def load_teacher(source: str, classes: list[str], image: EncoderConfig, given: S
         if network.classes != classes:
             theirs, ours = ", ".join(network.classes[:5]), ", ".join(classes[:5])
             raise ValueError(f"{key} knows the classes {theirs} ..., the images are of {ours} ...: they must be alike")
-        trained = (network.metadata["mean"], network.metadata["std"])
+        trained = (network.metadata.get("mean", IMAGENET_MEAN), network.metadata.get("std", IMAGENET_STD))
     teacher, (height, width) = Renormalized(network, given, trained).requires_grad_(False).eval(), image.height_width
     try:
         with torch.no_grad():

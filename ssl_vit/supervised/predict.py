@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from ssl_vit.config.values import described
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.data.transforms.color import normalize
@@ -28,7 +29,8 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     """Classify a file or a folder's images by name: (file written, rows). FileNotFoundError, ValueError without any."""
     files, out = Folder.at("images", config.images, DataConfig(), 3), Path(config.out)
     model = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device())
-    data = DataConfig(**model.metadata.get("data", {}))
+    kept = {key: value for key, value in model.metadata.get("data", {}).items() if key in ("white_16bit", "eval_crop")}
+    data = described(DataConfig(), kept, f"model={config.model}")  # what decides its pixels
     files.channels, files.white_16bit = model.encoder.config.channels, data.white_16bit
     transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), list[Row]()
     for first in range(0, len(files), config.batch_size):

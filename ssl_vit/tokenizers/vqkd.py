@@ -118,6 +118,9 @@ class VQKDTraining(TokenizerTraining):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))  # whether the codebook fits the first batch
         # Of the patches, recently, that had each token.
         self.register_buffer("fraction", torch.full((cfg.vocab_size,), 1 / cfg.vocab_size))
+        if not {"mean", "std"} <= self.teacher.metadata.keys():
+            line = "does not say the mean and std of its images"
+            raise ValueError(f"tokenizer.teacher={cfg.teacher} {line}: give a run, or its encoder.safetensors")
         normalization = torch.tensor([self.teacher.metadata["mean"], self.teacher.metadata["std"]])[..., None, None]
         self.register_buffer("normalization", normalization, persistent=False)
         self._codes: list[tuple[Tensor, Tensor]] = []  # of the batches since the last step, with their tokens
