@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from ssl_vit.cli import doctor
 from ssl_vit.cli.settings import DRY_RUN, print_plan, resolve_command
-from ssl_vit.config.checks import ConfigError, nearest
+from ssl_vit.config.checks import ConfigError, nearest, printable
 from ssl_vit.config.help import help_page
 from ssl_vit.run.launch import typed
 from ssl_vit.run.signals import Stopped
@@ -46,7 +46,7 @@ def guarded(args: Sequence[str]) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("SSL_VIT_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

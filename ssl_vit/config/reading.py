@@ -51,7 +51,7 @@ def json_object(text: str, where: Any) -> dict[str, Any]:
             raise ValueError(f"it is a {type(found).__name__}")
         _require_shallow(found)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where} is no JSON object of metadata: {error}") from None
+        raise ValueError(f"{where} is no JSON object: {error}") from None
     return found
 
 

@@ -101,8 +101,9 @@ def once(pairs: Iterable[tuple[str, Any]], where: str = "") -> dict[str, Any]:
     """The pairs as a dict; ConfigError where a key has two values."""
     values = {}
     for key, value in pairs:
-        if values.setdefault(key, value) != value:
+        if key in values and values[key] != value:
             raise ConfigError(f"{where}{key} is given twice: {brief(values[key])} and {brief(value)}")
+        values[key] = value
     return values
 
 

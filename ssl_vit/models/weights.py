@@ -55,21 +55,28 @@ def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return state, json_object((file.metadata() or {}).get("ssl_vit", "{}"), "its metadata")
-        if is_zipfile(path):
-            with ZipFile(path) as archive:
-                require_stored(archive, path.stat().st_size)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors keep their arguments beside weights
-            content = torch.load(path, map_location="cpu", weights_only=True)
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                text = (file.metadata() or {}).get("ssl_vit", "{}")
+        else:
+            content, text = _unpickled(path), "{}"
     except Exception as error:
         reason = str(error) or type(error).__name__
-        pickled = re.search(r"Unsupported global: GLOBAL (\S+)", reason)
-        reason = f"it holds a pickled {pickled[1]}; save its state_dict()" if pickled else reason.splitlines()[0]
+        pickled = re.search(r"GLOBAL (\S+)", reason)
+        if pickled or "weights_only" in reason:  # of which PyTorch says how to run it nevertheless
+            reason = f"it holds a pickled {pickled[1] if pickled else 'something'}; save its state_dict()"
+        reason = reason.splitlines()[0]
         raise ValueError(f"{path} cannot be read as weights alone ({reason}); nothing else is unpickled") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__} instead of weights by name")
-    return content, {}
+    return content, json_object(text, f"the metadata of {path}")
+
+
+def _unpickled(path: Path) -> Any:
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            require_stored(archive, path.stat().st_size)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the authors keep their arguments beside weights
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def save_encoder(encoder: VisionTransformer, folder: str | Path, **metadata: Any) -> Path:
