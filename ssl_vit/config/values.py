@@ -64,7 +64,7 @@ def convert(value: Any, hint: Any) -> Any:
             return origin(convert(item, members[0 if any_length else i]) for i, item in enumerate(items))
     elif hint is Any:
         return _plain(value) if isinstance(value, str) else value
-    elif not isinstance(value, dict | list | tuple):
+    elif origin not in (list, tuple) and not isinstance(value, dict | list | tuple):
         return _scalar(value if isinstance(value, str) else shown(value), hint)
     elif isinstance(value, origin or hint):
         return value

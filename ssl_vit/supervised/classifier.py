@@ -155,8 +155,9 @@ def load_classifier(source: str | Path) -> Classifier:
         if "classifier" not in metadata:
             raise ValueError(f"{path} holds no classifier: make one with `{typed('finetune')} encoder={source}`")
         config, head = described(EncoderConfig(), metadata.get("encoder"), path), metadata["classifier"]
-        if not all(isinstance(name, str) for name in head["classes"]):
-            raise ValueError(f"{path}: names of classes must be strings")
+        classes = head["classes"]
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"{path}: classes must be a list of names")
         model = built(lambda cfg: Classifier(VisionTransformer(cfg), **head), config, state, path)
         model.metadata = known_metadata(metadata, config, path)
     return model.eval()
