@@ -56,10 +56,8 @@ def test_files_of_this_machine_are_read_and_shipped_recipes_are_ours(tmp_path, m
 def test_a_teacher_of_timm_and_curves_on_the_network_are_typed_too(tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text("distill: {teacher: 'timm:vit_tiny_patch16_224'}\ntrainer: {logger: [tensorboard, wandb]}")
+    teacher = "distill.teacher=timm:vit_tiny_patch16_224"
     answer = refused(resolve(FinetuneRun, [f"recipe={path}"]))
-    assert answer.startswith(
-        f"distill.teacher=timm:vit_tiny_patch16_224 comes from {path}, and would have it downloaded"
-    )
-    typed = ["distill.teacher=timm:vit_tiny_patch16_224"]
-    answer = refused(resolve(FinetuneRun, [f"recipe={path}", *typed]))
+    assert answer.startswith(f"{teacher} comes from {path}, and would have it downloaded")
+    answer = refused(resolve(FinetuneRun, [f"recipe={path}", teacher]))
     assert answer.endswith("give trainer.logger=[tensorboard, wandb] on the command line")
