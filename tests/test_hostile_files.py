@@ -420,6 +420,15 @@ def test_a_last_checkpoint_that_is_none_is_skipped_and_an_empty_config_yaml_is_s
     status, errors = answer("pretrain", *ARGS, *more, "trainer.max_steps=3", "resume=auto")
     assert (status, errors.splitlines()[-1].startswith("error: ")) == (1, True)  # another model's, named as such
     last.write_bytes(b"")
+    for name in (files.METRICS, files.QUARANTINE, "hparams.yaml", ".lock"):
+        for make in (os.mkfifo, lambda path: path.symlink_to(write(Path("theirs"), "precious").absolute())):
+            kept = Path("run", name).rename("kept") if Path("run", name).exists() else None
+            make(Path("run", name))
+            status, errors = answer("pretrain", "method=mae", "trainer.max_steps=3", "resume=run")
+            assert (status, errors.count("\n")) == (1, 1), name
+            Path("run", name).unlink()
+            _ = kept and kept.rename(Path("run", name))
+    assert Path("theirs").read_text() == "precious"
     config = Path("run/config.yaml").read_text()
     Path("run/config.yaml").write_text("")
     status, errors = answer("pretrain", "method=mae", "resume=run")

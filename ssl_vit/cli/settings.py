@@ -13,7 +13,7 @@ from ssl_vit.config.reading import require_regular
 from ssl_vit.config.recipes import FINETUNE, OF_ONE_RUN, family, recipes
 from ssl_vit.config.resolve import ConfigError, Resolved, resolve
 from ssl_vit.config.schema import DataConfig, TrainingRun
-from ssl_vit.run.files import CONFIG, metadata_of, newest_run, run_prefix
+from ssl_vit.run.files import CONFIG, metadata_of, newest_run, require_own_files, run_prefix
 from ssl_vit.run.launch import require_started
 
 Run = TypeVar("Run", bound=TrainingRun)
@@ -47,6 +47,7 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
     read: Any = _resolve_finetuning if issubclass(config_class, FinetuneRun) else resolve
     resolved = read(config_class, args)
     if run := resumed_run(resolved):
+        require_own_files(run)
         if not any(arg.startswith("recipe=") for arg in args):
             made_by = recipe_of(run, resolved.config.resume)
             resolved = read(config_class, [*args, f"recipe={run / CONFIG}"])

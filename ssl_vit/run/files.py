@@ -82,13 +82,24 @@ def new_run_dir(method: str, recipe: str) -> Path:
 
 def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
     """The run whose `holding` (a file, a folder with files) is newest, encoders of pretrainings; FileNotFoundError."""
-    found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
+    found = [
+        path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or (path.is_dir() and any(path.iterdir()))
+    ]
     if holding == ENCODER:  # a fine-tuned one lies beside its model, and has to be named
         found = [path for path in found if not (path.parent / MODEL).exists()]
     if not found:
         command = typed("finetune") if holding == MODEL else f"{typed('pretrain')} method=mae"
         raise FileNotFoundError(f"no {RUNS}/{prefix}* has {holding}: make one with `{command}`, or name it")
     return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def require_own_files(run: Path) -> None:
+    """ValueError where a directory to go on in has a FIFO, a device, or a link to a file, which would be written to."""
+    for path in run.iterdir():
+        if path.is_symlink() and not path.is_dir():
+            raise ValueError(f"{path} is a link: a run writes to its own files alone, put the file there")
+        if not path.is_dir():
+            require_regular(path)
 
 
 def step_of(checkpoint: Path) -> int:
