@@ -6,11 +6,14 @@ from typing import Any, TypeVar
 
 from ssl_vit.config.evaluation_schema import PROTOCOLS, TIMM, EvaluationConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import FinetuneRun
+from ssl_vit.config.foreign import require_typed
 from ssl_vit.config.help import resolved_table
-from ssl_vit.config.recipes import FINETUNE, family, read_yaml, recipes
+from ssl_vit.config.plain_yaml import read_yaml
+from ssl_vit.config.reading import require_regular
+from ssl_vit.config.recipes import FINETUNE, OF_ONE_RUN, family, recipes
 from ssl_vit.config.resolve import ConfigError, Resolved, resolve
-from ssl_vit.config.schema import TrainingRun
-from ssl_vit.run.files import CONFIG, metadata_of, newest_run, run_prefix
+from ssl_vit.config.schema import DataConfig, TrainingRun
+from ssl_vit.run.files import CONFIG, metadata_of, newest_run, require_own_files, run_prefix
 from ssl_vit.run.launch import require_started
 
 Run = TypeVar("Run", bound=TrainingRun)
@@ -19,10 +22,20 @@ DRY_RUN = "--dry-run"
 
 
 def resolve_command(config_class: type, args: Sequence[str]) -> Resolved[Any]:
-    """The settings of any command."""
+    """The settings of any command; ConfigError also where a file asks for more than to be read."""
     if issubclass(config_class, TrainingRun):
-        return resolve_run(config_class, args)
-    return (resolve_evaluation if issubclass(config_class, EvaluationConfig) else resolve)(config_class, args)
+        resolved = resolve_run(config_class, args)
+    else:
+        resolved = (resolve_evaluation if issubclass(config_class, EvaluationConfig) else resolve)(config_class, args)
+    require_typed(resolved, needs_download)
+    return resolved
+
+
+def needs_download(data: DataConfig) -> bool:
+    """Whether data of torchvision or Hugging Face is not on this machine."""
+    from ssl_vit.data.sources import source_class
+
+    return source_class(data.source).needs_download(data)
 
 
 def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
@@ -34,9 +47,11 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
     read: Any = _resolve_finetuning if issubclass(config_class, FinetuneRun) else resolve
     resolved = read(config_class, args)
     if run := resumed_run(resolved):
+        require_own_files(run)
         if not any(arg.startswith("recipe=") for arg in args):
+            made_by = recipe_of(run, resolved.config.resume)
             resolved = read(config_class, [*args, f"recipe={run / CONFIG}"])
-            resolved.config.recipe = read_yaml(run / CONFIG)["recipe"]  # what it was made by, and stays
+            resolved.config.recipe = made_by
         resolved.config.run_dir = str(run)
     require_started(resolved.config.trainer)
     return resolved
@@ -51,13 +66,24 @@ def resumed_run(resolved: Resolved[Run]) -> Path | None:
         path = Path(config.resume)
         if not path.exists():
             raise FileNotFoundError(f"resume={config.resume}: there is no such run or checkpoint")
-        return path if path.is_dir() else path.parents[1]
+        return path if path.is_dir() else require_regular(path, "resume").parent.parent
     if config.run_dir:
         return Path(config.run_dir) if (Path(config.run_dir) / CONFIG).exists() else None
     try:
         return newest_run(run_prefix(family(config.own_section, resolved.name), config.recipe), CONFIG)
     except FileNotFoundError:
         return None
+
+
+def recipe_of(run: Path, resume: str) -> str:
+    """The recipe that a run was made by, and stays. ConfigError: its config.yaml is not there, or no whole one."""
+    advice = "give recipe= and the settings that the run was begun with, and it is written again"
+    if not (run / CONFIG).exists():
+        raise ConfigError(f"resume={resume}: there is no {run / CONFIG}: name a run, or {advice}")
+    tree = read_yaml(run / CONFIG)
+    if not (tree.keys() >= set(OF_ONE_RUN) and isinstance(tree["recipe"], str)):
+        raise ConfigError(f"resume={resume}: {run / CONFIG} is empty or damaged: {advice}")
+    return tree["recipe"]
 
 
 def print_plan(resolved: Resolved[Run]) -> None:
@@ -95,7 +121,7 @@ def _resolve_finetuning(config_class: type[FinetuneRun], args: list[str]) -> Res
         del data["source"]  # which has no path: then it is a folder's
     if "data.path" in given or ("data.source" in given and resolved.config.data.source != data.get("source")):
         data |= {"path": "", "test_path": ""}
-    resolved = resolve(config_class, args, {"data": data})
+    resolved = resolve(config_class, args, {"data": data}, file=f"encoder={encoder}")
     resolved.config.encoder = encoder
     if not named:
         resolved.origin["recipe"] = "encoder"
@@ -127,7 +153,7 @@ def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> R
     if config.few and readout.get("layer") == "best":
         readout["layer"] = "last"  # few images leave none to choose it on
     lower |= readout if config.as_trained else {}
-    resolved = resolve(config_class, args, lower, "run")
+    resolved = resolve(config_class, args, lower, "run", f"encoder={encoder}")
     if "data" not in lower and not any(arg.startswith("data.") for arg in args):
         raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
     resolved.config.encoder = encoder

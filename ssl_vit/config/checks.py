@@ -36,6 +36,11 @@ def require(legal: bool, key: str, value: Any, rule: str) -> None:
         raise ValueError(f"{key}={shown(value)} must be {rule}")
 
 
+def printable(text: object) -> str:
+    """Text in one line of printable characters: a line break, or a byte that is no UTF-8, as its escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def one_of(key: str, value: Any, choices: Iterable[str]) -> None:
     """Raise ValueError unless value is one of choices; names the nearest."""
     require(value in choices, key, value, f"one of {', '.join(choices)}{nearest(str(value), choices)}")
@@ -61,12 +66,6 @@ class Bound(NamedTuple):
 
     def __repr__(self) -> str:
         return self.rule
-
-
-def printable(text: str) -> str:
-    """Text with what a terminal would obey or cannot print as escapes: names of files are a stranger's."""
-    visible = (char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    return text if text.isprintable() else "".join(visible)
 
 
 def at_least(low: int) -> Bound:

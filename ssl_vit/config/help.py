@@ -14,8 +14,9 @@ from typing import Any
 from ssl_vit.config.checks import kind, shown
 from ssl_vit.config.pretrain_schema import METHODS
 from ssl_vit.config.recipes import recipe_folder, recipes, trained
-from ssl_vit.config.resolve import Resolved, Setting, settings_of
+from ssl_vit.config.resolve import Resolved
 from ssl_vit.config.schema import RunConfig, TrainingRun
+from ssl_vit.config.values import Setting, settings_of
 
 COMMON = (
     *("data.source", "data.path", "data.batch_size", "data.workers"),

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf._utils import get_yaml_loader
-
 from ssl_vit.config.checks import ConfigError, nearest, shown
+from ssl_vit.config.plain_yaml import read_yaml
 from ssl_vit.config.pretrain_schema import METHODS
+from ssl_vit.config.reading import require_regular
 from ssl_vit.config.schema import RunConfig, TrainingRun
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
 
@@ -19,12 +18,6 @@ TOKENIZER, FINETUNE = "tokenizer", "finetune"
 CUSTOM = "custom"
 """Folder of recipes for methods that live elsewhere and extend none of ours."""
 OF_ONE_RUN = ("recipe", "run_dir", "resume")  # only a run's config.yaml has them; as a recipe it keeps them back
-
-
-class _TextLoader(get_yaml_loader()):
-    """OmegaConf's loader, which refuses a key given twice; scalars stay text, where it would read `path: 007` as 7."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own)
 
 
 def family(section: str, name: str) -> str:
@@ -98,17 +91,28 @@ def load_class(home: str) -> Any:
 
 def recipes(folder: str) -> dict[str, Path]:
     """Recipes in a folder of those that the project brings along: name -> file."""
+    return {path.stem: path for path in sorted((_configs() / folder).glob("*.yaml"))}
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a recipe is one that the project brings along."""
+    return path.resolve().is_relative_to(_configs())
+
+
+def _configs() -> Path:
     package = Path(__file__).resolve().parents[1]
-    root = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-    return {path.stem: path for path in sorted((root / folder).glob("*.yaml"))}
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
 def recipe_path(folder: str, recipe: str) -> Path:
     """File of a recipe, by name or as a path that ends in .yaml or .yml. Raises ConfigError."""
     if recipe.endswith((".yaml", ".yml")):
-        if not Path(recipe).expanduser().is_file():
-            raise ConfigError(f"recipe={recipe} is not a file")
-        return Path(recipe).expanduser()
+        try:
+            if not Path(recipe).expanduser().exists():
+                raise ConfigError(f"recipe={recipe} is not a file")
+            return require_regular(Path(recipe).expanduser(), "recipe")
+        except (OSError, ValueError, RuntimeError) as error:  # the last of a home that nobody has
+            raise ConfigError(str(error)) from None
     legal = recipes(folder)
     if recipe not in legal:
         owner = f"method={folder}" if folder in METHODS else "there"
@@ -120,7 +124,7 @@ def recipe_path(folder: str, recipe: str) -> Path:
 def pop_name(tree: dict[str, Any], section: str) -> str:
     """Take `<section>.name`, which says what is trained and is no setting, out of a recipe; empty where it has none."""
     own = tree.get(section)
-    if not isinstance(own, dict) or "name" not in own:
+    if not isinstance(own, dict) or not isinstance(own.get("name"), str):
         return ""
     if len(own) == 1:
         del tree[section]
@@ -140,18 +144,4 @@ def recipe_tree(path: Path, section: str, name: str) -> dict[str, Any]:
         if key in tree and not of_a_run:
             raise ConfigError(f"{path}: {key}={shown(tree[key])} belongs on the command line, not in a recipe")
         tree.pop(key, None)
-    return tree
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, its scalars as text; raises ConfigError with the line of what cannot be read."""
-    try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _TextLoader) or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", str(error).splitlines()[0])
-        raise ConfigError(f"{path}{f', line {mark.line + 1}' if mark else ''}: {problem}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: settings are written key: value, this is a {type(tree).__name__}")
     return tree

@@ -21,7 +21,9 @@ def sincos_2d(h: int, w: int, width: int) -> Float[Tensor, "1 N D"]:
     if width % 4:
         raise ValueError(f"a sine-cosine table needs a width that is a multiple of 4, not {width}")
     quarter = width // 4
-    with torch.device("cpu"):  # on the meta device this arithmetic would import torch._dynamo, four seconds
+    if torch.get_default_device().type == "meta":
+        return torch.empty(1, h * w, width)
+    with torch.device("cpu"):
         frequency = 10_000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
         row, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     angles = [axis.flatten()[:, None] * frequency for axis in (column, row)]  # each [N, D / 4]
@@ -52,6 +54,8 @@ def relation_index(h: int, w: int) -> Int64[Tensor, "S S"]:
     Pairs of patches by their offset, then class token to patch, patch to class token, class token to itself (BEiT,
     arXiv:2106.08254; the authors' order).
     """
+    if torch.get_default_device().type == "meta":  # where this arithmetic would import torch._dynamo, four seconds
+        return torch.empty(1 + h * w, 1 + h * w, dtype=torch.int64)
     row, column = (axis.flatten() for axis in torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
     down, right = row[:, None] - row + h - 1, column[:, None] - column + w - 1
     R = relations((h, w))
@@ -77,10 +81,8 @@ class RelativePositionBias(nn.Module):
         self.grid = grid
         if heads:
             self.relative_position_bias_table = nn.Parameter(torch.zeros(relations(grid), heads))
-        with torch.device("cpu"):  # on the meta device this arithmetic would import torch._dynamo, four seconds
-            index = relation_index(*grid)
         self.relative_position_index: Tensor
-        self.register_buffer("relative_position_index", index.to(torch.get_default_device()), persistent=False)
+        self.register_buffer("relative_position_index", relation_index(*grid), persistent=False)
 
     def forward(
         self, grid: Grid, table: Float[Tensor, "_ heads"] | None = None, way: str = "timm"

@@ -2,33 +2,41 @@
 BEiT's authors, and from Vision Transformers in timm's names.
 
 Every load is strict. A file of torch.save is read with `weights_only=True`, which makes tensors and plain containers
-and runs no code; the architecture, which others' files lack, is read off the weights' shapes.
+and runs no code; the architecture, which others' files lack, is read off the weights' shapes. What a file describes is
+compared with the weights in it before it is built, so that absurd sizes take no memory.
 """
 
 import argparse
 import json
 import math
 import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from zipfile import ZipFile, is_zipfile
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_vit.config.checks import one_of
+from ssl_vit.config.reading import json_object, require_regular
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, DataConfig, EncoderConfig
+from ssl_vit.config.values import described
 from ssl_vit.models.pos_embed import resample, resample_relations
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.run.files import ENCODER, METADATA, newest_checkpoint, write_atomic, write_json
+from ssl_vit.run.files import ENCODER, METADATA, newest_checkpoint, require_stored, write_atomic, write_json
 
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 State = dict[str, Any]  # tensors by name; what a stranger wrapped around them is not known before it is read
 TRAINED = "encoder."  # prefix of the encoder that the gradients move, in a method's state dict
 RELATIONS = "rel_pos_bias.relative_position_bias_table"  # timm's name of the table that all blocks share
 BRANCH = "cls_pt_layers"  # BEiT v2's class-token branch
 AROUND = ("decoder", "mask_token", "head", "lm_head", "cls_pt_")  # how names of methods' parts begin
+MOST_RELATIONS = 4096  # patches of a grid with relative positions, whose table has a row of numbers for each
 
 
 def write_weights(path: Path, state: State, metadata: dict[str, Any]) -> Path:
@@ -41,23 +49,35 @@ def write_weights(path: Path, state: State, metadata: dict[str, Any]) -> Path:
 def read_weights(path: Path) -> tuple[State, dict[str, Any]]:
     """Tensors, on the CPU, and metadata of a safetensors file; what a file of torch.save holds, and {}.
 
-    ValueError: it is damaged, holds more than tensors and plain containers (a module, for one), or no dict.
+    ValueError: it is no regular file, is damaged, holds more than tensors and plain containers (a module, for one), or
+    no dict.
     """
+    require_regular(path)
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
-                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return state, json.loads((file.metadata() or {}).get("ssl_vit", "{}"))
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the authors keep their arguments beside weights
-            content = torch.load(path, map_location="cpu", weights_only=True)
+                content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                text = (file.metadata() or {}).get("ssl_vit", "{}")
+        else:
+            content, text = _unpickled(path), "{}"
     except Exception as error:
         reason = str(error) or type(error).__name__
-        pickled = re.search(r"Unsupported global: GLOBAL (\S+)", reason)
-        reason = f"it holds a pickled {pickled[1]}; save its state_dict()" if pickled else reason.splitlines()[0]
+        pickled = re.search(r"GLOBAL (\S+)", reason)
+        if pickled or "weights_only" in reason:  # of which PyTorch says how to run it nevertheless
+            reason = f"it holds a pickled {pickled[1] if pickled else 'something'}; save its state_dict()"
+        reason = reason.splitlines()[0]
         raise ValueError(f"{path} cannot be read as weights alone ({reason}); nothing else is unpickled") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__} instead of weights by name")
-    return content, {}
+    return content, json_object(text, f"the metadata of {path}")
+
+
+def _unpickled(path: Path) -> Any:
+    if is_zipfile(path):
+        with ZipFile(path) as archive:
+            require_stored(archive, path.stat().st_size)
+    with torch.serialization.safe_globals([argparse.Namespace]):  # the authors keep their arguments beside weights
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def save_encoder(encoder: VisionTransformer, folder: str | Path, **metadata: Any) -> Path:
@@ -90,19 +110,68 @@ def load_encoder(source: str | Path, which: str = "") -> VisionTransformer:
         raise FileNotFoundError(f"encoder={source}: there is no such file or run")
     if path.is_dir():
         path = path / ENCODER if (path / ENCODER).exists() and not which else newest_checkpoint(path)
-    content, metadata = read_weights(path)
-    if path.suffix == ".safetensors":
-        if which:
-            raise ValueError(f"{path} holds one encoder; for which={which} give the run, or a checkpoint of it")
-        state, own = content, metadata.get("encoder")
-        config = EncoderConfig(**own) if own else architecture_of(state, path)  # timm's and others': the same names
-    else:
-        ours = "exported" in content
-        config, state, metadata = (_read_checkpoint if ours else _read_official)(content, which, path)
-    encoder = VisionTransformer(config)
-    load_strictly(encoder, state, path)
-    encoder.metadata = metadata
+    with reading(path):
+        content, metadata = read_weights(path)
+        if path.suffix == ".safetensors":
+            if which:
+                raise ValueError(f"{path} holds one encoder; for which={which} give the run, or a checkpoint of it")
+            state, own = content, metadata.get("encoder")
+            config = described(EncoderConfig(), own, path) if own else architecture_of(state, path)  # of timm's names
+        else:
+            ours = "exported" in content
+            config, state, metadata = (_read_checkpoint if ours else _read_official)(content, which, path)
+        encoder = built(VisionTransformer, config, state, path)
+        encoder.metadata = known_metadata(metadata, config, path)
     return encoder.eval()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever goes wrong in what others wrote into `path` into a ValueError in one line that names it."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        line = next(iter(str(error).splitlines()), "")
+        line = line if isinstance(error, ValueError) else f"{type(error).__name__}: {line}"
+        raise ValueError(line if str(path) in line else f"{path} cannot be read: {line}") from error
+
+
+def built(make: Callable[[Any], NetworkT], config: Any, state: State, where: Path | str) -> NetworkT:
+    """The network of a config that a file describes, with that file's weights; ValueError where they do not fit.
+
+    The sizes are compared first, on the meta device, which allocates nothing.
+    """
+    elements = sum(tensor.numel() for tensor in state.values() if isinstance(tensor, Tensor))
+    most = {"depth": len(state), "residuals": len(state), "patch_size": elements}  # what would take long to build
+    for name in most:
+        if (getattr(config, name, None) or 0) > most[name]:
+            raise ValueError(f"{where}: {config.key(name)}={getattr(config, name)} is more than its weights are for")
+    if getattr(config, "relative", False) and math.prod(config.grid) > MOST_RELATIONS:
+        rule = f"at most {MOST_RELATIONS} patches with {config.key('pos_embed')}={config.pos_embed}"
+        raise ValueError(f"{where}: {config.key('image_size')}={config.image_size} must have {rule}")
+    with torch.device("meta"):
+        require_fit(make(config).state_dict(), state, where)
+    network = make(config)
+    load_strictly(network, state, where)
+    return network
+
+
+def known_metadata(metadata: Any, config: Any, where: Path | str) -> dict[str, Any]:
+    """Metadata of images with a config's channels; ValueError where mean, std or step are not what they are to be."""
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{where}: its metadata is a {type(metadata).__name__}")
+    if not isinstance(metadata.get("data", {}), dict):
+        raise ValueError(f"{where}: data must be an object of settings")
+    for name in ("mean", "std"):
+        values = metadata.get(name) or [1.0]
+        numbers = isinstance(values, Sequence) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) not in (1, config.channels) or not all(-1e6 < value < 1e6 for value in values):
+            raise ValueError(f"{where}: {name}={str(values)[:100]} must be {config.channels} numbers, one a channel")
+    if not all(value > 0 for value in metadata.get("std") or ()) or type(metadata.get("step", 0)) is not int:
+        raise ValueError(f"{where}: std must be above 0, and step an integer")
+    return metadata
 
 
 def as_encoder(given: Any) -> VisionTransformer:
@@ -117,10 +186,13 @@ def as_encoder(given: Any) -> VisionTransformer:
 def _read_checkpoint(content: dict[str, Any], which: str, path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]:
     """Architecture, weights and metadata of the encoder in a Lightning checkpoint of one of our methods."""
     prefix = TRAINED if which == "student" else content["exported"]
+    if not isinstance(content.get("state_dict"), dict) or not isinstance(content.get("hyper_parameters"), dict):
+        raise ValueError(f"{path} is no checkpoint of a method: it has no state_dict and hyper_parameters")
     if which and content["exported"] == TRAINED:
         raise ValueError(f"which={which}: {path} is of a method without a teacher")
     state = {name[len(prefix) :]: tensor for name, tensor in content["state_dict"].items() if name.startswith(prefix)}
-    return EncoderConfig(**content["hyper_parameters"]["encoder"]), state, content.get("metadata", {})
+    own = described(EncoderConfig(), content["hyper_parameters"].get("encoder"), path)
+    return own, state, content.get("metadata", {})
 
 
 def _read_official(content: dict[str, Any], which: str, path: Path) -> tuple[EncoderConfig, State, dict[str, Any]]:
@@ -133,6 +205,8 @@ def _read_official(content: dict[str, Any], which: str, path: Path) -> tuple[Enc
         raise ValueError(f"which={which}: {path} has no {which}; it holds {', '.join(list(content)[:5])}")
     for key in (which or "teacher", "model", "state_dict"):
         content = content.get(key, content)
+        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+            raise ValueError(f"{path} holds no weights by name")
     plain = {name.removeprefix("module.").removeprefix("backbone."): tensor for name, tensor in content.items()}
     theirs = {name: tensor for name, tensor in plain.items() if not name.startswith(AROUND)}
     state: State = {}
@@ -210,22 +284,33 @@ def architecture_of(state: State, path: Path) -> EncoderConfig:
     return EncoderConfig(**image, **shape, num_registers=registers, init_values=gain, pos_embed=positions)
 
 
-def load_strictly(network: nn.Module, state: State, where: Path | str) -> None:
-    """Load every weight of a network; ValueError as require_fit."""
+def load_strictly(network: nn.Module, state: State, where: Path | str, assign: bool = False) -> None:
+    """Load every weight of a network, or make it its own; ValueError as require_fit, and where one is not finite."""
     require_fit(network.state_dict(), state, where)
-    network.load_state_dict(state)
+    for name, tensor in state.items():
+        if not tensor.float().isfinite().all():
+            line = f"{where}: {name} has weights that are not finite: it is damaged, or of a training that diverged"
+            raise ValueError(f"{line}; take an earlier checkpoint")
+    network.load_state_dict(state, assign=assign)
 
 
 def require_fit(own: State, state: State, where: Path | str) -> None:
-    """ValueError in one line names what state, read from `where`, lacks, has too many, or has in another shape."""
+    """ValueError in one line names what state, read from `where`, lacks, has too many, or of another kind or shape."""
     missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if names := missing or unknown:
         problem, more = "lacks" if missing else "has the unknown", f" and {len(names) - 3} more" * (len(names) > 3)
         raise ValueError(f"{where} {problem} {', '.join(names[:3])}{more}: it was made by another architecture")
     for name, tensor in own.items():
+        given = state[name]
+        if not isinstance(given, Tensor) or given.layout != torch.strided or given.is_quantized:
+            raise ValueError(f"{where}: {name} is no plain tensor, but a {type(given).__name__}")
+        if tensor.is_floating_point() != given.is_floating_point() or given.is_complex():
+            raise ValueError(f"{where}: {name} is of {given.dtype}, but {tensor.dtype} is needed")
         if tensor.shape != state[name].shape:
             line = f"{where}: {name} is {list(state[name].shape)}, but {list(tensor.shape)} is needed"
             raise ValueError(f"{line}; give the encoder.* and method.* settings that it was trained with")
+        if given.numel() * given.element_size() > given.untyped_storage().nbytes():
+            raise ValueError(f"{where}: {name} repeats fewer numbers than it has")
 
 
 def transfer(start: VisionTransformer, encoder: VisionTransformer, where: str) -> None:

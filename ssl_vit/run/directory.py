@@ -52,7 +52,7 @@ def default_run_dir(name: str, config: TrainingRun) -> Path:
 def checkpoint_to_resume(resume: str, run_dir: Path) -> Path | None:
     """The checkpoint that resume= means, None for auto without any. FileNotFoundError; ValueError: none is whole."""
     if resume and Path(resume).is_file():
-        if problem := files.damage(Path(resume)):
+        if problem := files.damage(Path(resume)) or files.strangeness(Path(resume)):
             raise ValueError(f"resume={resume} is damaged ({problem}): give another, or resume={run_dir}")
         return Path(resume)
     if not resume or (resume == "auto" and not files.checkpoints_of(run_dir)):

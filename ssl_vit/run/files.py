@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+from ssl_vit.config.reading import read_json, require_regular
 from ssl_vit.run.launch import typed
 
 log = logging.getLogger("ssl_vit")
@@ -81,13 +82,24 @@ def new_run_dir(method: str, recipe: str) -> Path:
 
 def newest_run(prefix: str = "", holding: str = ENCODER) -> Path:
     """The run whose `holding` (a file, a folder with files) is newest, encoders of pretrainings; FileNotFoundError."""
-    found = [path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or any(path.iterdir())]
+    found = [
+        path for path in RUNS.glob(f"{prefix}*/{holding}") if path.is_file() or (path.is_dir() and any(path.iterdir()))
+    ]
     if holding == ENCODER:  # a fine-tuned one lies beside its model, and has to be named
         found = [path for path in found if not (path.parent / MODEL).exists()]
     if not found:
         command = typed("finetune") if holding == MODEL else f"{typed('pretrain')} method=mae"
         raise FileNotFoundError(f"no {RUNS}/{prefix}* has {holding}: make one with `{command}`, or name it")
     return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def require_own_files(run: Path) -> None:
+    """ValueError where a directory to go on in has a FIFO, a device, or a link to a file, which would be written to."""
+    for path in run.iterdir():
+        if path.is_symlink() and not path.is_dir():
+            raise ValueError(f"{path} is a link: a run writes to its own files alone, put the file there")
+        if not path.is_dir():
+            require_regular(path)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -107,7 +119,7 @@ def newest_checkpoint(run: Path) -> Path:
     if not found:
         raise FileNotFoundError(f"resume={run}: there is no checkpoint in {run / CHECKPOINTS}")
     for path in found:
-        if not (problem := damage(path)):
+        if not (problem := damage(path) or strangeness(path)):
             return path
         log.warning(f"{path} is damaged ({problem}): the one before is used")
     raise ValueError(f"resume={run}: of {len(found)} checkpoints none is whole; begin anew in another run_dir=")
@@ -116,18 +128,44 @@ def newest_checkpoint(run: Path) -> Path:
 def damage(checkpoint: Path) -> str:
     """What is wrong with a checkpoint, a zip file, on the disk; "" where every entry of it has its checksum."""
     try:
-        with checkpoint.open("rb") as file:
+        with require_regular(checkpoint).open("rb") as file:
             if hasattr(os, "posix_fadvise"):  # so that the disk is read, and not the page cache
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             with ZipFile(file) as archive:
+                require_stored(archive, os.fstat(file.fileno()).st_size)
                 damaged = archive.testzip()
     except Exception as error:  # whatever bytes at random make of a zip file
         return f"it is truncated or damaged: {error}"
     return f"its entry {damaged} does not have its checksum" if damaged else ""
 
 
+def require_stored(archive: ZipFile, size: int) -> None:
+    """ValueError where a zip file of so many bytes unpacks to more, which PyTorch's, uncompressed, do not."""
+    if sum(entry.file_size for entry in archive.infolist()) > size:
+        raise ValueError("it is compressed, as no file of PyTorch is")
+
+
+def strangeness(checkpoint: Path) -> str:
+    """Why an undamaged zip file is no checkpoint of Lightning's; "" for one that is. Only weights are unpickled."""
+    import torch
+
+    try:
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # whatever is pickled in it
+        return "it holds something else than weights"
+    legal = isinstance(content, dict) and type(content.get("global_step")) is int
+    return "" if legal and isinstance(content.get("state_dict"), dict) else "it is no checkpoint of a training"
+
+
 def metadata_of(encoder: Path) -> dict[str, Any]:
-    """The encoder.json (method, data, normalization, step) of a run or beside its encoder.safetensors; {} of others."""
-    metadata = encoder / METADATA if encoder.is_dir() else encoder.with_name(METADATA)
+    """The encoder.json (method, data, normalization, step) of a run or beside its encoder.safetensors; {} of others.
+
+    ValueError, OSError: it cannot be read, or is no such thing.
+    """
+    path = encoder / METADATA if encoder.is_dir() else encoder.with_name(METADATA)
     known = encoder.is_dir() or encoder.name == ENCODER
-    return json.loads(metadata.read_text()) if known and metadata.exists() else {}
+    metadata = read_json(path) if known and path.exists() else {}
+    for key, kind in {"data": dict, "readout": dict, "recipe": str}.items():
+        if not isinstance(metadata.get(key, kind()), kind):
+            raise ValueError(f"{path}: {key} must be {'a string' if kind is str else 'an object'}")
+    return metadata

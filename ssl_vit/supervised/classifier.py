@@ -11,8 +11,19 @@ from torch import Tensor, nn
 from ssl_vit.config.checks import one_of, require
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.schema import EncoderConfig
+from ssl_vit.config.values import described
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import load_encoder, load_strictly, read_weights, save_encoder, transfer, write_weights
+from ssl_vit.models.weights import (
+    built,
+    known_metadata,
+    load_encoder,
+    load_strictly,
+    read_weights,
+    reading,
+    save_encoder,
+    transfer,
+    write_weights,
+)
 from ssl_vit.run.files import MODEL
 from ssl_vit.run.launch import typed
 
@@ -139,10 +150,14 @@ def load_classifier(source: str | Path) -> Classifier:
             raise FileNotFoundError(f"{line}, or with resume={source} where it is a fine-tuning that was stopped")
     if path.suffix != ".safetensors":
         raise ValueError(f"model={source} must be a fine-tuned run or its {MODEL}")
-    state, metadata = read_weights(path)
-    if "classifier" not in metadata:
-        raise ValueError(f"{path} holds no classifier: make one with `{typed('finetune')} encoder={source}`")
-    model = Classifier(VisionTransformer(EncoderConfig(**metadata["encoder"])), **metadata["classifier"])
-    load_strictly(model, state, path)
-    model.metadata = metadata
+    with reading(path):
+        state, metadata = read_weights(path)
+        if "classifier" not in metadata:
+            raise ValueError(f"{path} holds no classifier: make one with `{typed('finetune')} encoder={source}`")
+        config, head = described(EncoderConfig(), metadata.get("encoder"), path), metadata["classifier"]
+        classes = head["classes"]
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"{path}: classes must be a list of names")
+        model = built(lambda cfg: Classifier(VisionTransformer(cfg), **head), config, state, path)
+        model.metadata = known_metadata(metadata, config, path)
     return model.eval()

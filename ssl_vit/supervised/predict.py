@@ -14,6 +14,7 @@ from torch import Tensor
 from ssl_vit.config.checks import require
 from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.config.values import described
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.evaluate.features import local_device
@@ -34,7 +35,8 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     out.parent.mkdir(parents=True, exist_ok=True)
     writable = not out.is_dir() and os.access(out.parent, os.W_OK)
     require(writable, "out", config.out, "a file in a folder that can be written to")
-    data = DataConfig(**model.metadata.get("data", {}))
+    kept = {key: value for key, value in model.metadata.get("data", {}).items() if key in ("white_16bit", "eval_crop")}
+    data = described(DataConfig(), kept, f"model={config.model}")  # what decides its pixels
     files.channels, files.white_16bit = model.encoder.config.channels, data.white_16bit
     transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), list[Row]()
     try:

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from ssl_vit.config.recipes import load_class
 from ssl_vit.config.schema import PatchGrid
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerConfig
+from ssl_vit.config.values import described
 from ssl_vit.data.transforms.crops import RandomCrop
 from ssl_vit.methods.base import Objective
-from ssl_vit.models.weights import load_strictly, read_weights, write_weights
+from ssl_vit.models.weights import built, read_weights, reading, write_weights
 from ssl_vit.run.files import write_json
 from ssl_vit.run.launch import typed
 from ssl_vit.tokenizers.dalle import DallE, load_dalle
@@ -109,13 +110,15 @@ def load_tokenizer(source: str | Path) -> nn.Module:
     if not path.exists():
         advice = f"make one with `{typed('train_tokenizer')}`, or leave tokenizer= empty and one is trained first"
         raise FileNotFoundError(f"tokenizer={source}: there is no {path}; {advice}")
-    state, metadata = read_weights(path)
-    if not metadata:
-        return load_dalle(state, path)
-    if metadata.get("kind") not in TOKENIZERS:
-        raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(metadata)}")
-    tokenizer = as_tokenizer(metadata)
-    load_strictly(tokenizer, state, path)
+    with reading(path):
+        state, metadata = read_weights(path)
+        if not metadata:
+            return load_dalle(state, path)
+        kind = metadata.get("kind")
+        if not isinstance(kind, str) or kind not in TOKENIZERS:
+            raise ValueError(f"tokenizer={source} holds no tokenizer, but {', '.join(metadata)[:200]}")
+        config = described(type(TOKENIZERS[kind].config().own_config)(), metadata.get("config"), path)
+        tokenizer = built(load_class(TOKENIZERS[kind].home), config, state, path)
     return tokenizer.requires_grad_(False).eval()
 
 

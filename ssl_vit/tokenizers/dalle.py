@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
-from ssl_vit.models.weights import State, require_fit
+from ssl_vit.models.weights import State, load_strictly
 
 
 class Conv(nn.Module):
@@ -93,6 +93,6 @@ def load_dalle(state: State, path: Path) -> DallE:
     names = {"group_width": "blocks.input.w", "vocab_size": "blocks.output.conv.w"}
     with torch.device("meta"):  # with the authors' sizes where these weights are absent, for require_fit to name them
         tokenizer = DallE(**{size: state[name].shape[0] for size, name in names.items() if name in state})
-    require_fit(tokenizer.state_dict(), state, path)
-    tokenizer.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+    state = {name: tensor.float() if isinstance(tensor, Tensor) else tensor for name, tensor in state.items()}
+    load_strictly(tokenizer, state, path, assign=True)
     return tokenizer.requires_grad_(False).eval()

@@ -54,6 +54,7 @@ class Checkpoints(Checkpoint):
     def __init__(self, run_dir: Path, every_steps: int | None, keep: int, step: int = 0) -> None:
         self.run_dir, self.every_steps, self.keep = run_dir, every_steps, keep
         self.metrics, self.writer, self.signals = JsonLines(run_dir / METRICS), AtomicCheckpoints(), Signals()
+        self.begun = False  # whether all that is resumed has been loaded
         self.inside = False  # whether a step is being taken
         self._step = self._saved_step = step
         self._metrics_bytes = None if step else 0  # size of metrics.jsonl when the resumed checkpoint was written
@@ -68,7 +69,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.listen(trainer.is_global_zero)
-        self._max_over_ranks, self._saved_at = MaxOverRanks(), time.monotonic()
+        self._max_over_ranks, self._saved_at, self.begun = MaxOverRanks(), time.monotonic(), True
         if trainer.is_global_zero and self._metrics_bytes is not None:
             self.metrics.cut(self._metrics_bytes)
 

@@ -140,7 +140,13 @@ class Session:
             use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
             default_root_dir=run_dir,
         )
-        trainer.fit(objective, data, ckpt_path=self.checkpoint, weights_only=True)
+        try:
+            trainer.fit(objective, data, ckpt_path=self.checkpoint, weights_only=True)
+        except (LookupError, TypeError, AttributeError, RuntimeError) as error:
+            if self.checkpoint is None or checkpoints.begun:
+                raise
+            reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            raise ValueError(f"{self.checkpoint} is no checkpoint of such a run ({reason}): resume another") from error
         if error := checkpoints.save(trainer):
             raise error
 

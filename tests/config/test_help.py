@@ -20,9 +20,10 @@ from ssl_vit.config.evaluation_schema import KNNConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import FinetuneRun, PredictConfig
 from ssl_vit.config.help import COMMON, field_doc, help_page, help_text, overview, resolved_table
 from ssl_vit.config.pretrain_schema import METHODS, MAERun
-from ssl_vit.config.resolve import ConfigError, resolve, settings_of
+from ssl_vit.config.resolve import ConfigError, resolve
 from ssl_vit.config.schema import DataConfig, RunConfig
 from ssl_vit.config.tokenizer_schema import TokenizerRun
+from ssl_vit.config.values import settings_of
 
 PAGES = (schema, pretrain_schema, tokenizer_schema, finetune_schema, evaluation_schema)
 CONFIGS = {

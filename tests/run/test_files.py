@@ -81,7 +81,7 @@ DAMAGES = {
 def saved(step: int) -> Path:
     path = Path(f"run/checkpoints/step-{step:07}.ckpt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"global_step": step, "weights": torch.arange(5000.0)}, path)
+    torch.save({"global_step": step, "state_dict": {"weights": torch.arange(5000.0)}}, path)
     return path
 
 

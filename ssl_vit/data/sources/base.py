@@ -66,6 +66,11 @@ class Source:
         return None if cls.downloads else cls.open(data, len(data.mean), split)
 
     @classmethod
+    def needs_download(cls, data: DataConfig) -> bool:
+        """Whether opening it would download, or try to: of a kind that downloads all but what it finds here."""
+        return cls.downloads
+
+    @classmethod
     def open_shards(cls, data: DataConfig, images: "Source | None") -> "Shards":
         """The training images as a stream. images: the same by number, where open has them. Raises as open."""
         raise ValueError(f"data.source={data.source} cannot be streamed")

@@ -56,6 +56,10 @@ class HFDataset(Source):
         return min(found, key=lambda source: not source.classes, default=None)
 
     @classmethod
+    def needs_download(cls, data: DataConfig) -> bool:
+        return not all(map(_is_saved, filter(None, (data.path, data.test_path))))
+
+    @classmethod
     def count(cls, data: DataConfig) -> int | None:
         """Of a saved folder; others have to be loaded first."""
         return None if data.streaming or not _is_saved(data.path) else len(_train_split(data))

@@ -1,7 +1,7 @@
 """Classification data sets of torchvision, by class name."""
 
 import inspect
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from jaxtyping import Int64
@@ -36,28 +36,47 @@ class Torchvision(Source):
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "Torchvision | None":
         """data.path=CLASS:ROOT; None where the class has no test split. ValueError also where a download failed."""
-        name, _, root = data.path.partition(":")
-        if name not in DATASETS or not root:
-            rule = f"CLASS:ROOT, such as CIFAR10:downloads, with CLASS one of {', '.join(DATASETS)}"
-            raise ValueError(f"data.path={data.path} must be {rule}{nearest(name, DATASETS)}")
-        from torchvision import datasets
-
-        dataset_class, split_name = getattr(datasets, name), DATASETS[name][split == "test"]
+        name, root, split_name = _named(data, split)
         if split_name is None:
             return None
-        legal: dict[str, Any] = {"split": split_name, "train": split == "train", "download": True}
-        options = {key: legal[key] for key in inspect.signature(dataset_class).parameters.keys() & legal}
         try:
-            return cls(data, channels, dataset_class(root, **options), split_name)
+            return cls(data, channels, _opened(name, root, split_name, download=True), split_name)
         except Exception as error:  # what a download raises differs by class: URLError, RuntimeError, ...
             line = f"data.path={data.path} could not be opened or downloaded: {one_line(error)}"
             raise ValueError(f"{line}: put its files into {root} yourself") from error
+
+    @classmethod
+    def needs_download(cls, data: DataConfig) -> bool:
+        for split in get_args(Split):
+            name, root, split_name = _named(data, split)
+            try:
+                _ = split_name and _opened(name, root, split_name, download=False)
+            except Exception:  # as above
+                return True
+        return False
 
     def open_image(self, index: int) -> Image.Image:
         return self.dataset[index][0]
 
     def name(self, index: int) -> str:
         return f"{type(self.dataset).__name__} {self.split_name} image {index}"
+
+
+def _named(data: DataConfig, split: Split) -> tuple[str, str, str | None]:
+    name, _, root = data.path.partition(":")
+    if name not in DATASETS or not root:
+        rule = f"CLASS:ROOT, such as CIFAR10:downloads, with CLASS one of {', '.join(DATASETS)}"
+        raise ValueError(f"data.path={data.path} must be {rule}{nearest(name, DATASETS)}")
+    return name, root, DATASETS[name][split == "test"]
+
+
+def _opened(name: str, root: str, split_name: str, download: bool) -> Any:
+    from torchvision import datasets
+
+    dataset_class = getattr(datasets, name)
+    legal: dict[str, Any] = {"split": split_name, "train": split_name == "train", "download": download}
+    options = inspect.signature(dataset_class).parameters.keys() & legal
+    return dataset_class(root, **{key: legal[key] for key in options})
 
 
 def _labels(dataset: Any) -> Int64[np.ndarray, " n"]:
