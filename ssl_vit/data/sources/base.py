@@ -105,6 +105,7 @@ class Sample(NamedTuple):
     encoded: bytes
     label: int
     name: str
+    problem: str = ""  # why it cannot be read
 
 
 class Shards:
