@@ -4,10 +4,11 @@ Python's tarfile takes a header whose checksum is wrong for the end of the file,
 follows. Here what cannot be read is a member of the kind damage, up to the next header whose checksum is right.
 """
 
+import io
 import re
 import tarfile
 from collections.abc import Iterator
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 BLOCK = 512
 LARGEST = 2**30  # bytes of a member that is read
@@ -32,7 +33,7 @@ class Member(NamedTuple):
 class TarReader:
     """The members of an open file, each once. tarfile.ReadError where it does not end as a tar file does."""
 
-    def __init__(self, file: BinaryIO, seekable: bool) -> None:
+    def __init__(self, file: io.BufferedIOBase, seekable: bool) -> None:
         self.file, self.at = file, 0
         self.end = file.seek(0, 2) if seekable else None
         if seekable:

@@ -5,11 +5,12 @@ import io
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_letters
-from typing import Any, BinaryIO
+from typing import Any
 
 from ssl_vit.config.schema import PIPE
 
@@ -23,6 +24,7 @@ PACKAGES = {
 """Scheme that fsspec opens -> the package that it needs."""
 MOST_NAMES, _MOST_CHARACTERS = 1_000_000, 2**30  # that braces may stand for
 _TIMEOUT = 60  # seconds without an answer, or without a byte
+_BUSY, _WAITS = (429, 500, 502, 503, 504), (1, 4)  # answers after which one asks again, so many seconds later
 _DEEPEST = 20  # braces within one another
 _RANGE = re.compile(r"(?:(-?\d{1,18})\.\.(-?\d{1,18})|([a-zA-Z])\.\.([a-zA-Z]))(?:\.\.-?(\d{1,18}))?")
 _Names = tuple[int, Callable[[], Iterator[str]]]  # how many, and all of them
@@ -95,7 +97,7 @@ def require_readable(key: str, url: str) -> None:
         raise ImportError(f"{key}={url} needs {PACKAGES[scheme]}: pip install {PACKAGES[scheme]}")
 
 
-def open_url(url: str) -> BinaryIO:
+def open_url(url: str) -> io.BufferedReader:
     """A file, to be read from its front. Raises as require_readable does, and what a client raises."""
     require_readable("url", url)
     scheme = _scheme(url)
@@ -106,11 +108,12 @@ def open_url(url: str) -> BinaryIO:
     if scheme in PACKAGES:
         import fsspec
 
-        return fsspec.filesystem(scheme).open(url, "rb")  # not fsspec.open, which would follow "::" to other schemes
+        # Not fsspec.open, which would follow "::" to other schemes.
+        return io.BufferedReader(fsspec.filesystem(scheme).open(url, "rb"), 2**17)  # pyright: ignore
     return open_file(url.partition("://")[2] if scheme else url)
 
 
-def open_file(path: str | Path) -> BinaryIO:
+def open_file(path: str | Path) -> io.BufferedReader:
     """A file of this machine. OSError: there is none, or it is a device, a pipe or a folder, which is not opened."""
     if not os.path.isfile(path) and os.path.exists(path):
         raise OSError("it is no regular file")
@@ -138,9 +141,10 @@ class _Checked(io.RawIOBase):
         super().close()
 
 
-def _download(url: str) -> BinaryIO:
+def _download(url: str) -> io.BufferedReader:
     """By a client that knows http and https alone, wherever it is redirected to."""
     from urllib import request
+    from urllib.error import HTTPError
 
     client = request.OpenerDirector()
     for handler in (
@@ -148,7 +152,14 @@ def _download(url: str) -> BinaryIO:
         *(request.HTTPDefaultErrorHandler, request.HTTPRedirectHandler, request.HTTPErrorProcessor),
     ):
         client.add_handler(handler())
-    answer = client.open(url, timeout=_TIMEOUT)
+    for wait in (*_WAITS, 0):
+        try:
+            answer = client.open(url, timeout=_TIMEOUT)
+            break
+        except HTTPError as error:
+            if not wait or error.code not in _BUSY:
+                raise
+            time.sleep(wait)
 
     def problem() -> str:
         return f"the download broke off {answer.length} bytes before its end" if answer.length else ""
@@ -156,7 +167,7 @@ def _download(url: str) -> BinaryIO:
     return io.BufferedReader(_Checked(answer, problem, answer.close), 2**17)
 
 
-def _command(line: str) -> BinaryIO:
+def _command(line: str) -> io.BufferedReader:
     process = subprocess.Popen(line, shell=True, stdout=subprocess.PIPE)
 
     def problem() -> str:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tarfile import ReadError
-from typing import Any, BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -141,7 +141,7 @@ class TarImages(FileSource):
         with open_file(self.files[self._shard(index)]) as file:
             return open_encoded(self.encoded(file, index))
 
-    def encoded(self, file: BinaryIO, index: int) -> bytes:
+    def encoded(self, file: io.BufferedIOBase, index: int) -> bytes:
         """The bytes of an image of an open shard. ReadError where they are not there."""
         offset, size, _ = self.members[index].tolist()
         if offset < 0 or not 0 <= size <= LARGEST:
@@ -276,10 +276,9 @@ def _labels(tables: list[Table]) -> tuple[Int64[np.ndarray, " n"], list[str]]:
     return np.concatenate([np.array(to)[np.searchsorted(known, labels)] for to, known, labels in found]), list(numbers)
 
 
-def _uncompressed(file: BinaryIO) -> BinaryIO:
-    buffered: Any = file if hasattr(file, "peek") else io.BufferedReader(file)  # pyright: ignore
-    found = next((opener for magic, opener in _UNCOMPRESSED.items() if buffered.peek(2).startswith(magic)), None)
-    return found(buffered) if found else buffered
+def _uncompressed(file: io.BufferedReader) -> io.BufferedIOBase:
+    found = next((opener for magic, opener in _UNCOMPRESSED.items() if file.peek(2).startswith(magic)), None)
+    return found(file) if found else file
 
 
 def _place(shard: str, position: int, offset: int, size: int) -> str:
