@@ -59,7 +59,7 @@ def make_shards(config: ShardsConfig) -> dict[str, Any]:
         if split == "train" and not shards:
             (out / INDEX).unlink()
             raise ValueError(
-                f"data.path={config.data.path}: none of its {len(source)} images could be read, none packed"
+                f"data.path={config.data.path}: none of {len(source)} images can be read, nothing is packed"
             )
     table = BytesIO()
     np.save(table, np.concatenate(members))

@@ -69,8 +69,8 @@ def samples(reader: TarReader, skipped: Counter[str], located: bool) -> Iterator
         if member.kind == "folder":
             continue
         folder, slash, base = member.name.rpartition("/")
-        stem, ending = base.rpartition(".")[::2]
-        key, stem, ending = folder + slash + base.partition(".")[0], folder + slash + stem, ending.lower()
+        stem, dot, ending = base.rpartition(".")
+        key, stem, ending = folder + slash + base.partition(".")[0], folder + slash + stem, ending.lower() * bool(dot)
         if member.kind != "file" or _hidden(member.name) or ending not in (*IMAGES, *_LABELS):
             if member.kind != "damage":
                 skipped[_named(member, ending)] += 1

@@ -27,6 +27,7 @@ _TIMEOUT = 60  # seconds without an answer, or without a byte
 _BUSY, _WAITS = (429, 500, 502, 503, 504), (1, 4)  # answers after which one asks again, so many seconds later
 _DEEPEST = 20  # braces within one another
 _RANGE = re.compile(r"(?:(-?\d{1,18})\.\.(-?\d{1,18})|([a-zA-Z])\.\.([a-zA-Z]))(?:\.\.-?(\d{1,18}))?")
+_ALPHABET = ascii_letters.swapcase()
 _Names = tuple[int, Callable[[], Iterator[str]]]  # how many, and all of them
 
 
@@ -65,7 +66,7 @@ def _expansion(pattern: str) -> _Names:
     options = [_expansion(pattern[first + 1 : end]) for first, end in pairwise(ends)]
     opening = closing = ""
     if found := _RANGE.fullmatch(inner):
-        options = [_range(*found.groups())]
+        options = [_range(found)]
     elif not commas:  # braces that stand for themselves
         opening, closing = "{", "}"
     others, tails = _expansion(pattern[mark.end() :])
@@ -74,12 +75,13 @@ def _expansion(pattern: str) -> _Names:
     )
 
 
-def _range(first: str, last: str, first_letter: str, last_letter: str, step: str | None) -> _Names:
+def _range(ends: re.Match[str]) -> _Names:
+    first, last, first_letter, last_letter, step = ends.groups()
     by = int(step or 1) or 1
-    start, end = (int(first), int(last)) if first else map(ascii_letters.swapcase().index, (first_letter, last_letter))
+    start, end = (int(first), int(last)) if first else map(_ALPHABET.index, (first_letter, last_letter))
     numbers = range(start, end + 1, by) if start < end else range(start, end - 1, -by)
     if not first:
-        return len(numbers), lambda: (ascii_letters.swapcase()[number] for number in numbers)
+        return len(numbers), lambda: (_ALPHABET[number] for number in numbers)
     padded = any(re.match(r"-?0\d", number) for number in (first, last))
     width = max(len(first), len(last)) if padded else 0
     return len(numbers), lambda: (f"{number:0{width}}" for number in numbers)
@@ -168,7 +170,7 @@ def _download(url: str) -> io.BufferedReader:
 
 
 def _command(line: str) -> io.BufferedReader:
-    process = subprocess.Popen(line, shell=True, stdout=subprocess.PIPE)
+    process = subprocess.Popen(line, shell=True, stdout=subprocess.PIPE, bufsize=0)
 
     def problem() -> str:
         return f"its command ended with status {status}" if (status := process.wait()) else ""

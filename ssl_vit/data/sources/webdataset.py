@@ -12,6 +12,7 @@ import logging
 import lzma
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from tarfile import ReadError
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 INDEX, MEMBERS, UNFINISHED = "index.json", "members.npy", "unfinished"
 DAMAGED = "a part of the shard is damaged: copy it again"
 _LARGEST_INDEX = 2**28  # bytes
-_UNCOMPRESSED = {b"\x1f\x8b": gzip.GzipFile, b"BZ": bz2.BZ2File, b"\xfd7": lzma.LZMAFile}
+_UNCOMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 
 
 class Table(NamedTuple):
@@ -146,11 +147,11 @@ class TarImages(FileSource):
         offset, size, _ = self.members[index].tolist()
         if offset < 0 or not 0 <= size <= LARGEST:
             raise ReadError(DAMAGED)
-        file.seek(offset)
-        encoded = file.read(size)
-        if len(encoded) < size:
-            raise ReadError("its shard ends before it")
-        return encoded
+        with suppress(OSError):  # of a place beyond all files
+            file.seek(offset)
+            if len(encoded := file.read(size)) == size:
+                return encoded
+        raise ReadError("its shard ends before it")
 
     def name(self, index: int) -> str:
         shard = self._shard(index)
@@ -235,8 +236,9 @@ def _index(folder: Path) -> dict[str, tuple[int, Table]] | None:
     if not (folder / INDEX).exists():
         return None
     try:
-        with open_file(folder / INDEX) as file, open_file(folder / MEMBERS):
+        with open_file(folder / INDEX) as file:
             shards, classes = _parsed(file.read(_LARGEST_INDEX))
+        open_file(folder / MEMBERS).close()  # NumPy would wait for a pipe
         members = np.load(folder / MEMBERS, mmap_mode="r", allow_pickle=False)
         ends = np.cumsum([images for images, _ in shards.values()])
         if members.shape != (int(ends[-1]), 3) or members.dtype != np.int64:
