@@ -82,6 +82,9 @@ def _write(path: Path, samples: Iterator[dict[str, Any]], size: float) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        advice = "free some space, delete the folder and pack again"
+        raise OSError(error.errno, f"{path} was not written ({error.strerror}): {advice}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

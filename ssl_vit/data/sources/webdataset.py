@@ -299,7 +299,7 @@ def _lacking(file: Path) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """In one line; a system's error in its words, with its file."""
+    """In one line; what the system says, with its file."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return one_line(error)
