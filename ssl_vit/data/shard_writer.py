@@ -1,8 +1,9 @@
-"""Images of any source packed into tar shards by WebDataset, in a random order that is the same every time."""
+"""Images of any source packed into tar shards as WebDataset's, in a random order that is the same every time."""
 
 import logging
 import os
 import struct
+import tarfile
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +21,8 @@ from ssl_vit.config.evaluation_schema import ShardsConfig
 from ssl_vit.data.cache import cores
 from ssl_vit.data.rng import permutation
 from ssl_vit.data.sources import open_source
-from ssl_vit.data.sources.base import Source, Split, UnreadableImageError, import_extra
-from ssl_vit.data.sources.webdataset import INDEX, MEMBERS, scan
+from ssl_vit.data.sources.base import Source, Split, UnreadableImageError
+from ssl_vit.data.sources.webdataset import INDEX, MEMBERS, UNFINISHED, scan
 from ssl_vit.models.decode import WHITE, Bands, bands_by_pil, bands_of, decode, is_deep, is_inverted
 from ssl_vit.run.files import write_atomic, write_json
 
@@ -38,9 +39,13 @@ _GROUP = 64  # images in memory at once
 def make_shards(config: ShardsConfig) -> dict[str, Any]:
     """Write train-*.tar, test-*.tar where there are test images, index.json and members.npy into config.out.
 
-    Returns out, and how many shards, images, bytes and skipped (unreadable) images there are. ValueError: no place to
-    write to, or the source cannot be opened; OSError: the disk is full.
+    Until all is written index.json says so, and the shards are not read. Returns out, and how many shards, images,
+    bytes and skipped (unreadable) images there are. ValueError: no place to write to, the source cannot be opened or is
+    a remote stream, or none of its images can be read; OSError: the disk is full.
     """
+    if config.data.remote:
+        line = f"data.path={config.data.path} is a remote stream, whose images cannot be mixed"
+        raise ValueError(f"{line}: bring its files to this machine and pack those")
     out = Path(config.out)
     free = bool(config.out) and (not out.exists() or (out.is_dir() and not any(out.iterdir())))
     require(free, "out", config.out, "an empty or a new folder")
@@ -48,7 +53,7 @@ def make_shards(config: ShardsConfig) -> dict[str, Any]:
     sources = [
         (split, source) for split in get_args(Split) if (source := open_source(config.data, 3, split)) is not None
     ]
-    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / INDEX, {UNFINISHED: True})
     classes = list(dict.fromkeys(name for _, source in sources for name in source.classes))
     shards, members = dict[str, dict[str, int]](), [np.empty((0, 3), np.int64)]
     for split, source in sources:
@@ -56,8 +61,13 @@ def make_shards(config: ShardsConfig) -> dict[str, Any]:
         for number, first in enumerate(samples):
             path = out / f"{split}-{number:06}.tar"
             _write(path, chain([first], samples), config.shard_mb * 1e6)
-            members.append(scan(path))
+            members.append(scan(path).members)
             shards[path.name] = {"images": len(members[-1]), "bytes": path.stat().st_size}
+        if split == "train" and not shards:
+            (out / INDEX).unlink()
+            raise ValueError(
+                f"data.path={config.data.path}: none of {len(source)} images can be read, nothing is packed"
+            )
     table = BytesIO()
     np.save(table, np.concatenate(members))
     write_atomic(out / MEMBERS, table.getvalue())
@@ -69,17 +79,28 @@ def make_shards(config: ShardsConfig) -> dict[str, Any]:
 
 def _write(path: Path, samples: Iterator[dict[str, Any]], size: float) -> None:
     """A shard of at least `size` bytes, or of what samples are left, under another name until it is whole."""
-    writer, temporary = import_extra("webdataset", "webdataset.writer"), path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
-            with writer.TarWriter(file, encoder=False, mtime=0) as tar:
-                while tar.tarstream.offset < size and (sample := next(samples, None)) is not None:
-                    tar.write(sample)
+            with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+                while tar.offset < size and (sample := next(samples, None)) is not None:
+                    _add(tar, sample)
+                    tar.members = []  # pyright: ignore[reportAttributeAccessIssue]  # which would grow
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        advice = "free some space, delete the folder and pack again"
+        raise OSError(error.errno, f"{path} was not written ({error.strerror}): {advice}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _add(tar: tarfile.TarFile, sample: dict[str, Any]) -> None:
+    for ending in sorted(sample.keys() - {"__key__"}):
+        header = tarfile.TarInfo(f"{sample['__key__']}.{ending}")
+        header.size, header.mode = len(sample[ending]), 0o444
+        tar.addfile(header, BytesIO(sample[ending]))
 
 
 def _samples(source: Source, numbers: np.ndarray, size: int) -> Iterator[dict[str, Any]]:

@@ -33,6 +33,8 @@ class Samples(Source):
         self.samples = samples
 
     def open_image(self, index: int) -> Image.Image:
+        if problem := self.samples[index].problem:
+            raise OSError(problem)
         return open_encoded(self.samples[index].encoded)
 
     def name(self, index: int) -> str:

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("webdataset", reason="needs the extra webdataset")
-from webdataset.writer import TarWriter
-
 from ssl_vit.config.evaluation_schema import ShardsConfig
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.shard_writer import make_shards
@@ -119,22 +116,26 @@ def test_what_cannot_be_read_is_named_and_skipped(labeled, tmp_path, caplog):
 
 
 def test_a_full_disk_leaves_whole_shards_alone(labeled, tmp_path, monkeypatch):
-    write, written = TarWriter.write, []
+    add, written = tarfile.TarFile.addfile, []
 
-    def failing(self, sample):
+    def failing(self, *member):
         written.append(1)
-        if len(written) == 25:
+        if len(written) == 49:
             raise OSError(28, "No space left on device")
-        return write(self, sample)
+        return add(self, *member)
 
-    monkeypatch.setattr(TarWriter, "write", failing)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(tarfile.TarFile, "addfile", failing)
+    with pytest.raises(
+        OSError, match=r"out/train-000003.tar was not written \(No space left on device\): free some space"
+    ):
         pack(labeled, tmp_path / "out")
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["train-000000.tar", "train-000001.tar", "train-000002.tar"]
-    for name in names:
+    assert names == ["index.json", "train-000000.tar", "train-000001.tar", "train-000002.tar"]
+    for name in names[1:]:
         with tarfile.open(tmp_path / "out" / name) as shard:
             assert len(shard.getnames()) > 10
+    with pytest.raises(ValueError, match=r"index\.json cannot be used: its packing was interrupted: delete"):
+        shards(tmp_path / "out")  # a part of the images would be trained on as if it were all
 
 
 def test_the_index_counts_each_shard(labeled, tmp_path):
@@ -145,3 +146,47 @@ def test_the_index_counts_each_shard(labeled, tmp_path):
         with tarfile.open(tmp_path / "out" / name) as shard:
             assert metadata["images"] * 2 == len(shard.getnames())
     assert BytesIO((tmp_path / "out" / "members.npy").read_bytes()).read(6) == b"\x93NUMPY"
+
+
+def test_shards_are_those_that_webdataset_reads(labeled, tmp_path):
+    webdataset = pytest.importorskip("webdataset", reason="a development package")
+    pack(labeled, tmp_path / "out", shard_mb=1)
+    samples = list(webdataset.WebDataset(str(tmp_path / "out" / "train-000000.tar"), shardshuffle=False))
+    assert {sample["png"] for sample in samples} == {path.read_bytes() for path in labeled.rglob("*.png")}
+    assert sorted(sample["cls"] for sample in samples) == [b"0"] * 20 + [b"1"] * 10
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"source": "webdataset", "path": "http://127.0.0.1:9/train-{000..009}.tar"},
+        {"source": "webdataset", "path": "http://127.0.0.1:9/a.tar", "epoch_size": 5},
+        {"source": "webdataset", "path": "pipe:touch MARK"},
+        {"source": "hf", "path": "name", "streaming": True},
+    ],
+)
+def test_a_remote_stream_is_refused_and_not_packed_as_nothing(data, tmp_path):
+    """It was a success with 0 images."""
+    with pytest.raises(ValueError, match=r"^data.path=.* is a remote stream, whose images cannot be mixed: bring its"):
+        make_shards(ShardsConfig(data=DataConfig(**data), out=str(tmp_path / "out")))
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_packed_is_an_error_and_leaves_no_shards(tmp_path):
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / "images" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"^data.path=.*images: none of 2 images can be read, nothing is packed$"):
+        pack(tmp_path / "images", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_shards_are_packed_again_with_the_names_of_their_classes(labeled, tmp_path):
+    pack(labeled, tmp_path / "first")
+    make_shards(
+        ShardsConfig(data=DataConfig(source="webdataset", path=str(tmp_path / "first")), out=str(tmp_path / "b"))
+    )
+    first, again = shards(tmp_path / "first"), shards(tmp_path / "b")
+    assert again.classes == ["cat", "dog"]
+    pairs = [sorted((source.read(i).tobytes(), source.labels[i]) for i in range(30)) for source in (first, again)]
+    assert pairs[0] == pairs[1]

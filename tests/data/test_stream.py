@@ -254,7 +254,7 @@ def test_read_errors_of_a_stream_are_counted(packed):
     from ssl_vit.data.sources.webdataset import scan
 
     file = min(packed.glob("*.tar"))
-    offset, size, _ = scan(file)[3].tolist()
+    offset, size, _ = scan(file).members[3].tolist()
     with file.open("r+b") as shard:
         shard.seek(offset)
         shard.write(bytes(size))

@@ -126,6 +126,7 @@ class Sample(NamedTuple):
     encoded: bytes
     label: int
     name: str
+    problem: str = ""  # why it cannot be read
 
 
 class Shards:
