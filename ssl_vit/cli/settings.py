@@ -35,8 +35,10 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
     resolved = read(config_class, args)
     if run := resumed_run(resolved):
         if not any(arg.startswith("recipe=") for arg in args):
-            resolved = read(config_class, [*args, f"recipe={run / CONFIG}"])
-            resolved.config.recipe = read_yaml(run / CONFIG)["recipe"]  # what it was made by, and stays
+            own = read_yaml(run / CONFIG)
+            began = ["init_from="] if own.get("init_from") else []  # which is behind it
+            resolved = read(config_class, [*args, f"recipe={run / CONFIG}", *began])
+            resolved.config.recipe = own["recipe"]  # what it was made by, and stays
         resolved.config.run_dir = str(run)
     require_started(resolved.config.trainer)
     return resolved

@@ -12,7 +12,15 @@ from ssl_vit.config.checks import one_of, require
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.schema import EncoderConfig
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import load_encoder, load_strictly, read_weights, save_encoder, transfer, write_weights
+from ssl_vit.models.weights import (
+    load_encoder,
+    load_strictly,
+    read_weights,
+    require_finite,
+    save_encoder,
+    transfer,
+    write_weights,
+)
 from ssl_vit.run.files import MODEL
 from ssl_vit.run.launch import typed
 
@@ -120,7 +128,11 @@ def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
 
 
 def save_classifier(model: Classifier, folder: str | Path, **metadata: Any) -> Path:
-    """Write model.safetensors and its encoder's two files; metadata: JSON values: mean, std, method, data, step."""
+    """Write model.safetensors and its encoder's two files; metadata: JSON values: mean, std, method, data, step.
+
+    FloatingPointError, before anything is written: a weight is not finite.
+    """
+    require_finite(model.state_dict(), Path(folder) / MODEL)
     head = {"classes": model.classes, "pool": model.pool, "distilled": model.distilled}
     save_encoder(model.export_encoder(), folder, **metadata)
     known = {"encoder": asdict(model.encoder.config), "classifier": head, **metadata}

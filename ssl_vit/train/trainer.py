@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -22,14 +23,16 @@ from torch.utils.tensorboard import SummaryWriter
 from ssl_vit import __version__
 from ssl_vit.callbacks.image_logger import save_image
 from ssl_vit.callbacks.throughput import Throughput
+from ssl_vit.config.resolve import to_yaml
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.methods.base import Objective
-from ssl_vit.methods.guard import DivergenceError
+from ssl_vit.methods.guard import ADVICE, DivergenceError
 from ssl_vit.models.blocks import compile_blocks
+from ssl_vit.optim.progress import planned_steps
 from ssl_vit.run.directory import open_run
-from ssl_vit.run.files import QUARANTINE, checkpoints_of, newest_checkpoint, write_atomic
+from ssl_vit.run.files import CONFIG, QUARANTINE, checkpoints_of, newest_checkpoint, write_atomic
 from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
@@ -59,9 +62,12 @@ class Session:
     run_dir: Path
     """Known after open(), as is the checkpoint to resume."""
     checkpoint: Path | None
+    steps: dict[str, int]
+    """Of the metadata: done, and planned by the run's epochs or steps. Known after fit()."""
 
     def __init__(self, config: TrainingRun, method: str, prefix: str) -> None:
         quiet_lightning()
+        self.steps = {}  # of one without steps
         self.config, self.method, self.prefix, self.started = config, method, prefix, time.time()
         pl.seed_everything(config.seed, verbose=False)
 
@@ -74,6 +80,7 @@ class Session:
 
         Raises:
             Stopped: a signal has ended it, after a checkpoint.
+            DivergenceError: too many steps were skipped, or all.
             OSError: the last checkpoint could not be written.
             what else stops the training; error.txt then has its traceback, and the log has how to resume.
         """
@@ -95,6 +102,9 @@ class Session:
                 self.checkpoint = newest_checkpoint(self.run_dir)
                 log.warning(f"{error}. Going back to {self.checkpoint}; the second time the run stops")
                 self._train(objective, data)
+            if (steps := self.steps["step"]) and not objective.guard.taken:
+                line = f"loss or gradient was not finite in all {steps:,} steps; the weights are those of the start"
+                raise DivergenceError(f"{line}. {ADVICE}")
         except Stopped as stop:
             if not is_first_process():  # where one that it started fails, Lightning kills the first process
                 raise SystemExit(0) from None
@@ -129,7 +139,7 @@ class Session:
             num_nodes=config.num_nodes,
             strategy=strategy,
             logger=[checkpoints.metrics, *loggers_of(config.logger, run_dir, step)],
-            callbacks=[Throughput(), ProgressPrinter(), checkpoints],
+            callbacks=[Throughput(), ProgressPrinter(), checkpoints, LambdaCallback(on_train_start=self._begin)],
             limit_val_batches=0,  # monitors evaluate
             plugins=[checkpoints.writer],
             use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
@@ -138,6 +148,16 @@ class Session:
         trainer.fit(objective, data, ckpt_path=self.checkpoint, weights_only=True)
         if error := checkpoints.save(trainer):
             raise error
+        done, planned = trainer.global_step, int(planned_steps(trainer))
+        self.steps = {"step": done, "planned_steps": planned}
+        if config.max_minutes and done < planned and trainer.is_global_zero:
+            line = f"stopped by trainer.max_minutes after {done:,} of {planned:,} planned steps"
+            print(f"{line}: figures of the recipe are not to be expected", flush=True)
+
+    def _begin(self, trainer: pl.Trainer, *args: Any) -> None:
+        """A resumed run has its new settings as soon as it really goes on with them."""
+        if self.checkpoint and trainer.is_global_zero:
+            write_atomic(self.run_dir / CONFIG, to_yaml(self.config, self.method))
 
     @property
     def seconds(self) -> float:
@@ -155,6 +175,7 @@ class Session:
             "seed": self.config.seed,
             "ssl_vit": __version__,
             "torch": torch.__version__,
+            **self.steps,
         }
         print(f"saved {write(self.run_dir, **known, **metadata)}")
 
