@@ -15,10 +15,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import LambdaCallback
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ssl_vit import __version__
 from ssl_vit.callbacks.image_logger import save_image
@@ -37,6 +35,7 @@ from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import ProgressPrinter
+from ssl_vit.train.curves import Curves, loggers_of
 from ssl_vit.train.plan import devices_of, plan_lines
 
 log = logging.getLogger("ssl_vit")
@@ -182,7 +181,7 @@ class Session:
     def log_image(self, tag: str, grid: Tensor, file: str, step: int = 0, **scalars: float) -> None:
         """Write an image (uint8 [3, H, W]), and scalars as test/<name>, to TensorBoard; the image as a PNG file too."""
         save_image(grid, self.run_dir / file)
-        with SummaryWriter(str(self.run_dir)) as writer:
+        with Curves(str(self.run_dir)) as writer:
             writer.add_image(tag, grid, step)
             for name, value in scalars.items():
                 writer.add_scalar(f"test/{name}", value, step)
@@ -210,19 +209,6 @@ def trainer_of(config: TrainerConfig, **options: Any) -> pl.Trainer:
         enable_model_summary=False,
         **options,
     )
-
-
-def loggers_of(names: list[str], run_dir: Path, step: int) -> list[Logger]:
-    """Lightning's loggers by name, of a run that begins after so many steps. ImportError: one is not installed."""
-    made: list[Logger] = []
-    if "tensorboard" in names:  # which hides what an earlier attempt logged of later steps
-        made.append(TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1))
-    if "csv" in names:  # a new file for each attempt: it would delete the one before
-        made.append(CSVLogger(run_dir, name="csv"))
-    if "wandb" in names:
-        name = run_dir.name  # by which a resumed run goes on with its curves
-        made.append(WandbLogger(name, run_dir, id=name, project="ssl_vit", resume="allow"))
-    return made
 
 
 def precision_of(trainer: TrainerConfig) -> str:
