@@ -60,19 +60,17 @@ def resume_settings(config: TrainingRun, method: str, checkpoint: Path, run_dir:
     own = resolve(type(config), [*args, f"recipe={run_dir / files.CONFIG}"]).config
     if isinstance(own, RunConfig) and isinstance(config, RunConfig):
         config.init_from = own.init_from  # how it began, and stays
-    before, refused = settings_of(own), []
+    before, changes = settings_of(own), {}
     for key, setting in settings_of(config).items():
         given, theirs = setting.default, before[key].default
         if key in OF_ONE_RUN or given == theirs or shown(given) == shown(theirs) or _same_path(given, theirs):
             continue
-        change = f"{key}={shown(given)} (the run's own is {shown(theirs)})"
-        if key.startswith(FREE):
-            log.info(f"{change}: applied from step {max(0, files.step_of(checkpoint))}")
-        else:
-            refused.append(change)
-    if refused:
+        changes[key] = f"{key}={shown(given)} (the run's own is {shown(theirs)})"
+    if refused := [change for key, change in changes.items() if not key.startswith(FREE)]:
         line = f"{'; '.join(refused)}: a run that is resumed stays the same"
         raise ConfigError(f"{line}. Leave that out, or begin another run in another run_dir= without resume=")
+    for change in changes.values():
+        log.info(f"{change}: applied from step {max(0, files.step_of(checkpoint))}")
 
 
 def _same_path(one: Any, other: Any) -> bool:
