@@ -38,7 +38,7 @@ def test_the_last_step_of_an_epoch_is_the_mean_of_the_batches_that_it_has(tmp_pa
     """Lightning divides by accumulate_grad_batches also where fewer are left: of two of four, by half as much."""
     method, gradients = Bright(ENCODER, {"weight_decay": 0.0, "base_lr": 1e-3}), []
     noting(method, gradients, method.encoder.cls_token)
-    fit(method, IMAGES * 1, tmp_path, accumulate_grad_batches=accumulate, max_epochs=2)
+    fit(method, IMAGES, tmp_path, accumulate_grad_batches=accumulate, max_epochs=2)
     assert gradients == pytest.approx(means * 2)
 
 
@@ -48,9 +48,9 @@ def test_a_probes_last_step_is_a_mean_too(tmp_path):
     for accumulate, batches in ((4, 2), (2, 2), (1, 1)):
         torch.manual_seed(0)
         encoder = ssl_vit.VisionTransformer(**ENCODER)
-        probe = LinearProbe(encoder, 2, "dino", seed=0)
+        probe = LinearProbe(encoder, 2, "mae", seed=0)
         gradients = found.setdefault(accumulate, [])
-        noting(probe, gradients, probe.heads[0].weight)
+        noting(probe, gradients, next(probe.heads.parameters()))
         images = torch.randn(2, 3, 16, 16)
         fit(probe, [(images, labels)] * batches, tmp_path, accumulate_grad_batches=accumulate)
     assert found[4] == pytest.approx(found[2])
@@ -75,12 +75,12 @@ def test_a_second_fit_has_its_own_global_batch(tmp_path):
     assert method.global_batch == 6
 
 
-def test_a_resumed_epochs_last_smaller_batch_is_not_taken_for_the_batch_size(tmp_path):
-    """Of 10 images in batches of 4, resumed before the last two: the rate stays that of 4."""
+def test_a_smaller_batch_that_a_resumed_run_begins_with_is_not_taken_for_the_batch_size(tmp_path):
+    """The last one of an epoch of 10 images in batches of 4: the rate stays that of 4."""
     keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    images = torch.randn(10, 3, 16, 16)
-    for resume in (None, tmp_path / "step=2.ckpt"):
-        method = Bright(ENCODER)
-        made = trainer(tmp_path, callbacks=[keep] * (resume is None), max_epochs=2, enable_checkpointing=True)
-        made.fit(method, DataLoader(images, batch_size=4), ckpt_path=resume, weights_only=True)  # pyright: ignore
-        assert method.global_batch == 4
+    *whole, smaller = torch.randn(10, 3, 16, 16).split(4)
+    fit(Bright(ENCODER), [*whole, smaller], tmp_path, callbacks=[keep], enable_checkpointing=True)
+    method = Bright(ENCODER)
+    loader: DataLoader = DataLoader([smaller, *whole], batch_size=None)  # pyright: ignore[reportArgumentType]
+    trainer(tmp_path, max_epochs=2).fit(method, loader, ckpt_path=tmp_path / "step=2.ckpt", weights_only=True)
+    assert method.global_batch == 4
