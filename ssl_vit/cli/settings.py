@@ -49,9 +49,10 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
     if run := resumed_run(resolved):
         require_own_files(run)
         if not any(arg.startswith("recipe=") for arg in args):
-            made_by = recipe_of(run, resolved.config.resume)
-            resolved = read(config_class, [*args, f"recipe={run / CONFIG}"])
-            resolved.config.recipe = made_by
+            own = settings_in(run, resolved.config.resume)
+            began = ["init_from="] if own.get("init_from") else []  # which is behind it
+            resolved = read(config_class, [*args, f"recipe={run / CONFIG}", *began])
+            resolved.config.recipe = own["recipe"]  # what it was made by, and stays
         resolved.config.run_dir = str(run)
     require_started(resolved.config.trainer)
     return resolved
@@ -75,15 +76,15 @@ def resumed_run(resolved: Resolved[Run]) -> Path | None:
         return None
 
 
-def recipe_of(run: Path, resume: str) -> str:
-    """The recipe that a run was made by, and stays. ConfigError: its config.yaml is not there, or no whole one."""
+def settings_in(run: Path, resume: str) -> dict[str, Any]:
+    """What a run's config.yaml holds. ConfigError: its config.yaml is not there, or no whole one."""
     advice = "give recipe= and the settings that the run was begun with, and it is written again"
     if not (run / CONFIG).exists():
         raise ConfigError(f"resume={resume}: there is no {run / CONFIG}: name a run, or {advice}")
     tree = read_yaml(run / CONFIG)
     if not (tree.keys() >= set(OF_ONE_RUN) and isinstance(tree["recipe"], str)):
         raise ConfigError(f"resume={resume}: {run / CONFIG} is empty or damaged: {advice}")
-    return tree["recipe"]
+    return tree
 
 
 def print_plan(resolved: Resolved[Run]) -> None:

@@ -255,7 +255,7 @@ class ImageDataModule(pl.LightningDataModule):
             loader = self._source_loader(transform, self._ranks())
         if isinstance(self.trainer, pl.Trainer):
             # A run stopped inside a step has been handed a batch that it has not learned from.
-            loader.trained = lambda: self.trainer.fit_loop.epoch_loop.batch_progress.current.processed  # pyright: ignore
+            loader.fit_loop = lambda: self.trainer.fit_loop  # pyright: ignore
         return loader
 
     def val_dataloader(self) -> Loader | list[Any]:

@@ -36,14 +36,15 @@ class EpochSampler(DistributedSampler):
         self, index: np.ndarray, seed: int, rank: int = 0, world_size: int = 1, *, drop_last: bool = True, shuffle=True
     ) -> None:
         super().__init__(index, world_size, rank, shuffle, seed, drop_last)  # pyright: ignore[reportArgumentType]
-        self.index, self.skip = index, 0
+        self.index, self.skip = index, 0  # images of all ranks, from the epoch's first on
         self.num_samples = max(1, len(index) // world_size) if drop_last else -(-len(index) // world_size)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = self.index[permutation(self.seed, self.epoch, len(self.index))] if self.shuffle else self.index
-        mine = np.resize(order, self.num_samples * self.num_replicas)[self.rank :: self.num_replicas]
-        epoch, skip, self.skip = self.epoch, self.skip, 0
-        return ((epoch, int(index)) for index in mine[skip:])
+        rest = np.resize(order, self.num_samples * self.num_replicas)[self.skip :]
+        epoch, self.skip = self.epoch, 0
+        mine = rest[: len(rest) // self.num_replicas * self.num_replicas][self.rank :: self.num_replicas]
+        return ((epoch, int(index)) for index in mine)
 
 
 class FixedSampler(EpochSampler):
@@ -76,33 +77,78 @@ class Loader(DataLoader):
 
 
 class TrainLoader(Loader):
-    """A Loader that can resume in the middle of an epoch: Lightning saves and loads its state with a checkpoint."""
+    """A Loader that can resume in the middle of an epoch: Lightning saves and loads its state with a checkpoint.
 
-    trained: Callable[[], int] | None = None  # batches trained on in this epoch; None: all
+    The state counts images, of all ranks: the first ones of the epoch's order are behind us, whatever batches they
+    were in. So a run goes on with another batch size or number of processes, but for a stream, whose order they decide.
+    """
+
+    fit_loop: Callable[[], Any] | None = None  # Lightning's, which counts the batches trained on; None: all were
     _delivered = 0
-    _resumed: dict[str, int] | None = None
+    _start = 0, 0  # (images, batches) of the epoch that were behind us when the pass at hand began
+    _resumed: dict[str, Any] | None = None
 
     def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
         # A generator, so that nothing is read before the first batch is needed: on resuming, Lightning makes the
         # iterator before it sets the epoch.
         sampler: EpochSampler = self.sampler  # pyright: ignore
-        state, self._resumed = self._resumed, None
-        self._delivered = state["batches"] if state is not None and state["epoch"] == sampler.epoch else 0
-        sampler.skip = self._delivered * (self.batch_size or 1)
+        state, self._resumed, self._start = self._resumed, None, (0, 0)
+        if state is not None and state["epoch"] == sampler.epoch:
+            self._start = state["images"], self._batches(state["images"])
+        sampler.skip, self._delivered = self._start
         for batch in super().__iter__():
             self._delivered += 1
             yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        """Epoch, and batches of it that are behind us."""
+    @property
+    def images_per_batch(self) -> int:
+        """Images of a batch of all ranks together."""
+        return (self.batch_size or 1) * getattr(self.sampler, "num_replicas", 1)  # overfit_batches has its own sampler
+
+    @property
+    def _order(self) -> dict[str, int]:
+        """What an epoch's order depends on, beside seed and epoch."""
+        return getattr(self.dataset, "order", {"images of an epoch": len(getattr(self.sampler, "index", ()))})
+
+    def _batches(self, images: int) -> int:
+        """Batches of an epoch of which so many images are behind us; of those ahead of us as many are left."""
+        sampler: EpochSampler = self.sampler  # pyright: ignore
+        left, size = max(0, sampler.num_samples + -images // sampler.num_replicas), self.batch_size or 1
+        return len(self) - (left // size if self.drop_last else -(-left // size))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, images of it that are behind us, and what its order depends on."""
         if self._resumed is not None:  # loaded, and nothing read since
             return dict(self._resumed)
-        batches = self._delivered if self.trained is None else self.trained()
-        return {"epoch": getattr(self.sampler, "epoch", 0), "batches": batches}  # overfit_batches has its own sampler
+        trained = self.fit_loop and self.fit_loop().epoch_loop.batch_progress.current.processed
+        images, batches = self._start
+        images += ((self._delivered if trained is None else trained) - batches) * self.images_per_batch
+        epoch = getattr(self.sampler, "epoch", 0)
+        return {"epoch": epoch, "images": images, "batch": self.images_per_batch, "order": self._order}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Begin the next pass behind those batches, if it is of the same epoch."""
-        self._resumed = dict(state_dict)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Begin the next pass behind those images, if it is of the same epoch; Lightning counts in batches of now.
+
+        ValueError: it would begin in the middle of an epoch whose order was another one.
+        """
+        older = {"batch": self.images_per_batch, "order": self._order}  # which count batches
+        state = older | {"images": state_dict.get("batches", 0) * self.images_per_batch} | state_dict
+        self._resumed = state
+        loop = self.fit_loop and self.fit_loop()
+        if loop is None or loop.epoch_progress.current.processed != state["epoch"] or not state["images"]:
+            return
+        progress = loop.epoch_loop.batch_progress
+        for name, now in () if progress.is_last_batch else self._order.items():
+            if (before := state["order"].get(name, now)) != now:
+                raise ValueError(
+                    f"the checkpoint to resume is in the middle of an epoch, whose order depends on {name}: {before} "
+                    f"then, {now} now. Make it {before} again, or begin a new run from its weights with init_from="
+                )
+        if state["batch"] != self.images_per_batch:
+            done = len(self) if progress.is_last_batch else self._batches(state["images"])
+            moved = done - progress.current.processed
+            for name, count in vars(progress.current).items():
+                setattr(progress.current, name, count + moved)
 
 
 def batch_images(batch: Any) -> Any:

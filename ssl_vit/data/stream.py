@@ -86,6 +86,13 @@ class Stream(Dataset):
             line = f"data.path={self.data.path} is {shards} shards of unknown length for {readers}"
             raise ValueError(f"{line}: set a smaller data.workers, or make more shards")
 
+    @property
+    def order(self) -> dict[str, int]:
+        """What the order of an epoch depends on, beside its seed and number."""
+        known = {"data.batch_size": self.batch_size, "the number of processes": self.ranks[1]}
+        known |= {"data.workers": self.worker_streams, "data.shuffle_buffer": self.data.shuffle_buffer}
+        return known | {"images of an epoch": len(self)}
+
     def __len__(self) -> int:
         return self.batches * self.batch_size
 

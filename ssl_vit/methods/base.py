@@ -30,12 +30,12 @@ from ssl_vit.data.loader import batch_images, full_length, warn_unless_normalize
 from ssl_vit.data.rng import seeded_generator, seeded_globals
 from ssl_vit.data.transforms.crops import RandomCrop, Transform
 from ssl_vit.evaluate.backbones import EncoderBackbone
-from ssl_vit.methods.guard import DivergenceError, Guard
+from ssl_vit.methods.guard import Guard
 from ssl_vit.models.blocks import Block
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import TRAINED, load_encoder, require_fit, save_encoder, transfer
-from ssl_vit.optim.param_groups import decay_groups, grad_norm, scaled_lr
-from ssl_vit.optim.progress import fraction_done, fraction_of_epochs, is_logged
+from ssl_vit.optim.param_groups import adamw, average_gradients, decay_groups, grad_norm, scaled_lr
+from ssl_vit.optim.progress import fraction_done, fraction_of_epochs, is_logged, pace_of, resume_pace
 from ssl_vit.optim.schedules import warmup_cosine
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.parallel.fsdp import gather, mesh_of, plain_copy, shard
@@ -88,8 +88,8 @@ class Objective(pl.LightningModule, ABC):
         self.seed = torch.initial_seed() if seed is None else seed
         self.extra_metrics: dict[str, Any] = {}  # scalars that losses() sets, logged beside its terms
         self._position: tuple[Any, ...] = (0, 0)
-        self.global_batch = 0
-        self.guard = Guard()
+        self.global_batch = self.steps_ahead = 0
+        self.guard, self._resumed = Guard(), dict[str, Any]()  # the pace of the run that a fit resumes
         self._grad_norm: Tensor | None = None
         self._sharded = False
         self._plain: list[Any] = []  # the first rank's copy of a sharded objective, in a list: it is no submodule
@@ -141,12 +141,10 @@ class Objective(pl.LightningModule, ABC):
         return {}
 
     def setup(self, stage: str) -> None:
-        """A fit begins from a clean slate, whatever batches an earlier one of this object had."""
-        if stage == "fit":
-            self.guard, self.global_batch = Guard(), 0
-            self.on_skipped_step()
-            if self.hparams["seed"] is None:
-                self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
+        """Each fit has its own count of steps, and its own seed where none is given."""
+        self.guard, self._resumed = Guard(), {}
+        if stage == "fit" and self.hparams["seed"] is None:
+            self.seed = int(self.trainer.strategy.broadcast(torch.initial_seed()))
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Its monitors, for any Trainer: those that `monitor` turns on and the Trainer does not have already."""
@@ -179,9 +177,12 @@ class Objective(pl.LightningModule, ABC):
         return copied
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"sharded": self._sharded, "seed": self.seed}
+        own = {"global_batch": self.global_batch, "steps_ahead": self.steps_ahead, "taken": self.guard.taken}
+        checkpoint |= {"sharded": self._sharded, "seed": self.seed, "pace": pace_of(self._trainer) | own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._resumed = checkpoint.get("pace", {"taken": checkpoint["global_step"]})  # older ones lack it
+        self.guard = Guard(self._resumed["taken"])
         if self.hparams["seed"] is None:
             self.seed = checkpoint["seed"]
         sharded = checkpoint.get("sharded", False)  # older ones lack it
@@ -198,12 +199,7 @@ class Objective(pl.LightningModule, ABC):
         return parameter.ndim > 1 and not name.endswith(".bias")
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if self.guard.in_a_row >= self.max_skipped_steps:
-            raise DivergenceError(
-                f"loss or gradient was not finite in {self.guard.in_a_row} steps in a row before step "
-                f"{self.global_step}; the weights have not moved since. Lower optim.base_lr, set optim.clip_grad=1, or "
-                "train with trainer.precision=32-true"
-            )
+        self.guard.require_fewer(self.max_skipped_steps, self.global_step)
         if not self.global_batch:
             warn_unless_normalized(batch_images(batch))
             self.global_batch = full_length(batch) * self.trainer.world_size * self.trainer.accumulate_grad_batches
@@ -234,7 +230,7 @@ class Objective(pl.LightningModule, ABC):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optim = self.optim_config
         groups = decay_groups(self.named_parameters(), optim.weight_decay, self.decays)
-        return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
+        return adamw(groups, optim.base_lr, optim.betas)
 
     @property
     def learning_rate(self) -> float:
@@ -249,12 +245,17 @@ class Objective(pl.LightningModule, ABC):
         self.optim_config = replace(self.optim_config, base_lr=peak * 256 / (self.global_batch or 256))
 
     def on_train_start(self) -> None:
+        """A clean slate, whatever batches an earlier fit, or trial of a Tuner, had."""
+        self.global_batch, self.steps_ahead = resume_pace(self.trainer, self._resumed)
+        self.guard, self._resumed = Guard(self.guard.taken), {}
+        self.on_skipped_step()
         epochs = self.optim_config.warmup_epochs
         if fraction_of_epochs(self.trainer, epochs) >= 1:
             effect = "the learning rate never reaches its peak; lower it, or train longer"
             log.warning(f"optim.warmup_epochs={epochs} is no shorter than the run: {effect}")
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
+        average_gradients(self.parameters(), self.guard.batches, self.trainer.accumulate_grad_batches)
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         # Under a loss scale (16-mixed) an infinite norm is common, and its scaler's to handle.
         self._grad_norm = None if scaled else grad_norm(self.parameters())

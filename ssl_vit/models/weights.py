@@ -39,8 +39,20 @@ AROUND = ("decoder", "mask_token", "head", "lm_head", "cls_pt_")  # how names of
 MOST_RELATIONS = 4096  # patches of a grid with relative positions, whose table has a row of numbers for each
 
 
+def require_finite(state: State, path: Path | str) -> None:
+    """FloatingPointError in one line, where weights that are to be written to `path` are not all finite."""
+    broken = [name for name, tensor in state.items() if not tensor.isfinite().all()]
+    if broken:
+        line = f"{path} is not written: of {len(state)} weights {len(broken)} are not finite, such as {broken[0]}"
+        raise FloatingPointError(f"{line}. Start from sound weights, lower optim.base_lr, or set optim.clip_grad=1")
+
+
 def write_weights(path: Path, state: State, metadata: dict[str, Any]) -> Path:
-    """Write tensors and what is known of them, as JSON, into one safetensors file, atomically; returns its path."""
+    """Write tensors and what is known of them, as JSON, into one safetensors file, atomically; returns its path.
+
+    FloatingPointError: a weight is not finite.
+    """
+    require_finite(state, path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     write_atomic(path, save(tensors, metadata={"ssl_vit": json.dumps(metadata)}))
     return path

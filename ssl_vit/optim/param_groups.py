@@ -45,6 +45,25 @@ def layer_groups(
     ]
 
 
+def adamw(groups: list[dict[str, Any]], lr: float, betas: tuple[float, float]) -> torch.optim.AdamW:
+    """AdamW on groups; a resumed checkpoint brings moments, while betas and weight decay stay those given."""
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    given = [{name: group[name] for name in ("betas", "weight_decay")} for group in optimizer.param_groups]
+
+    def keep(loaded: torch.optim.Optimizer) -> None:
+        for group, own in zip(loaded.param_groups, given, strict=True):
+            group |= own
+
+    optimizer.register_load_state_dict_post_hook(keep)
+    return optimizer
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], batches: int, accumulate: int) -> None:
+    """Make gradients the mean over a step's batches: Lightning has divided by `accumulate`, also at an epoch's end."""
+    if batches < accumulate and (grads := [p.grad for p in parameters if p.grad is not None]):
+        torch._foreach_mul_(local_shards(grads), accumulate / batches)  # pyright: ignore[reportPrivateImportUsage]
+
+
 def clip_each(parameters: Iterable[nn.Parameter], largest: float) -> None:
     """Scale each parameter's own gradient down to the norm `largest`, if it is above (as DINO's authors clip)."""
     grads = [p.grad for p in parameters if p.grad is not None]

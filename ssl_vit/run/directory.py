@@ -1,25 +1,42 @@
-"""Which directory a run has, the same on all of its ranks, and the checkpoint from which it is resumed."""
+"""Which directory a run has, the same on all of its ranks, the checkpoint from which it is resumed, and what may
+change then."""
 
+import logging
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from ssl_vit.config.resolve import to_yaml
-from ssl_vit.config.schema import TrainingRun
+from ssl_vit.config.checks import ConfigError, shown
+from ssl_vit.config.recipes import OF_ONE_RUN
+from ssl_vit.config.resolve import resolve, to_yaml
+from ssl_vit.config.schema import RunConfig, TrainingRun
+from ssl_vit.config.values import settings_of
 from ssl_vit.parallel.distributed import broadcast_object
 from ssl_vit.run import files
 from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.lock import hold
 
+log = logging.getLogger("ssl_vit")
+FREE = (
+    *("optim.", "trainer.", "monitor.", "readout."),
+    *("data.batch_size", "data.workers", "data.cache_gb", "data.on_error", "data.max_unreadable"),
+    "encoder.grad_checkpointing",
+)
+"""What the keys of settings begin with that a run may be resumed with others of; all else makes it another run."""
+
 
 def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | None]:
-    """The run's directory with its config.yaml, and the checkpoint to resume; name begins one that is made up.
+    """The run's directory, and the checkpoint to resume; a new run has its config.yaml then, a resumed one the old one.
+
+    name: begins the name of a directory that is made up.
 
     ImportError: the package of trainer.strategy is missing. FileExistsError: run_dir holds a run already.
     BlockingIOError: another process writes into it. FileNotFoundError, ValueError: no whole checkpoint to resume.
+    ConfigError: settings make it another run than the one to resume.
     """
     if config.trainer.strategy == "deepspeed" and find_spec("deepspeed") is None:
         raise ImportError("trainer.strategy=deepspeed needs the package deepspeed: `pip install deepspeed`")
@@ -31,8 +48,35 @@ def open_run(config: TrainingRun, method: str, name: str) -> tuple[Path, Path | 
     if (run_dir / files.CONFIG).exists() and not config.resume:
         raise FileExistsError(f"run_dir={run_dir} holds a run already: add resume=auto, or name another directory")
     checkpoint = checkpoint_to_resume(config.resume, run_dir)
-    files.write_atomic(run_dir / files.CONFIG, to_yaml(config, method))
+    if checkpoint is None:
+        files.write_atomic(run_dir / files.CONFIG, to_yaml(config, method))
+    elif (run_dir / files.CONFIG).exists():
+        resume_settings(config, method, checkpoint, run_dir)
     return run_dir, checkpoint
+
+
+def resume_settings(config: TrainingRun, method: str, checkpoint: Path, run_dir: Path) -> None:
+    """Log the settings that are others than in the run's config.yaml; ConfigError where one makes it another run."""
+    args = [f"{config.own_section}={method}"] if method else []
+    own = resolve(type(config), [*args, f"recipe={run_dir / files.CONFIG}"]).config
+    if isinstance(own, RunConfig) and isinstance(config, RunConfig):
+        config.init_from = own.init_from  # how it began, and stays
+    before, changes = settings_of(own), {}
+    for key, setting in settings_of(config).items():
+        given, theirs = setting.default, before[key].default
+        if key in OF_ONE_RUN or given == theirs or shown(given) == shown(theirs) or _same_path(given, theirs):
+            continue
+        changes[key] = f"{key}={shown(given)} (the run's own is {shown(theirs)})"
+    if refused := [change for key, change in changes.items() if not key.startswith(FREE)]:
+        line = f"{'; '.join(refused)}: a run that is resumed stays the same"
+        raise ConfigError(f"{line}. Leave that out, or begin another run in another run_dir= without resume=")
+    for change in changes.values():
+        log.info(f"{change}: applied from step {max(0, files.step_of(checkpoint))}")
+
+
+def _same_path(one: Any, other: Any) -> bool:
+    """Whether two settings name one file, from elsewhere or through a link."""
+    return bool(one and other) and isinstance(one, str) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def default_run_dir(name: str, config: TrainingRun) -> Path:

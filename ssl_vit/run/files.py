@@ -58,11 +58,15 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def append_json(path: Path, row: dict[str, Any]) -> None:
-    """Append a dict as one line of JSON, whole or not at all. OSError: the disk is full, or cannot be written."""
-    line = (json.dumps(row) + "\n").encode()
+    """Append a dict as one line of JSON, as append_whole does."""
+    append_whole(path, (json.dumps(row) + "\n").encode())
+
+
+def append_whole(path: Path, content: bytes) -> None:
+    """Append to a file, all or nothing. OSError: the disk is full, or cannot be written."""
     with path.open("ab", buffering=0) as file:
         before = file.tell()
-        if file.write(line) < len(line):  # what a disk does that is almost full
+        if file.write(content) < len(content):  # what a disk does that is almost full
             file.truncate(before)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

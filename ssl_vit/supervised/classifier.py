@@ -20,6 +20,7 @@ from ssl_vit.models.weights import (
     load_strictly,
     read_weights,
     reading,
+    require_finite,
     save_encoder,
     transfer,
     write_weights,
@@ -131,7 +132,11 @@ def start_of(config: FinetuneRun) -> tuple[VisionTransformer, EncoderConfig]:
 
 
 def save_classifier(model: Classifier, folder: str | Path, **metadata: Any) -> Path:
-    """Write model.safetensors and its encoder's two files; metadata: JSON values: mean, std, method, data, step."""
+    """Write model.safetensors and its encoder's two files; metadata: JSON values: mean, std, method, data, step.
+
+    FloatingPointError, before anything is written: a weight is not finite.
+    """
+    require_finite(model.state_dict(), Path(folder) / MODEL)
     head = {"classes": model.classes, "pool": model.pool, "distilled": model.distilled}
     save_encoder(model.export_encoder(), folder, **metadata)
     known = {"encoder": asdict(model.encoder.config), "classifier": head, **metadata}

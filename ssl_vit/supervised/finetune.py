@@ -28,7 +28,7 @@ from ssl_vit.methods.base import Objective
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import as_encoder
 from ssl_vit.optim.ema import ema_update, frozen_copy
-from ssl_vit.optim.param_groups import layer_groups
+from ssl_vit.optim.param_groups import adamw, layer_groups
 from ssl_vit.parallel.distributed import mean_over_ranks
 from ssl_vit.supervised.classifier import Classifier, save_classifier, tunable
 
@@ -229,7 +229,7 @@ class FineTune(Objective):
         optim, depth, named = self.optim_config, self.model.encoder.depth, self.model.named_parameters()
         layer = partial(layer_of, depth=depth)
         groups = layer_groups(named, optim.weight_decay, self.decays, layer, depth + 1, self.config.layer_decay)
-        return torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
+        return adamw(groups, optim.base_lr, optim.betas)
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """As MAE's and BEiT's authors: not vectors, class token and positions."""

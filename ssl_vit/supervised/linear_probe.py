@@ -33,8 +33,8 @@ from ssl_vit.evaluate.paper_probes import CROP, PAPER_PROBES, read_tokens
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import TRAINED, require_fit
 from ssl_vit.optim.ema import frozen_copy
-from ssl_vit.optim.param_groups import scaled_lr
-from ssl_vit.optim.progress import fraction_done
+from ssl_vit.optim.param_groups import average_gradients, scaled_lr
+from ssl_vit.optim.progress import fraction_done, pace_of, resume_pace
 from ssl_vit.parallel.distributed import all_gather, is_distributed, sum_over_ranks, world_size
 
 UNKNOWN = -1  # label of an image that a head does not learn from
@@ -62,7 +62,6 @@ class LinearProbe(pl.LightningModule):
 
     chosen: Tensor
     """The number of the head that classifies."""
-    _has_begun = False  # whether a fit of this object has
 
     def __init__(
         self,
@@ -86,7 +85,9 @@ class LinearProbe(pl.LightningModule):
             with torch.random.fork_rng([]):
                 encoder = VisionTransformer(given)
         backbone = encoder if isinstance(encoder, Backbone) else EncoderBackbone(frozen_copy(encoder))
-        self.encoder, self.paper, self.global_batch = backbone.module, PAPER_PROBES[protocol], 0
+        self.encoder, self.paper = backbone.module, PAPER_PROBES[protocol]
+        self.global_batch = self.steps_ahead = self._batches = 0
+        self.known: dict[str, Any] = {}  # what the next fit need not see of its first batch, as resume_pace takes it
         self.image_size, self.channels = backbone.height_width, backbone.channels
         self.mean, self.std = backbone.metadata.get("mean"), backbone.metadata.get("std")
         self.classes = [str(label) for label in range(classes)] if isinstance(classes, int) else list(classes)
@@ -149,15 +150,17 @@ class LinearProbe(pl.LightningModule):
             loss = loss + losses / (labels != UNKNOWN).sum().clamp_min(1)
         lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.log_dict({"train/loss": loss.detach(), "train/lr": lr}, batch_size=len(targets))
+        self._batches += 1
         return loss
 
-    def setup(self, stage: str) -> None:
-        """Another fit may have other batches, also where the one before was interrupted."""
-        if stage == "fit" and self._has_begun:
-            self.global_batch = 0
-
     def on_train_start(self) -> None:
-        self._has_begun = True
+        """Another fit, or trial of a Tuner, may have other batches."""
+        self.global_batch, self.steps_ahead = resume_pace(self.trainer, self.known)
+        self.known, self._batches = {}, 0
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        average_gradients(self.heads.parameters(), self._batches, self.trainer.accumulate_grad_batches)
+        self._batches = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.paper.optimizer(self.heads.parameters(), lr=self.base_lr)
@@ -193,13 +196,14 @@ class LinearProbe(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         known = {"exported": TRAINED, "metadata": getattr(self.encoder, "metadata", {})}
-        checkpoint |= known | {"global_batch": self.global_batch}
+        own = {"global_batch": self.global_batch, "steps_ahead": self.steps_ahead}
+        checkpoint |= known | {"pace": pace_of(self._trainer) | own}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_fit(self.state_dict(), checkpoint["state_dict"], "the checkpoint")
         known = self.encoder.metadata = checkpoint["metadata"]
         self.mean, self.std = known.get("mean"), known.get("std")
-        self.global_batch = checkpoint["global_batch"] if self._trainer else 0  # that of a run to resume
+        self.known = checkpoint.get("pace", {}) if self._trainer else {}  # that of a run to resume
 
 
 def from_all_ranks(
@@ -257,7 +261,7 @@ def probe_of(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone, batc
     config = evaluation.config
     options = {name: getattr(config, name) for name in ("protocol", "seed", "pool", "layer", "blocks", "base_lr")}
     probe = LinearProbe(backbone, evaluation.data.classes, **options)
-    probe.global_batch = batch_size
+    probe.known = {"global_batch": batch_size}
     return probe
 
 

@@ -28,15 +28,19 @@ class ProgressPrinter(pl.Callback):
 
     bar: Progress | None = None
     started: float | None = None  # not where a resumed run has reached its end before
+    fraction_before: float | None = None  # of a resumed run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self.printed = time.monotonic()
-        self.fraction_before = fraction_done(trainer, broadcast=False)  # of a resumed run
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (BarColumn(20), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
             self.bar = Progress(*columns, TextColumn("{task.description}"))
             self.bar.start()
             self.bar.add_task("", total=1.0)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        if self.fraction_before is None:  # which the module knows after on_train_start
+            self.fraction_before = fraction_done(trainer, broadcast=False)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         if time.monotonic() - self.printed >= (SECONDS_PER_REDRAW if self.bar else SECONDS_PER_LINE):
@@ -56,7 +60,7 @@ class ProgressPrinter(pl.Callback):
         if not trainer.is_global_zero:
             return
         fraction = fraction_done(trainer, broadcast=False)  # the other ranks do not call it
-        gained = max(1e-9, fraction - self.fraction_before)
+        gained = max(1e-9, fraction - (self.fraction_before or 0.0))
         left = timedelta(seconds=int((time.monotonic() - (self.started or 0.0)) * (1 - fraction) / gained))
         known = trainer.callback_metrics
         fields = [text.format(float(known[key])) for key, text in METRICS.items() if key in known]

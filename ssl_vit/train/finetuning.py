@@ -14,8 +14,8 @@ from ssl_vit.data.sources import open_source
 from ssl_vit.evaluate.evaluation import require_classes
 from ssl_vit.evaluate.metrics import confusion_image, figures
 from ssl_vit.models.decode import bands_of
-from ssl_vit.models.weights import statistics_of
-from ssl_vit.run.files import newest_run, write_json
+from ssl_vit.models.weights import require_finite, statistics_of
+from ssl_vit.run.files import MODEL, newest_run, write_json
 from ssl_vit.supervised.classifier import start_of
 from ssl_vit.supervised.distill import load_teacher
 from ssl_vit.supervised.finetune import LOGGED, FineTune, class_probabilities
@@ -48,9 +48,10 @@ def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
     trained = session.fit(objective, data)
     if trained is None:
         return None
+    require_finite(trained.final_model().state_dict(), session.run_dir / MODEL)
     result = evaluate_on_test(session, config, trained, data) | {"seconds": session.seconds}
     readout = {"pool": trained.config.pool, "layer": "last", "blocks": 1}
-    metadata = {"start": config.encoder, "init": config.init, "readout": readout, "step": trained.global_step}
+    metadata = {"start": config.encoder, "init": config.init, "readout": readout}
     session.export(trained.export, **metadata)
     write_json(session.run_dir / "finetune.json", result)
     return session.run_dir, result

@@ -26,5 +26,5 @@ def pretrain(config: RunConfig, method_name: str) -> Path | None:
     trained = session.fit(method, data_of(config, method.transform()))
     if trained is None:
         return None
-    session.export(trained.export, readout=asdict(config.readout), step=trained.global_step)
+    session.export(trained.export, readout=asdict(config.readout))
     return session.run_dir

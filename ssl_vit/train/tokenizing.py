@@ -23,6 +23,7 @@ from ssl_vit.config.tokenizer_schema import TOKENIZERS, KMeansRun, TokenizerRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.dataset import Batch
 from ssl_vit.data.sources import count
+from ssl_vit.models.weights import require_finite
 from ssl_vit.run.files import IMAGES, QUARANTINE, RUNS
 from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.lock import hold
@@ -52,6 +53,7 @@ def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, An
         if trained is None:
             return None
         tokenizer = trained.tokenizer.eval()
+    require_finite(tokenizer.state_dict(), session.run_dir / WEIGHTS)
     metrics = evaluate_tokenizer(tokenizer, data) | {"seconds": session.seconds}
     if tokenizer.decodes:
         with torch.inference_mode():

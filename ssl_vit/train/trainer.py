@@ -14,27 +14,29 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from ssl_vit import __version__
 from ssl_vit.callbacks.image_logger import save_image
 from ssl_vit.callbacks.throughput import Throughput
+from ssl_vit.config.resolve import to_yaml
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources import source_class
 from ssl_vit.data.transforms.crops import Transform
 from ssl_vit.methods.base import Objective
-from ssl_vit.methods.guard import DivergenceError
+from ssl_vit.methods.guard import ADVICE, DivergenceError
 from ssl_vit.models.blocks import compile_blocks
+from ssl_vit.optim.progress import planned_steps
 from ssl_vit.run.directory import open_run
-from ssl_vit.run.files import QUARANTINE, checkpoints_of, newest_checkpoint, write_atomic
+from ssl_vit.run.files import CONFIG, QUARANTINE, checkpoints_of, newest_checkpoint, write_atomic
 from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import ProgressPrinter
+from ssl_vit.train.curves import Curves, loggers_of
 from ssl_vit.train.plan import devices_of, plan_lines, precision_of
 
 log = logging.getLogger("ssl_vit")
@@ -60,9 +62,12 @@ class Session:
     run_dir: Path
     """Known after open(), as is the checkpoint to resume."""
     checkpoint: Path | None
+    steps: dict[str, int]
+    """Of the metadata: done, and planned by the run's epochs or steps. Known after fit()."""
 
     def __init__(self, config: TrainingRun, method: str, prefix: str) -> None:
         quiet_lightning()
+        self.steps = {}  # of one without steps
         self.config, self.method, self.prefix, self.started = config, method, prefix, time.time()
         pl.seed_everything(config.seed, verbose=False)
 
@@ -75,6 +80,7 @@ class Session:
 
         Raises:
             Stopped: a signal has ended it, after a checkpoint.
+            DivergenceError: too many steps were skipped, or all.
             OSError: the last checkpoint could not be written.
             what else stops the training; error.txt then has its traceback, and the log has how to resume.
         """
@@ -100,6 +106,9 @@ class Session:
                 self.checkpoint = newest_checkpoint(self.run_dir)
                 log.warning(f"{error}. Going back to {self.checkpoint}; the second time the run stops")
                 self._train(objective, data)
+            if (steps := self.steps["step"]) and not objective.guard.taken:
+                line = f"loss or gradient was not finite in all {steps:,} steps; the weights are those of the start"
+                raise DivergenceError(f"{line}. {ADVICE}")
         except Stopped as stop:
             if not is_first_process():  # where one that it started fails, Lightning kills the first process
                 raise SystemExit(0) from None
@@ -134,7 +143,7 @@ class Session:
             num_nodes=config.num_nodes,
             strategy=strategy,
             logger=[checkpoints.metrics, *loggers_of(config.logger, run_dir, step)],
-            callbacks=[Throughput(), ProgressPrinter(), checkpoints],
+            callbacks=[Throughput(), ProgressPrinter(), checkpoints, LambdaCallback(on_train_start=self._begin)],
             limit_val_batches=0,  # monitors evaluate
             plugins=[checkpoints.writer],
             use_distributed_sampler=False,  # ImageDataModule's sampler knows its rank
@@ -149,6 +158,16 @@ class Session:
             raise ValueError(f"{self.checkpoint} is no checkpoint of such a run ({reason}): resume another") from error
         if error := checkpoints.save(trainer):
             raise error
+        done, planned = trainer.global_step, int(planned_steps(trainer))
+        self.steps = {"step": done, "planned_steps": planned}
+        if config.max_minutes and done < planned and trainer.is_global_zero:
+            line = f"stopped by trainer.max_minutes after {done:,} of {planned:,} planned steps"
+            print(f"{line}: figures of the recipe are not to be expected", flush=True)
+
+    def _begin(self, trainer: pl.Trainer, *args: Any) -> None:
+        """A resumed run has its new settings as soon as it really goes on with them."""
+        if self.checkpoint and trainer.is_global_zero:
+            write_atomic(self.run_dir / CONFIG, to_yaml(self.config, self.method))
 
     @property
     def seconds(self) -> float:
@@ -167,13 +186,14 @@ class Session:
             "seconds": self.seconds,
             "ssl_vit": __version__,
             "torch": torch.__version__,
+            **self.steps,
         }
         print(f"saved {write(self.run_dir, **known, **metadata)}")
 
     def log_image(self, tag: str, grid: Tensor, file: str, step: int = 0, **scalars: float) -> None:
         """Write an image (uint8 [3, H, W]), and scalars as test/<name>, to TensorBoard; the image as a PNG file too."""
         save_image(grid, self.run_dir / file)
-        with SummaryWriter(str(self.run_dir)) as writer:
+        with Curves(str(self.run_dir)) as writer:
             writer.add_image(tag, grid, step)
             for name, value in scalars.items():
                 writer.add_scalar(f"test/{name}", value, step)
@@ -201,19 +221,6 @@ def trainer_of(config: TrainerConfig, **options: Any) -> pl.Trainer:
         enable_model_summary=False,
         **options,
     )
-
-
-def loggers_of(names: list[str], run_dir: Path, step: int) -> list[Logger]:
-    """Lightning's loggers by name, of a run that begins after so many steps. ImportError: one is not installed."""
-    made: list[Logger] = []
-    if "tensorboard" in names:  # which hides what an earlier attempt logged of later steps
-        made.append(TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=step + 1))
-    if "csv" in names:  # a new file for each attempt: it would delete the one before
-        made.append(CSVLogger(run_dir, name="csv"))
-    if "wandb" in names:
-        name = run_dir.name  # by which a resumed run goes on with its curves
-        made.append(WandbLogger(name, run_dir, id=name, project="ssl_vit", resume="allow"))
-    return made
 
 
 def quiet_lightning() -> None:

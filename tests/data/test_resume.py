@@ -1,5 +1,7 @@
 """Under Lightning: each epoch has its own batches, and a run that was stopped anywhere resumes with the next one."""
 
+from types import SimpleNamespace
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -8,6 +10,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from ssl_vit.config.evaluation_schema import ShardsConfig
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.data.loader import TrainLoader
 from ssl_vit.data.shard_writer import make_shards
 from ssl_vit.data.transforms.crops import RandomCrop
 
@@ -34,7 +37,9 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def run(folder, tmp_path, max_steps: int, resume=None, workers: int = 0, source="folder", **options) -> list:
+def run(
+    folder, tmp_path, max_steps: int, resume=None, workers: int = 0, source="folder", batch_size: int = 4, **options
+) -> list:
     transform = RandomCrop((8, 8), (0.2, 1.0))
     data = ImageDataModule(
         transform,
@@ -42,9 +47,9 @@ def run(folder, tmp_path, max_steps: int, resume=None, workers: int = 0, source=
         path=str(folder),
         image_size=8,
         seed=0,
-        batch_size=4,
+        batch_size=batch_size,
         workers=workers,
-        shuffle_buffer=6,
+        shuffle_buffer=options.pop("shuffle_buffer", 6),
     )
     method = Recorder(options.pop("fails_at", -1))
     fails = method.fails_at > 0
@@ -103,6 +108,77 @@ def test_a_stopped_run_on_shards_resumes_with_the_next_batch(folder, tmp_path, s
     assert [epoch for epoch, _, _ in whole] == [0] * 5 + [1] * 5 + [2] * 2
     for epoch in range(2):
         assert len({index for at, batch, _ in whole for index in batch if at == epoch}) == 20
+
+
+def images_of(epoch: int, seen: list) -> list[int]:
+    return [index for at, batch, _ in seen for index in batch if at == epoch]
+
+
+@pytest.mark.parametrize(("stop", "batch_size", "left"), [(2, 2, 14), (2, 3, 12), (2, 8, 8), (4, 8, 0), (5, 2, 0)])
+def test_another_batch_size_neither_repeats_nor_loses_images_of_an_epoch(folder, tmp_path, stop, batch_size, left):
+    """Of 22 images those that fill no batch wait for the next epoch, as always; an epoch that was whole stays so."""
+    first = run(folder, tmp_path / "first", stop)
+    rest = run(
+        folder, tmp_path / "rest", -1, tmp_path / "first" / f"step={stop}.ckpt", batch_size=batch_size,
+        max_epochs=2,
+    )  # fmt: skip
+    seen = images_of(0, first + rest)
+    assert len(seen) == len(set(seen)) == stop * 4 + left
+    whole = images_of(1, rest)
+    assert len(whole) == len(set(whole)) == 22 // batch_size * batch_size
+    assert {epoch for epoch, _, _ in rest} == ({0, 1} if left else {1})
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (3, 2), (2, 3)])
+def test_with_another_number_of_processes_each_image_of_an_epoch_is_seen_once(folder, before, now):
+    """A preempted job that comes back with fewer GPUs, or more."""
+
+    def loaders(processes: int) -> list[TrainLoader]:
+        made = []
+        for rank in range(processes):
+            data = ImageDataModule(RandomCrop((8, 8), (0.2, 1.0)), path=str(folder), image_size=8, seed=0, batch_size=2)
+            data.trainer = SimpleNamespace(global_rank=rank, world_size=processes)  # pyright: ignore
+            made.append(data.train_dataloader())
+        return made
+
+    seen = []
+    for loader in loaders(before):
+        batches = iter(loader)
+        seen += [index for _ in range(2) for index in next(batches)["index"].tolist()]
+        state = loader.state_dict()
+    assert state["images"] == 4 * before
+    for loader in loaders(now):
+        loader.load_state_dict(state)
+        seen += [index for batch in loader for index in batch["index"].tolist()]
+    assert len(seen) == len(set(seen))
+    assert 22 - len(seen) < 2 * now
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"workers": 2}, "depends on data.workers: 1 then, 2 now"),
+        ({"shuffle_buffer": 9}, "depends on data.shuffle_buffer: 6 then, 9 now"),
+        ({"batch_size": 2}, "depends on data.batch_size: 4 then, 2 now"),
+    ],
+)
+def test_a_stream_whose_order_has_changed_goes_on_at_an_epochs_end_alone(folder, tmp_path, change, line):
+    make_shards(ShardsConfig(data=DataConfig(path=str(folder)), out=str(tmp_path / "shards"), shard_mb=0.007))
+    run(tmp_path / "shards", tmp_path / "first", 5, source="webdataset")
+    for stop, resumes in ((2, False), (5, True)):
+        again = [tmp_path / "shards", tmp_path / "rest", 7, tmp_path / "first" / f"step={stop}.ckpt"]
+        if resumes:
+            assert run(*again, source="webdataset", **change)[0][0] == 1
+        else:
+            with pytest.raises(ValueError, match=line):
+                run(*again, source="webdataset", **change)
+
+
+def test_images_that_were_added_do_not_change_the_order_in_the_middle_of_an_epoch(folder, tmp_path, write):
+    run(folder, tmp_path / "first", 2)
+    write(folder / "new.png", 10, 10, seed=99)
+    with pytest.raises(ValueError, match="depends on images of an epoch: 22 then, 23 now"):
+        run(folder, tmp_path / "rest", 12, tmp_path / "first" / "step=2.ckpt")
 
 
 def test_a_run_of_shortened_epochs_resumes_too(folder, tmp_path):

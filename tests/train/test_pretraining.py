@@ -232,30 +232,30 @@ def test_resume_continues_where_the_run_stopped():
     assert json.loads(Path("stopped/encoder.json").read_text())["step"] == 10
 
 
-def epoch_and_batches(checkpoint: Path) -> dict[str, int]:
+def place_of(checkpoint: Path) -> dict[str, int]:
     """How far the training images are handed out."""
     loops = torch.load(checkpoint, weights_only=True)["loops"]["fit_loop"]
-    return loops["state_dict"]["combined_loader"][0]
+    return {name: loops["state_dict"]["combined_loader"][0][name] for name in ("epoch", "images")}
 
 
 @pytest.mark.parametrize(
     ("stop", "limits", "steps", "place"),
     [
-        (2, "trainer.max_steps=null", 5, {"epoch": 0, "batches": 5}),
-        (2, "trainer.max_steps=4", 4, {"epoch": 0, "batches": 4}),
-        (5, "trainer.max_steps=8 trainer.max_epochs=2", 8, {"epoch": 1, "batches": 3}),
-        (5, "trainer.max_steps=null trainer.max_epochs=2", 10, {"epoch": 1, "batches": 5}),
-        (2, "trainer.max_steps=8 trainer.max_epochs=2", 8, {"epoch": 1, "batches": 3}),
+        (2, "trainer.max_steps=null", 5, {"epoch": 0, "images": 1280}),
+        (2, "trainer.max_steps=4", 4, {"epoch": 0, "images": 1024}),
+        (5, "trainer.max_steps=8 trainer.max_epochs=2", 8, {"epoch": 1, "images": 768}),
+        (5, "trainer.max_steps=null trainer.max_epochs=2", 10, {"epoch": 1, "images": 1280}),
+        (2, "trainer.max_steps=8 trainer.max_epochs=2", 8, {"epoch": 1, "images": 768}),
     ],
 )
 def test_a_run_that_a_limit_has_stopped_goes_on_with_the_next_batch(stop, limits, steps, place):
     """Lightning counts an epoch as done that trainer.max_steps has cut short: what was left of it was never run."""
     run("run_dir=cut", "monitor.every_epochs=0", f"trainer.max_steps={stop}")
-    assert epoch_and_batches(Path(f"cut/checkpoints/step-{stop:07}.ckpt"))["batches"] == stop
+    assert place_of(Path(f"cut/checkpoints/step-{stop:07}.ckpt"))["images"] == stop * 256
     resolved = resolve_run(RunConfig, ["method=mae", "run_dir=cut", "resume=auto", *limits.split()])
     pretrain(resolved.config, resolved.name)
     assert json.loads(Path("cut/encoder.json").read_text())["step"] == steps
-    assert epoch_and_batches(Path(f"cut/checkpoints/step-{steps:07}.ckpt")) == place
+    assert place_of(Path(f"cut/checkpoints/step-{steps:07}.ckpt")) == place
 
 
 def test_a_run_goes_on_while_its_checkpoints_cannot_be_written_and_fails_when_the_last_one_cannot(monkeypatch, caplog):
@@ -313,8 +313,10 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(caplog):
     assert files.damage(newest) == ""
 
 
-def test_resuming_with_another_shape_is_one_line():
+def test_a_checkpoint_of_another_shape_is_one_line():
     run("run_dir=shape", "trainer.max_steps=1", "monitor.every_epochs=0")
+    config = Path("shape/config.yaml")
+    config.write_text(config.read_text().replace("embed_dim: 16\n  depth", "embed_dim: 32\n  depth"))
     resolved = resolve_run(RunConfig, ["method=mae", "run_dir=shape", "resume=auto", "encoder.embed_dim=32"])
     with pytest.raises(ValueError, match=r"the checkpoint to resume: .* is needed; give the encoder.\* and method.\*"):
         pretrain(resolved.config, resolved.name)
@@ -362,9 +364,13 @@ def test_a_time_limit_that_does_not_bind_changes_nothing():
     torch.testing.assert_close(weights[0], weights[1], atol=0, rtol=0)
 
 
-def test_a_time_limit_ends_the_run():
+def test_a_time_limit_ends_the_run_and_says_what_it_has_cut_off(capsys):
     run_dir = run("run_dir=timed", "trainer.max_epochs=100000", "trainer.max_minutes=0.02", "monitor.every_epochs=0")
     assert (run_dir / "encoder.safetensors").exists()
+    done, planned = (json.loads((run_dir / "encoder.json").read_text())[name] for name in ("step", "planned_steps"))
+    assert planned == 500_000
+    line = f"stopped by trainer.max_minutes after {done:,} of 500,000 planned steps: figures of the recipe are not to"
+    assert line in capsys.readouterr().out
 
 
 def test_gray_images_of_one_channel():
