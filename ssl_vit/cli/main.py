@@ -7,12 +7,13 @@ import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from types import ModuleType
 from typing import NoReturn
 
 from ssl_vit.cli import doctor
 from ssl_vit.cli.settings import DRY_RUN, print_plan, resolve_command
-from ssl_vit.config.checks import ConfigError, nearest
+from ssl_vit.config.checks import ConfigError, nearest, printable
 from ssl_vit.config.help import help_page
 from ssl_vit.run.launch import typed
 from ssl_vit.run.signals import Stopped
@@ -28,6 +29,9 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command, its name first among the args, by default the process's own, and exit with its status."""
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be bytes that are no text
     raise SystemExit(guarded(sys.argv[1:] if args is None else args))
 
 
@@ -46,7 +50,7 @@ def guarded(args: Sequence[str]) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("SSL_VIT_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     return 0
 

@@ -34,7 +34,7 @@ from ssl_vit.run.launch import is_first_process
 from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import ProgressPrinter
-from ssl_vit.train.plan import devices_of, plan_lines
+from ssl_vit.train.plan import devices_of, plan_lines, require_possible
 
 log = logging.getLogger("ssl_vit")
 INAPPLICABLE = (
@@ -62,11 +62,13 @@ class Session:
 
     def __init__(self, config: TrainingRun, method: str, prefix: str) -> None:
         quiet_lightning()
+        require_possible(config)
         self.config, self.method, self.prefix, self.started = config, method, prefix, time.time()
         pl.seed_everything(config.seed, verbose=False)
 
     def open(self) -> None:
         """Take the run directory, which has a config.yaml then; errors as of open_run."""
+        self.plan = plan_lines(self.config, self.patches) if is_first_process() else []  # or why there is none
         self.run_dir, self.checkpoint = open_run(self.config, self.method, self.prefix)
 
     def fit(self, objective: Objective, data: ImageDataModule) -> Any:
@@ -81,7 +83,7 @@ class Session:
             print(f"run           {self.run_dir}")
             if self.config.resume:
                 print(f"resuming      {self.checkpoint or 'nothing to resume yet: a new run'}")
-            print("\n".join(plan_lines(self.config, self.patches)), flush=True)
+            print("\n".join(self.plan), flush=True)
         if self.config.trainer.compile:
             compile_blocks(objective)
         objective.max_skipped_steps = self.config.trainer.max_skipped_steps

@@ -36,10 +36,8 @@ class Torchvision(Source):
     @classmethod
     def open(cls, data: DataConfig, channels: int, split: Split) -> "Torchvision | None":
         """data.path=CLASS:ROOT; None where the class has no test split. ValueError also where a download failed."""
+        cls.count(data)
         name, _, root = data.path.partition(":")
-        if name not in DATASETS or not root:
-            rule = f"CLASS:ROOT, such as CIFAR10:downloads, with CLASS one of {', '.join(DATASETS)}"
-            raise ValueError(f"data.path={data.path} must be {rule}{nearest(name, DATASETS)}")
         from torchvision import datasets
 
         dataset_class, split_name = getattr(datasets, name), DATASETS[name][split == "test"]
@@ -52,6 +50,14 @@ class Torchvision(Source):
         except Exception as error:  # what a download raises differs by class: URLError, RuntimeError, ...
             line = f"data.path={data.path} could not be opened or downloaded: {one_line(error)}"
             raise ValueError(f"{line}: put its files into {root} yourself") from error
+
+    @classmethod
+    def count(cls, data: DataConfig) -> None:
+        """Not before it is opened, which may download. ValueError where data.path names no data set."""
+        name, _, root = data.path.partition(":")
+        if name not in DATASETS or not root:
+            rule = f"CLASS:ROOT, such as CIFAR10:downloads, with CLASS one of {', '.join(DATASETS)}"
+            raise ValueError(f"data.path={data.path} must be {rule}{nearest(name, DATASETS)}")
 
     def open_image(self, index: int) -> Image.Image:
         return self.dataset[index][0]
