@@ -15,7 +15,7 @@ from ssl_vit.config.resolve import settings_of
 from ssl_vit.config.schema import EncoderConfig, PatchGrid, RunConfig, TrainingRun
 from ssl_vit.config.tokenizer_schema import DVAERun, KMeansRun, VQKDRun
 
-WORKER = 1e7  # bytes of a process that reads images
+WORKER = 5e7  # bytes of a process that reads images
 Needs = tuple[float, float]  # trained weights, and bytes that a step keeps of an image
 
 
@@ -73,7 +73,7 @@ def _encoder(run: Any) -> Needs:
     encoder: EncoderConfig = run.encoder
     width, depth, _ = encoder.shape
     positions = _patches(encoder) * (encoder.pos_embed == "learned")
-    inputs = width * (encoder.channels * encoder.patch_size**2 + positions)
+    inputs = width * (encoder.channels * encoder.patch_size**2 + positions + encoder.num_registers)
     return _blocks(width, depth, encoder.mlp_ratio) + inputs, _image(encoder)
 
 

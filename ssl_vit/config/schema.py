@@ -87,7 +87,7 @@ class EncoderConfig(PatchGrid, section="encoder"):
     """learned, sincos (fixed), or BEiT's bias of the attention: relative (one for all blocks), relative_per_block."""
     num_registers: NonNegativeInt = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
-    init_values: float | None = None
+    init_values: Annotated[float, checks.inside("[-100, 100]")] | None = None
     """Initial gain of each residual branch (arXiv:2103.17239 eq. 2); null: no gain."""
     drop_path: Annotated[float, checks.inside("[0, 1)")] = 0.0
     """Stochastic-depth rate of the last block; earlier blocks ramp up linearly from 0."""

@@ -69,6 +69,8 @@ def plan_lines(config: TrainingRun, patches: PatchGrid | None = None) -> list[st
     batch, per_epoch = config.data.batch_size, None
     if images is not None:
         batches = max(1, images // world_size // batch)  # images that do not fill one wait for the next epoch
+        rule = f"at most {batches}, the batches of an epoch, at whose end there is a step"
+        require(trainer.accumulate <= batches, "trainer.accumulate", trainer.accumulate, rule, ConfigError)
         per_epoch = -(-batches // trainer.accumulate)
         batch = min(batch, max(1, images // world_size))
     global_batch = batch * world_size * trainer.accumulate
