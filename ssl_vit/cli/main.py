@@ -3,6 +3,7 @@
 import ctypes
 import importlib
 import os
+import re
 import shlex
 import sys
 import traceback
@@ -23,6 +24,7 @@ COMMANDS = (
     *("train_tokenizer", "make_shards", "benchmark"),
 )
 DOCTOR = "suite=doctor"
+OUT_OF_MEMORY = re.compile("allocate memory|out of memory")  # of PyTorch's errors, on CPUs and on GPUs
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -52,6 +54,11 @@ def guarded(args: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        print("error: out of memory: smaller images, batches (data.batch_size) or networks need less", file=sys.stderr)
+        return 1
     return 0
 
 

@@ -53,6 +53,9 @@ ABSURD = {
         "method.mask_ratio=1e-20": "must be high enough to hide one of the 64 patches",
         "encoder.mlp_ratio=0.001": "must be large enough for one hidden channel",
         "encoder.depth=100000": "must be in [1, 1000] or null",
+        "encoder.init_values=1e+300": "must be in [-100, 100] or null",
+        "encoder.num_registers=1000000000000000000": "is too large: a training needs ",
+        "trainer.accumulate=1000": "must be at most 22, the batches of an epoch",
         "encoder.embed_dim=1000000": "is too large: a training needs ",
         "encoder.image_size=100000": "is too large: a training needs ",
         "encoder.image_size=[100000, 100000]": "is too large: a training needs ",
@@ -209,6 +212,15 @@ def test_memory_is_compared_with_what_there_is(monkeypatch):
     monkeypatch.setattr(plan.os, "sysconf", lambda name: training_bytes(run) ** 0.5 - 1)
     with pytest.raises(ConfigError, match="is too large: a training needs"):
         plan.require_possible(run)
+
+
+def test_memory_that_runs_out_is_one_line(monkeypatch, capsys):
+    def run(resolved: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
+
+    monkeypatch.setattr("ssl_vit.cli.visualize.run", run)
+    assert guarded(["visualize", "images=../images"]) == 1
+    assert capsys.readouterr().err.startswith("error: out of memory: smaller images, batches (data.batch_size)")
 
 
 def test_a_run_that_began_from_other_weights_is_resumed(capsys):
