@@ -3,10 +3,12 @@
 import ctypes
 import importlib
 import os
+import re
 import shlex
 import sys
 import traceback
 from collections.abc import Sequence
+from io import TextIOWrapper
 from types import ModuleType
 from typing import NoReturn
 
@@ -23,6 +25,7 @@ COMMANDS = (
 )
 DOCTOR = "suite=doctor"
 SPIN_COUNT = "3000"  # by `tools/benchmark.py suite=spin`; the table is in docs/results.md
+OUT_OF_MEMORY = re.compile("allocate memory|out of memory")  # of PyTorch's errors, on CPUs and on GPUs
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 
@@ -30,6 +33,9 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
     """Run a command, its name first among the args, by default the process's own, and exit with its status."""
     keep_freed_memory()
     sleep_at_barriers()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names of files may be bytes that are no text
     raise SystemExit(guarded(sys.argv[1:] if args is None else args))
 
 
@@ -48,8 +54,13 @@ def guarded(args: Sequence[str]) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("SSL_VIT_TRACEBACK"):
             traceback.print_exc()
-        print(f"error: {printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        print("error: out of memory: smaller images, batches (data.batch_size) or networks need less", file=sys.stderr)
+        return 1
     return 0
 
 

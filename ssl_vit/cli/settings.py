@@ -1,9 +1,10 @@
 """Settings that depend on what lies on the disk: of a run that is resumed, of an encoder that is worked on."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ssl_vit.config.checks import Bounded, shown
 from ssl_vit.config.evaluation_schema import PROTOCOLS, TIMM, EvaluationConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.foreign import require_typed
@@ -13,6 +14,7 @@ from ssl_vit.config.reading import require_regular
 from ssl_vit.config.recipes import FINETUNE, OF_ONE_RUN, family, recipes
 from ssl_vit.config.resolve import ConfigError, Resolved, resolve
 from ssl_vit.config.schema import DataConfig, TrainingRun
+from ssl_vit.config.values import settings_of
 from ssl_vit.run.files import CONFIG, metadata_of, newest_run, require_own_files, run_prefix
 from ssl_vit.run.launch import require_started
 
@@ -25,8 +27,11 @@ def resolve_command(config_class: type, args: Sequence[str]) -> Resolved[Any]:
     """The settings of any command; ConfigError also where a file asks for more than to be read."""
     if issubclass(config_class, TrainingRun):
         resolved = resolve_run(config_class, args)
+    elif issubclass(config_class, EvaluationConfig):
+        resolved = resolve_evaluation(config_class, args)
     else:
-        resolved = (resolve_evaluation if issubclass(config_class, EvaluationConfig) else resolve)(config_class, args)
+        resolved = resolve(config_class, args)
+        require_effect(resolved)
     require_typed(resolved, needs_download)
     return resolved
 
@@ -36,6 +41,35 @@ def needs_download(data: DataConfig) -> bool:
     from ssl_vit.data.sources import source_class
 
     return source_class(data.source).needs_download(data)
+
+
+def require_effect(resolved: Resolved[Any]) -> None:
+    """ConfigError for a value, given by the user on the command line or in a recipe of theirs, that nothing reads.
+
+    What is given is not at fault where it is overruled: a recipe's data.path, once the command line has another source.
+    """
+    config, origins = resolved.config, resolved.origin
+    theirs = {"command line": 2}  # how near to the user each origin is
+    recipe = Path(getattr(config, "recipe", ""))
+    if recipe.suffix in (".yaml", ".yml") and recipe.name != CONFIG:  # which holds every setting of a run
+        theirs["recipe"] = 1
+    values = {key: setting.default for key, setting in settings_of(config).items()}
+    usual = {key: setting.default for key, setting in settings_of(type(config)()).items()}
+    for key, cause, why in _unread(config):
+        given = theirs.get(origins[key], 0)
+        counts = given == 2 or (given == 1 and values[key] != usual[key])
+        if values[key] and counts and given >= {"command line": 2, "recipe": 1}.get(origins.get(cause, ""), 0):
+            raise ConfigError(f"{key}={shown(values[key])} has no effect: {why}")
+
+
+def _unread(config: Bounded) -> Iterator[tuple[str, str, str]]:
+    """Key, key of the setting that leaves it without effect, and why; of sections too."""
+    for unread, names, cause, why in config.unread():
+        if unread:
+            yield from ((config.key(name), config.key(cause), why) for name in names.split())
+    for section in vars(config).values():
+        if isinstance(section, Bounded):
+            yield from _unread(section)
 
 
 def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
@@ -53,8 +87,9 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
             began = ["init_from="] if own.get("init_from") else []  # which is behind it
             resolved = read(config_class, [*args, f"recipe={run / CONFIG}", *began])
             resolved.config.recipe = own["recipe"]  # what it was made by, and stays
-        resolved.config.run_dir = str(run)
     require_started(resolved.config.trainer)
+    require_effect(resolved)
+    resolved.config.run_dir = str(run or resolved.config.run_dir)
     return resolved
 
 
@@ -89,14 +124,9 @@ def settings_in(run: Path, resume: str) -> dict[str, Any]:
 
 def print_plan(resolved: Resolved[Run]) -> None:
     """What `--dry-run` answers: every setting with its origin, and what follows from them."""
-    from ssl_vit.train.plan import plan_lines
+    from ssl_vit.train.rehearsal import rehearse
 
-    patches, labeled = None, isinstance(resolved.config, FinetuneRun)
-    if isinstance(resolved.config, FinetuneRun):  # its encoder has them
-        from ssl_vit.supervised.classifier import start_of
-
-        patches = start_of(resolved.config)[1]
-    print(resolved_table(resolved), *plan_lines(resolved.config, patches, labeled), sep="\n")
+    print(resolved_table(resolved), *rehearse(resolved.config, resolved.name), sep="\n")
 
 
 def _resolve_finetuning(config_class: type[FinetuneRun], args: list[str]) -> Resolved[FinetuneRun]:
@@ -158,4 +188,15 @@ def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> R
     if "data" not in lower and not any(arg.startswith("data.") for arg in args):
         raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
     resolved.config.encoder = encoder
+    require_effect(resolved)
+    _require_statistics(resolved, known)
     return resolved
+
+
+def _require_statistics(resolved: Resolved[Any], metadata: dict[str, Any]) -> None:
+    """ConfigError where the command line has another mean or std than the images of the encoder's training."""
+    for name in ("mean", "std"):
+        given, known, key = getattr(resolved.config.data, name), metadata.get(name), f"data.{name}"
+        if resolved.origin[key] == "command line" and known and given != known:
+            line = f"must be {known}, as in the training of encoder={resolved.config.encoder}, or left out"
+            raise ConfigError(f"{key}={shown(given)} {line}")

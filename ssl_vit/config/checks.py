@@ -4,6 +4,7 @@ import difflib
 import operator
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, partial
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -30,15 +31,26 @@ def shown(value: Any) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def require(legal: bool, key: str, value: Any, rule: str) -> None:
-    """Raise ValueError `key=value must be <rule>` unless legal."""
+def require(legal: bool, key: str, value: Any, rule: str, error: type[ValueError] = ValueError) -> None:
+    """Raise an error `key=value must be <rule>` unless legal; ConfigError where it can only have been typed."""
     if not legal:
-        raise ValueError(f"{key}={shown(value)} must be {rule}")
+        raise error(f"{key}={shown(value)} must be {rule}")
 
 
 def printable(text: object) -> str:
     """Text in one line of printable characters: a line break, or a byte that is no UTF-8, as its escape."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+@contextmanager
+def given_as(key: str, value: str) -> Iterator[None]:
+    """Errors of what a setting names begin with its key as typed, whoever reads the file."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        line = str(error).removeprefix(f"encoder={value}: ")
+        kind = next(kind for kind in (FileNotFoundError, OSError, ConfigError, ValueError) if isinstance(error, kind))
+        raise kind(line if line.startswith(f"{key}=") else f"{key}={value}: {line}") from error
 
 
 def one_of(key: str, value: Any, choices: Iterable[str]) -> None:
@@ -110,6 +122,10 @@ PositiveFloat = Annotated[float, POSITIVE]
 NonNegativeInt = Annotated[int, at_least(0)]
 NonNegativeFloat = Annotated[float, at_least(0)]
 Fraction = Annotated[float, inside("[0, 1]")]
+Strength = Annotated[float, inside("[0, 100]")]
+Temperature = Annotated[float, inside("[0.001, 1000]")]
+Depth = Annotated[int, inside("[1, 1000]")]
+Seed = Annotated[int, inside("[0, 4294967295]")]
 CropScale = Annotated[tuple[float, float], interval(0.01, 1.0)]
 CropRatio = Annotated[tuple[float, float], interval(0.01, 100)]
 ImageSize = Annotated[
@@ -119,6 +135,7 @@ BlockNumber = Annotated[
     int | Literal["last", "best"], either(["last", "best"], Bound("a number from 1", POSITIVE.holds))
 ]
 Rules = Iterator[tuple[bool, str, str]]
+Unread = Iterator[tuple[bool, str, str, str]]
 
 
 @dataclass(kw_only=True)
@@ -138,6 +155,10 @@ class Bounded:
 
     def rules(self) -> Rules:
         """Rules across fields: (whether it is kept, name of the field at fault, what it must be)."""
+        yield from ()
+
+    def unread(self) -> Unread:
+        """Settings that others leave without effect: (whether they do, its fields, the field that does it, why)."""
         yield from ()
 
     def key(self, name: str) -> str:

@@ -62,7 +62,7 @@ class EvaluationConfig(Bounded):
     """Fractions of the training images, such as 0.01,0.1: likewise."""
     controls: bool = True
     """Also score a random encoder of the same shape, and raw pixels."""
-    seed: NonNegativeInt = 0
+    seed: checks.Seed = 0
     """Of the choice of training images, the held-out split and the random control."""
 
     def rules(self) -> Rules:
@@ -70,6 +70,10 @@ class EvaluationConfig(Bounded):
             yield self.blocks in (None, 1), "blocks", "1 with layer=best, which tries single blocks"
             rule = "last or a number with shots= or fraction=, which leave no images to choose it on"
             yield not self.few, "layer", rule
+
+    def unread(self) -> checks.Unread:
+        names = "data.epoch_size data.shuffle_buffer"
+        yield True, names, "encoder", "an evaluation reads images by number, not as a stream"
 
     @property
     def few(self) -> bool:
@@ -109,6 +113,12 @@ class LinearProbeConfig(EvaluationConfig):
         legal = self.few or self.layer != "best" or self.protocol == "logreg"
         yield legal, "layer", f"last or a number {of}; protocol=logreg and k-NN can choose"
 
+    def unread(self) -> checks.Unread:
+        yield from super().unread()
+        names, why = "epochs batch_size base_lr", "few labels, shots= or fraction=, have logistic regression"
+        yield self.few, names, "shots", why
+        yield self.few and self.protocol != "logreg", "protocol", "shots", why
+
     @property
     def schedule(self) -> tuple[int, int, float]:
         """(epochs, images a step, learning rate per 256 images): as set, else the protocol's own; 0 for none."""
@@ -124,7 +134,7 @@ class KNNConfig(EvaluationConfig):
     task: ClassVar[str] = "knn"
     neighbors: Annotated[list[int], POSITIVE_INTS, checks.Bound("one or more", bool)] = fresh([10, 20, 100, 200].copy)
     """k: one, or several of which held-out training images choose; at most the training images."""
-    temperature: PositiveFloat = 0.07
+    temperature: checks.Temperature = 0.07
     """Softness of the votes: exp(cosine similarity / temperature)."""
 
 
@@ -168,6 +178,11 @@ class ShardsConfig(Bounded):
     size: NonNegativeInt = 0
     """Short side that larger images are scaled down to, in pixels; 0: the files' bytes as they are."""
 
+    def unread(self) -> checks.Unread:
+        names = "batch_size workers mean std eval_crop cache_gb streaming epoch_size shuffle_buffer max_unreadable"
+        why = "images are packed as they are, each once"
+        yield True, " ".join(map(self.data.key, names.split())), "out", why
+
 
 @dataclass(kw_only=True)
 class BenchmarkConfig(Bounded):
@@ -189,3 +204,7 @@ class BenchmarkConfig(Bounded):
     """Images of a step."""
     compile: bool = False
     """torch.compile the blocks of all baselines."""
+
+    def unread(self) -> checks.Unread:
+        yield self.suite != "step", "method size precision batch_size compile", "suite", "it is of suite=step"
+        yield self.suite in ("memory", "doctor"), "repeats", "suite", f"suite={self.suite} has no turns"

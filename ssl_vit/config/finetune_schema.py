@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from ssl_vit.config import checks
-from ssl_vit.config.checks import Bounded, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, fresh
+from ssl_vit.config.checks import Bounded, Fraction, PositiveInt, fresh
 from ssl_vit.config.schema import DataConfig, OptimConfig, TrainerConfig, TrainingRun
 
 TABLE_FILE = checks.Bound("a file that ends in .csv or .json", lambda path: path.endswith((".csv", ".json")))
@@ -22,9 +22,9 @@ class FinetuneConfig(Bounded, section="finetune"):
     """Stochastic-depth rate of the last block; earlier blocks ramp up linearly from 0."""
     label_smoothing: Annotated[float, checks.inside("[0, 1)")] = 0.1
     """Fraction of each target that is spread evenly over all classes."""
-    mixup: NonNegativeFloat = 0.8
+    mixup: checks.Strength = 0.8
     """Images are mixed with a weight from Beta(mixup, mixup) (arXiv:1710.09412); 0: never."""
-    cutmix: NonNegativeFloat = 1.0
+    cutmix: checks.Strength = 1.0
     """A box of an image, its area from Beta(cutmix, cutmix), is another's (arXiv:1905.04899); 0: never."""
     mix_p: Fraction = 1.0
     """Fraction of batches that are mixed."""
@@ -32,9 +32,9 @@ class FinetuneConfig(Bounded, section="finetune"):
     """Fraction of mixed batches that get a box, where both mixup and cutmix are on."""
     randaugment: Annotated[float, checks.inside("[0, 10]")] = 9.0
     """Magnitude of RandAugment's operations (arXiv:1909.13719; timm's increasing set); 0: none."""
-    randaugment_std: NonNegativeFloat = 0.5
+    randaugment_std: checks.Strength = 0.5
     """Std of that magnitude, from one operation to the next."""
-    randaugment_ops: PositiveInt = 2
+    randaugment_ops: Annotated[int, checks.inside("[1, 100]")] = 2
     """Random operations for an image; each is then carried out with probability .5."""
     erasing_p: Fraction = 0.25
     """Fraction of images of which a box becomes noise (arXiv:1708.04896)."""
@@ -50,10 +50,19 @@ class FinetuneConfig(Bounded, section="finetune"):
     """Fraction of the old weights in their moving average, which is then evaluated and kept; 0: no average."""
     class_weights: bool = False
     """Weigh each image by n / (K n_c): n images, K classes, n_c images of its class."""
-    head_std: PositiveFloat = 2e-5
+    head_std: Annotated[float, checks.inside("(0, 1]")] = 2e-5
     """Std of the head's initial weights."""
     rel_pos_per_block: bool = True
     """Give each block of an encoder with relative positions a table of its own, as BEiT's authors do."""
+
+    def unread(self) -> checks.Unread:
+        mixes = bool(self.mixup or self.cutmix)
+        yield not mixes, "mix_p", "mixup", "finetune.mixup=0 and finetune.cutmix=0 mix no images"
+        both = bool(self.mixup and self.cutmix)
+        why = f"finetune.mixup={self.mixup:g} and finetune.cutmix={self.cutmix:g} are not both on"
+        yield not both, "switch_p", "cutmix" if self.mixup else "mixup", why
+        names, why = "randaugment_std randaugment_ops", "finetune.randaugment=0 has no operations"
+        yield not self.randaugment, names, "randaugment", why
 
 
 @dataclass(kw_only=True)
@@ -66,8 +75,12 @@ class DistillConfig(Bounded, section="distill"):
     """hard: the teacher's best class is the label; soft: all of its probabilities."""
     alpha: Fraction = 0.5
     """Weight of the teacher's part of the loss; the labels' part has the rest."""
-    temperature: PositiveFloat = 1.0
+    temperature: checks.Temperature = 1.0
     """Of both softmaxes, for soft."""
+
+    def unread(self) -> checks.Unread:
+        yield not self.teacher, "kind alpha temperature", "teacher", "there is no distill.teacher"
+        yield self.kind == "hard", "temperature", "kind", "distill.kind=hard takes the teacher's best class"
 
 
 @dataclass(kw_only=True)
@@ -88,6 +101,14 @@ class FinetuneRun(TrainingRun):
     distill: DistillConfig = fresh(DistillConfig)
     optim: OptimConfig = fresh(OptimConfig, base_lr=5e-4, min_lr=1e-6, warmup_epochs=5)
     trainer: TrainerConfig = fresh(TrainerConfig, max_epochs=100)
+
+    def unread(self) -> checks.Unread:
+        yield from super().unread()
+        why = "images are normalized as in the encoder's training"
+        yield True, "data.mean data.std", "encoder", why
+        names = "data.epoch_size data.shuffle_buffer"
+        yield True, names, "encoder", "a fine-tuning reads images by number, not as a stream"
+        yield True, "monitor.train_limit monitor.images", "encoder", "only test images are evaluated, and none is shown"
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from ssl_vit.config import checks
-from ssl_vit.config.checks import Bounded, CropScale, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, fresh
+from ssl_vit.config.checks import Bounded, CropScale, Fraction, NonNegativeFloat, PositiveInt, fresh
 from ssl_vit.config.schema import EncoderConfig, Kind, OptimConfig, ReadoutConfig, RunConfig, TrainerConfig
 
 CropFractions = Annotated[tuple[float, float, float], checks.each(checks.inside("[0, 1]"), "three numbers")]
@@ -20,7 +20,7 @@ class MAEConfig(Bounded, section="method"):
     """Normalize each target patch by its own mean and std."""
     decoder_embed_dim: Annotated[PositiveInt, checks.Bound("a multiple of 4", lambda channels: channels % 4 == 0)] = 512
     """Channels of a decoder token."""
-    decoder_depth: PositiveInt = 8
+    decoder_depth: checks.Depth = 8
     """Decoder blocks."""
     decoder_num_heads: PositiveInt = 16
     """Decoder attention heads; must divide decoder_embed_dim."""
@@ -54,11 +54,11 @@ class DINOConfig(Bounded, section="method"):
     """Width / height of a crop, as a multiple of its own size's: how much it is stretched at most."""
     flip: bool = True
     """Mirror half of the crops left to right; not for images where sides mean something."""
-    brightness: NonNegativeFloat = 0.4
+    brightness: checks.Strength = 0.4
     """Strength of color jitter: a random factor in [1 - strength, 1 + strength]."""
-    contrast: NonNegativeFloat = 0.4
+    contrast: checks.Strength = 0.4
     """As brightness."""
-    saturation: NonNegativeFloat = 0.2
+    saturation: checks.Strength = 0.2
     """As brightness."""
     hue: Annotated[float, checks.inside("[0, 0.5]")] = 0.1
     """Hue moves by at most this fraction of the circle."""
@@ -86,11 +86,11 @@ class DINOConfig(Bounded, section="method"):
     """Keep prototypes at length 1; if not, their lengths are learned."""
     freeze_last_layer: NonNegativeFloat = 1
     """Epochs in which the prototypes do not move."""
-    student_temp: PositiveFloat = 0.1
+    student_temp: checks.Temperature = 0.1
     """Temperature of the student's softmax."""
-    teacher_temp: PositiveFloat = 0.07
+    teacher_temp: checks.Temperature = 0.07
     """Temperature of the teacher's softmax after its warm-up."""
-    warmup_teacher_temp: PositiveFloat = 0.04
+    warmup_teacher_temp: checks.Temperature = 0.04
     """Temperature of the teacher's softmax at the start."""
     warmup_teacher_temp_epochs: NonNegativeFloat = 30
     """Epochs from warmup_teacher_temp to teacher_temp, linearly."""
@@ -107,6 +107,17 @@ class DINOConfig(Bounded, section="method"):
         crops = self.global_crops + self.local_crops
         rule = f"large enough for two crops of an image; with method.local_crops={self.local_crops} there is {crops}"
         yield crops > 1, "global_crops", rule
+
+    def unread(self) -> checks.Unread:
+        why = "method.local_crops=0: there are none"
+        yield self.local_crops == 0, "local_size local_scale", "local_crops", why
+        jitter = "brightness contrast saturation hue"
+        yield self.jitter_p == 0, jitter, "jitter_p", "method.jitter_p=0 changes no colors"
+        yield not any(self.blur_p), "blur_sigma", "blur_p", "method.blur_p=0,0,0 blurs no crop"
+        why = f"method.centering={self.centering} has no center"
+        yield self.centering != "mean", "center_momentum", "centering", why
+        why = "method.warmup_teacher_temp_epochs=0: there is no warm-up"
+        yield self.warmup_teacher_temp_epochs == 0, "warmup_teacher_temp", "warmup_teacher_temp_epochs", why
 
 
 def color_rules(run: RunConfig, *names: str) -> checks.Rules:
@@ -131,7 +142,9 @@ class MAERun(RunConfig):
         yield not self.encoder.relative, "encoder.pos_embed", rule
         h, w = self.encoder.grid
         rule = f"low enough that one of the {h * w} patches stays visible"
-        yield int(h * w * (1 - self.method.mask_ratio)) > 0, "method.mask_ratio", rule
+        kept = int(h * w * (1 - self.method.mask_ratio))
+        yield kept > 0, "method.mask_ratio", rule
+        yield kept < h * w, "method.mask_ratio", f"high enough to hide one of the {h * w} patches"
 
 
 @dataclass(kw_only=True)
@@ -164,13 +177,13 @@ class BEiTConfig(Bounded, section="method"):
     """Hide exactly as many as mask_ratio means, by single patches added or taken away (BEiT v2)."""
     smallest_block: PositiveInt | None = None
     """Least area of a block, in patches; null: 16 on a grid of 14 x 14, in proportion on others."""
-    block_aspect: Annotated[float, checks.inside("(0, 1]")] = 0.3
+    block_aspect: Annotated[float, checks.inside("[0.01, 1]")] = 0.3
     """Blocks are this to its inverse as high as wide."""
     class_branch: bool = False
     """Predict the tokens from the last class token and the patches of an early block too (BEiT v2, section 2.3)."""
     early_block: PositiveInt | None = None
     """Blocks below the class-token branch, 1 .. depth - 1; null: three quarters of them."""
-    branch_depth: PositiveInt = 2
+    branch_depth: checks.Depth = 2
     """Blocks of the class-token branch."""
     crop_scale: CropScale = (0.08, 1.0)
     """Area of the random crop, as a fraction of the image."""
@@ -181,6 +194,10 @@ class BEiTConfig(Bounded, section="method"):
     jitter: Fraction = 0.4
     """Strength of the change of brightness, contrast and saturation, for every crop; 0: none."""
 
+    def unread(self) -> checks.Unread:
+        names = "early_block branch_depth"
+        yield not self.class_branch, names, "class_branch", "method.class_branch=false: there is no such branch"
+
 
 @dataclass(kw_only=True)
 class TokenizedRun(RunConfig):
@@ -190,6 +207,10 @@ class TokenizedRun(RunConfig):
     """A tokenizer's run or file; empty: one is trained first, and kept for the next run of the same recipe and data."""
     tokenizer_recipe: str = "imagenet"
     """Recipe of the tokenizer that is trained first: a name, or the path of a YAML file."""
+
+    def unread(self) -> checks.Unread:
+        yield from super().unread()
+        yield bool(self.tokenizer), "tokenizer_recipe", "tokenizer", f"tokenizer={self.tokenizer} is trained already"
 
 
 @dataclass(kw_only=True)
@@ -207,6 +228,12 @@ class BEiTRun(TokenizedRun):
         hidden = int(h * w * self.method.mask_ratio)
         yield hidden > 0, "method.mask_ratio", f"high enough to hide one of the {h * w} patches"
         yield early is None or early < depth, "method.early_block", f"less than the encoder's {depth} blocks"
+        block = self.method.smallest_block
+        yield (
+            block is None or block <= hidden,
+            "method.smallest_block",
+            f"at most {hidden}, the patches that are hidden",
+        )
         yield from color_rules(self, "jitter")
 
 

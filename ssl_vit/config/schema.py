@@ -1,6 +1,7 @@
 """What every training shares: its settings, checked on construction; `--help` prints the string under a field."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from ssl_vit.config import checks
@@ -30,6 +31,14 @@ IMAGENET_STD = [0.229, 0.224, 0.225]
 def is_remote(path: str) -> bool:
     """Whether a path of tar shards is a URL that is no file of this machine."""
     return path.startswith(PIPE) or ("://" in path and not path.startswith("file://"))
+
+
+def source_of(path: str) -> str:
+    """The data.source that probably reads what lies at a path."""
+    if is_remote(path) or "{" in path:
+        return "webdataset"
+    endings = {file.suffix for file in (Path(path), *Path(path).glob("*"))}
+    return "parquet" if ".parquet" in endings else "webdataset" if ".tar" in endings else "folder"
 
 
 @dataclass(kw_only=True)
@@ -68,7 +77,7 @@ class EncoderConfig(PatchGrid, section="encoder"):
     """embed_dim, depth and num_heads by name."""
     embed_dim: PositiveInt | None = None
     """Channels of a token; overrides the size's."""
-    depth: PositiveInt | None = None
+    depth: checks.Depth | None = None
     """Number of blocks; overrides the size's."""
     num_heads: PositiveInt | None = None
     """Attention heads; must divide embed_dim; overrides the size's."""
@@ -80,7 +89,7 @@ class EncoderConfig(PatchGrid, section="encoder"):
     """How positions for another grid are made: as in timm, or by DINO's authors (local crops) or BEiT's and MAE's."""
     num_registers: NonNegativeInt = 0
     """Register tokens between class token and patches (arXiv:2309.16588). With them the class token has no position."""
-    init_values: float | None = None
+    init_values: Annotated[float, checks.inside("[-100, 100]")] | None = None
     """Initial gain of each residual branch (arXiv:2103.17239 eq. 2); null: no gain."""
     drop_path: Annotated[float, checks.inside("[0, 1)")] = 0.0
     """Stochastic-depth rate of the last block; earlier blocks ramp up linearly from 0."""
@@ -98,6 +107,13 @@ class EncoderConfig(PatchGrid, section="encoder"):
         yield self.num_registers == 0 or not self.relative, "num_registers", rule
         rule = f"timm or beit with encoder.pos_embed={self.pos_embed}"
         yield self.resample != "dino" or not self.relative, "resample", rule
+        rule = f"large enough for one hidden channel of an MLP, with encoder.embed_dim={embed_dim}"
+        yield embed_dim * self.mlp_ratio >= 1, "mlp_ratio", rule
+
+    def unread(self) -> checks.Unread:
+        set_alone = None not in (self.embed_dim, self.depth, self.num_heads)
+        values = "encoder.embed_dim={}, depth={} and num_heads={}".format(*self.shape)
+        yield set_alone, "size", "embed_dim", f"{values} are set, give all three as null to have a size by name"
 
     @property
     def relative(self) -> bool:
@@ -146,11 +162,13 @@ class DataConfig(Bounded, section="data"):
     """Images per process and step."""
     workers: Annotated[int | Literal["auto"], checks.either(["auto"], checks.at_least(0))] = "auto"
     """Processes that read images; auto: 0 for small images in memory, else one less than this process's cores."""
-    mean: list[float] = fresh(IMAGENET_MEAN.copy)
+    mean: Annotated[list[float], checks.each(checks.inside("[-1e6, 1e6]"))] = fresh(IMAGENET_MEAN.copy)
     """Mean of each channel, of pixels in [0, 1]; subtracted on the device."""
-    std: Annotated[list[float], checks.each(checks.POSITIVE)] = fresh(IMAGENET_STD.copy)
+    std: Annotated[list[float], checks.each(checks.POSITIVE), checks.each(checks.inside("[1e-6, 1e6]"))] = fresh(
+        IMAGENET_STD.copy
+    )
     """Std of each channel, of pixels in [0, 1]; divided by on the device."""
-    eval_crop: Annotated[float, checks.inside("(0, 1]")] = 0.875
+    eval_crop: Annotated[float, checks.inside("[0.01, 1]")] = 0.875
     """Evaluation resizes the short side to image_size / eval_crop and crops the middle; 224 / 256 = 0.875."""
     white_16bit: Annotated[int, checks.inside("[1, 65535]")] = 65535
     """Value of a 16-bit image that becomes white; 4095 for 12-bit scans."""
@@ -176,6 +194,16 @@ class DataConfig(Bounded, section="data"):
         rule = "null but for a stream: data.source=webdataset, or hf with data.streaming=true"
         yield self.epoch_size is None or self.streams, "epoch_size", rule
 
+    def unread(self) -> checks.Unread:
+        digits, reads = self.source == "digits", f"data.source={self.source} reads no"
+        yield digits, "path", "source", f"{reads} data.path; add data.source={source_of(self.path)}"
+        yield digits, "white_16bit", "source", f"{reads} 16-bit images"
+        why = f"{reads} data.test_path, its test images are its own"
+        yield self.source in ("digits", "torchvision"), "test_path", "source", why
+        why = f"data.source={self.source} is no stream"
+        yield self.source in SOURCES and not self.streams, "shuffle_buffer", "source", why
+        yield self.on_error == "raise", "max_unreadable", "on_error", "data.on_error=raise stops at the first"
+
     @property
     def streams(self) -> bool:
         """Whether pretraining reads the images one after the other, shard by shard."""
@@ -195,7 +223,7 @@ class TrainerConfig(Bounded, section="trainer"):
     """Passes over the images."""
     max_steps: PositiveInt | None = None
     """Optimizer steps; null: no limit."""
-    max_minutes: PositiveFloat | None = None
+    max_minutes: Annotated[float, checks.POSITIVE, checks.inside("(0, 1e9]")] | None = None
     """Minutes of training; null: no limit."""
     checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; null: every ten minutes. The end always has one."""
@@ -244,6 +272,10 @@ class MonitorConfig(Bounded, section="monitor"):
     skipped_steps: bool = True
     """List the steps whose loss or gradient was not finite, with their images, in skipped_steps.jsonl."""
 
+    def unread(self) -> checks.Unread:
+        names = "train_limit test_limit"
+        yield self.every_epochs == 0, names, "every_epochs", "monitor.every_epochs=0 evaluates nothing while training"
+
 
 @dataclass(kw_only=True)
 class ReadoutConfig(Bounded, section="readout"):
@@ -271,7 +303,7 @@ class TrainingRun(Bounded):
     """Name of a recipe that the project brings along, or the path of a YAML file."""
     run_dir: str = ""
     """Where the run writes; made up from method, recipe and time when empty."""
-    seed: NonNegativeInt = 0
+    seed: checks.Seed = 0
     """All random numbers are a function of it."""
     resume: str = ""
     """Continue a run: auto (the newest of this method and recipe, or the one in run_dir), a run or a checkpoint."""
@@ -284,6 +316,14 @@ class TrainingRun(Bounded):
         legal = self.monitor.every_epochs == 0 or bool(self.data.test_path) or not self.data.remote
         rule = "0 where data.path is a remote stream: there is nothing to look at, or give data.test_path"
         yield legal, "monitor.every_epochs", rule
+
+    def unread(self) -> checks.Unread:
+        resumed = Path(self.resume)
+        elsewhere = self.resume not in ("", "auto") and Path(self.run_dir) not in (resumed, *resumed.parents)
+        yield elsewhere, "run_dir", "resume", f"resume={self.resume} goes on in the run's own directory"
+        late = self.optim.warmup_epochs >= self.trainer.max_epochs
+        why = f"with trainer.max_epochs={self.trainer.max_epochs} the learning rate never reaches its peak"
+        yield late, "optim.warmup_epochs", "trainer.max_epochs", f"{why}: warm up for less, or train longer"
 
     @property
     def own_config(self) -> Any:
@@ -313,10 +353,29 @@ class RunConfig(TrainingRun):
 
     def rules(self) -> checks.Rules:
         yield from super().rules()
-        if self.resume and self.init_from:
-            raise ValueError("resume= continues a run, init_from= starts a new one from its weights: give one of them")
         rule = f"one number a channel (encoder.channels={self.encoder.channels}); data.std likewise"
         yield len(self.data.mean) == self.encoder.channels, "data.mean", rule
+        depth, layer = self.encoder.shape[1], self.readout.layer
+        rule = f"last, best, or a number from 1 to {depth}, the encoder's blocks"
+        yield type(layer) is not int or layer <= depth, "readout.layer", rule
+        legal = self.readout.blocks <= (layer if type(layer) is int else depth)
+        yield (
+            legal,
+            "readout.blocks",
+            f"at most the {layer if type(layer) is int else depth} blocks up to readout.layer={layer}",
+        )
+
+    def unread(self) -> checks.Unread:
+        yield from super().unread()
+        why = "resume= continues a run, init_from= starts a new one from its weights: give one of them"
+        yield bool(self.resume), "init_from", "resume", why
+        yield bool(self.init_from), "encoder.init", "init_from", f"the weights are those of init_from={self.init_from}"
+        yield (
+            self.monitor.every_epochs == 0,
+            "monitor.images",
+            "monitor.every_epochs",
+            "monitor.every_epochs=0 shows none",
+        )
 
     @property
     def patches(self) -> PatchGrid:

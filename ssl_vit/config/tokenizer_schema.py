@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from ssl_vit.config import checks
-from ssl_vit.config.checks import CropScale, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Rules, fresh
+from ssl_vit.config.checks import CropScale, Fraction, NonNegativeFloat, PositiveInt, Rules, fresh
 from ssl_vit.config.schema import DataConfig, Kind, OptimConfig, PatchGrid, TrainerConfig, TrainingRun
 
 
@@ -40,13 +40,13 @@ class DVAEConfig(TokenizerConfig):
 
     width: PositiveInt = 256
     """Channels of the convolutions on the patch grid; half as many at each resolution above."""
-    residuals: PositiveInt = 2
+    residuals: checks.Depth = 2
     """Residual blocks at each resolution."""
     code_dim: PositiveInt = 128
     """Channels of a codebook vector."""
-    start_temperature: PositiveFloat = 1.0
+    start_temperature: checks.Temperature = 1.0
     """Temperature of the Gumbel-softmax at the start; falls by half a cosine."""
-    end_temperature: PositiveFloat = 0.0625
+    end_temperature: checks.Temperature = 0.0625
     """Temperature of the Gumbel-softmax at the end."""
     kl: NonNegativeFloat = 1e-4
     """Weight of how far a patch's tokens are from all being equally likely, in nats, beside the squared error."""
@@ -54,6 +54,9 @@ class DVAEConfig(TokenizerConfig):
     """Fraction of the run in which that weight grows from 0."""
     usage: NonNegativeFloat = 3e-3
     """Weight of how far the tokens of all patches of a batch together are from being used equally often, in nats."""
+
+    def unread(self) -> checks.Unread:
+        yield self.kl == 0, "kl_warmup", "kl", "tokenizer.kl=0: there is no such weight"
 
 
 @dataclass(kw_only=True)
@@ -64,11 +67,11 @@ class VQKDConfig(TokenizerConfig):
     """The encoder whose features are predicted: anything load_encoder reads, a DINO run for one."""
     width: PositiveInt = 384
     """Channels of the tokenizer's own Vision Transformer, encoder and decoder."""
-    depth: PositiveInt = 12
+    depth: checks.Depth = 12
     """Blocks of its encoder."""
     heads: PositiveInt = 6
     """Attention heads; must divide the width."""
-    decoder_depth: PositiveInt = 1
+    decoder_depth: checks.Depth = 1
     """Blocks of its decoder."""
     code_dim: PositiveInt = 32
     """Channels of a codebook vector."""
@@ -82,6 +85,7 @@ class VQKDConfig(TokenizerConfig):
     def rules(self) -> Rules:
         yield from super().rules()
         yield self.width % self.heads == 0, "width", f"a multiple of tokenizer.heads={self.heads}"
+        yield self.width % 4 == 0, "width", "a multiple of 4"
 
 
 @dataclass(kw_only=True)
@@ -101,12 +105,22 @@ class TokenizerRun(TrainingRun):
         rule = "given where data.path is a remote stream: a tokenizer is evaluated on images that can be read again"
         yield not self.data.remote or bool(self.data.test_path), "data.test_path", rule
 
+    def unread(self) -> checks.Unread:
+        yield from super().unread()
+        yield True, "monitor.train_limit monitor.test_limit", "tokenizer", "a tokenizer has no features to evaluate"
+
 
 @dataclass(kw_only=True)
 class KMeansRun(TokenizerRun):
     """k-means over patches; its trainer.* and optim.* settings have no effect."""
 
     tokenizer: KMeansConfig = fresh(KMeansConfig)
+
+    def unread(self) -> checks.Unread:
+        yield from super().unread()
+        for section in (self.optim, self.trainer):
+            names = " ".join(map(section.key, vars(section)))
+            yield True, names, "tokenizer", "k-means is fitted at once, without optimizer and trainer"
 
 
 @dataclass(kw_only=True)

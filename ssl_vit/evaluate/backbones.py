@@ -172,10 +172,17 @@ def timm_model(key: str, name: str, **options: Any) -> Any:
     """timm.create_model; ValueError for an unknown name, OSError where weights cannot be had; key begins messages."""
     import timm
 
-    if not timm.is_model(name):
-        raise ValueError(f"{key}: timm has no model of this name{nearest(name, timm.list_models())}")
+    require_timm(key, name)
     try:
         return timm.create_model(name, **options)
     except Exception as error:  # each downloader raises errors of its own kinds
         advice = "they are downloaded on first use, and kept"
         raise OSError(f"{key}: its weights could not be had ({one_line(error)[:200]}); {advice}") from error
+
+
+def require_timm(key: str, name: str) -> None:
+    """ValueError, which key begins, unless timm has a model of the name."""
+    import timm
+
+    if not timm.is_model(name):
+        raise ValueError(f"{key}: timm has no model of this name{nearest(name, timm.list_models())}")

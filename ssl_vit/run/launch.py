@@ -4,8 +4,11 @@ import os
 import sys
 from pathlib import Path
 
-from ssl_vit.config.checks import require
+from ssl_vit.config.checks import ConfigError, require
 from ssl_vit.config.schema import TrainerConfig
+
+LAUNCHERS = ("MASTER_ADDR", "SLURM_", "LSB_", "OMPI_", "PMI_")
+"""Environment variables that say how machines find one another begin with these."""
 
 
 def typed(name: str) -> str:
@@ -26,10 +29,17 @@ def require_started(trainer: TrainerConfig) -> None:
     """ValueError unless the processes that torchrun started are those of the settings: else each would train alone."""
     if here := started_on_machine():
         rule = f"auto, or {here}, the processes that torchrun started on this machine"
-        require(trainer.devices in ("auto", here), "trainer.devices", trainer.devices, rule)
+        require(trainer.devices in ("auto", here), "trainer.devices", trainer.devices, rule, ConfigError)
         machines = int(os.environ.get("WORLD_SIZE", 0)) // here
         rule = f"{machines}, the machines that torchrun started processes on"
-        require(trainer.num_nodes == machines, "trainer.num_nodes", trainer.num_nodes, rule)
+        require(trainer.num_nodes == machines, "trainer.num_nodes", trainer.num_nodes, rule, ConfigError)
+        return
+    rule = "1 unless torchrun or SLURM starts the run, or MASTER_ADDR and NODE_RANK are set on each machine"
+    launched = any(name.startswith(LAUNCHERS) for name in os.environ)
+    require(trainer.num_nodes == 1 or launched, "trainer.num_nodes", trainer.num_nodes, rule, ConfigError)
+    if slurm := int(os.environ.get("SLURM_NNODES", 0)) if "SLURM_NTASKS" in os.environ else 0:
+        rule = f"{slurm} at most, the machines of this SLURM job"
+        require(trainer.num_nodes <= slurm, "trainer.num_nodes", trainer.num_nodes, rule, ConfigError)
 
 
 def is_first_process() -> bool:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from ssl_vit.config.checks import given_as
 from ssl_vit.config.schema import PatchGrid
 from ssl_vit.config.tokenizer_schema import VQKDConfig, VQKDRun
 from ssl_vit.models.blocks import init_linear
@@ -103,7 +104,8 @@ class VQKDTraining(TokenizerTraining):
         if not cfg.teacher:
             line = "tokenizer.teacher= is missing: the encoder whose features are predicted; make one with"
             raise ValueError(f"{line} `{typed('pretrain')} method=dino` and give tokenizer.teacher=RUN")
-        self.teacher = load_encoder(cfg.teacher).requires_grad_(False)
+        with given_as("tokenizer.teacher", cfg.teacher):
+            self.teacher = load_encoder(cfg.teacher).requires_grad_(False)
         if self.teacher.config.channels != cfg.channels:
             line = f"tokenizer.teacher={cfg.teacher} reads {self.teacher.config.channels} channels"
             raise ValueError(f"{line}, tokenizer.channels={cfg.channels}")

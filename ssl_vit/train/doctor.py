@@ -26,7 +26,7 @@ from ssl_vit.methods import method_named
 from ssl_vit.methods.base import Method
 from ssl_vit.models.blocks import compile_blocks
 from ssl_vit.run.launch import typed
-from ssl_vit.train.plan import bf16_unit, precision_of
+from ssl_vit.train.plan import bf16_unit, precision_of, require_possible
 from ssl_vit.train.trainer import data_of, quiet_lightning, trainer_of
 
 WARM_UP, BATCHES = 2, 6  # of each stage: not timed, and timed
@@ -128,6 +128,7 @@ def measure(config: RunConfig, method_name: str) -> Measured:
         raise ValueError(f"suite=doctor reads images by number, data.source={config.data.source} is a stream")
     if isinstance(config, TokenizedRun) and not config.tokenizer:
         raise ValueError(f"suite=doctor trains no tokenizer: give tokenizer=; {typed('train_tokenizer')} makes one")
+    require_possible(config)
     method = method_named(method_name).from_run(config)
     data = data_of(config, method.transform())
     loader = data.train_dataloader()

@@ -1,7 +1,13 @@
 """What a run will do, before it does it: size, global batch, learning rate, steps. Needs torch, but not Lightning."""
 
+import os
+from dataclasses import replace
+from operator import attrgetter
+
 import torch
 
+from ssl_vit.config.checks import ConfigError, require, shown
+from ssl_vit.config.memory import largest_of, training_bytes
 from ssl_vit.config.schema import DataConfig, EncoderConfig, PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.config.tokenizer_schema import KMeansRun
 from ssl_vit.data.held_out import EvalSplits, eval_splits
@@ -9,6 +15,8 @@ from ssl_vit.data.sources import count, open_labels
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.optim.param_groups import scaled_lr
 from ssl_vit.run.launch import started_on_machine
+
+SPARE = 8  # processes that any machine may have, to try how several work together
 
 
 def devices_of(trainer: TrainerConfig) -> int:
@@ -31,6 +39,39 @@ def bf16_unit() -> str:
         return "the GPU" if torch.cuda.is_bf16_supported(including_emulation=False) else ""
     units = {"AMX": torch.cpu._is_amx_tile_supported, "AVX512-BF16": torch.cpu._is_avx512_bf16_supported}
     return next((unit for unit, is_supported in units.items() if is_supported()), "")
+
+
+def require_possible(config: TrainingRun) -> None:
+    """ConfigError in one line for more devices, or sizes, than this machine has, and for schedules that make no sense.
+
+    What is refused cannot be: sizes are what a training needs at the least, against all memory that there is.
+    """
+    trainer, gpus = config.trainer, torch.cuda.device_count()
+    processes, cores = devices_of(trainer), os.cpu_count() or 1
+    most = gpus or max(cores, SPARE)
+    rule = f"auto, or at most {most} on this machine, which has {f'{gpus} GPUs' if gpus else f'{cores} cores'}"
+    require(processes <= most, "trainer.devices", processes, rule, ConfigError)
+    require_rate(config, config.data.batch_size * processes * trainer.num_nodes * trainer.accumulate)
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if gpus:
+        sharded = trainer.strategy in ("fsdp", "deepspeed")
+        gpu = torch.cuda.get_device_properties(0).total_memory * (processes * trainer.num_nodes if sharded else 1)
+        there = gpu + there * (trainer.strategy == "deepspeed")  # which may keep weights on the CPU
+    if training_bytes(config) > there and (images := count(config.data)):
+        batch = min(config.data.batch_size, images)  # a step takes what there is
+        config = replace(config, data=replace(config.data, batch_size=batch))
+    if (needed := training_bytes(config)) > there:
+        key = largest_of(config)
+        line = f"{key}={shown(attrgetter(key)(config))} is too large: a training needs {needed / 1e9:,.0f} GB at the"
+        raise ConfigError(f"{line} least, and there are {there / 1e9:,.0f} GB of memory: make it smaller")
+
+
+def require_rate(config: TrainingRun, global_batch: int) -> float:
+    """The peak learning rate of a global batch; ConfigError where optim.min_lr, to which it falls, is above it."""
+    optim, rate = config.optim, scaled_lr(config.optim.base_lr, global_batch)
+    rule = f"at most the peak rate {rate:.3g} = base_lr {optim.base_lr:g} x {global_batch} images / 256"
+    require(optim.min_lr <= rate, "optim.min_lr", optim.min_lr, rule, ConfigError)
+    return rate
 
 
 def planned_splits(data: DataConfig, seed: int) -> EvalSplits | None:
@@ -70,6 +111,8 @@ def plan_lines(
     batch, per_epoch = config.data.batch_size, None
     if images is not None:
         batches = max(1, images // world_size // batch)  # images that do not fill one wait for the next epoch
+        rule = f"at most {batches}, the batches of an epoch, at whose end there is a step"
+        require(trainer.accumulate <= batches, "trainer.accumulate", trainer.accumulate, rule, ConfigError)
         per_epoch = -(-batches // trainer.accumulate)
         batch = min(batch, max(1, images // world_size))
     global_batch = batch * world_size * trainer.accumulate
@@ -79,7 +122,7 @@ def plan_lines(
     limit = f", at most {trainer.max_minutes:g} minutes" if trainer.max_minutes else ""
     why = f"{bf16_unit() or 'nothing'} here multiplies matrices in bf16" if trainer.precision == "auto" else "as given"
     base_lr = config.optim.base_lr
-    rate = scaled_lr(base_lr, global_batch)
+    rate = require_rate(config, global_batch)
     return [
         *lines,
         f"precision     {precision_of(trainer)}: {why}",

@@ -37,7 +37,7 @@ from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import ProgressPrinter
 from ssl_vit.train.curves import Curves, loggers_of
-from ssl_vit.train.plan import devices_of, plan_lines, precision_of
+from ssl_vit.train.plan import devices_of, plan_lines, precision_of, require_possible
 
 log = logging.getLogger("ssl_vit")
 INAPPLICABLE = (
@@ -68,11 +68,13 @@ class Session:
     def __init__(self, config: TrainingRun, method: str, prefix: str) -> None:
         quiet_lightning()
         self.steps = {}  # of one without steps
+        require_possible(config)
         self.config, self.method, self.prefix, self.started = config, method, prefix, time.time()
         pl.seed_everything(config.seed, verbose=False)
 
     def open(self) -> None:
         """Take the run directory, which has a config.yaml then; errors as of open_run."""
+        self.plan = plan_lines(self.config, self.patches) if is_first_process() else []  # or why there is none
         self.run_dir, self.checkpoint = open_run(self.config, self.method, self.prefix)
 
     def fit(self, objective: Objective, data: ImageDataModule) -> Any:
@@ -92,7 +94,8 @@ class Session:
             if loads:  # what nobody has counted yet
                 data.prepare_data()
             splits = data.splits if data.labeled or loads else None  # of labeled data, which is open
-            print("\n".join(plan_lines(self.config, self.patches, data.labeled, splits)), flush=True)
+            lines = plan_lines(self.config, self.patches, data.labeled, splits) if splits else self.plan
+            print("\n".join(lines), flush=True)
         if self.config.trainer.compile:
             compile_blocks(objective)
         objective.max_skipped_steps = self.config.trainer.max_skipped_steps

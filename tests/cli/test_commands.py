@@ -41,7 +41,7 @@ def answer(capsys, monkeypatch, tmp_path):
         ("pretrain method=maee", "did you mean mae?"),
         ("pretrain --help method=maee", "did you mean mae?"),
         ("train_tokenizer tokenizer=dva", "tokenizer=dva must be one of kmeans, dvae, vqkd (did you mean dvae?)"),
-        ("finetune finetune.mixup=-1", "finetune.mixup=-1.0 must be 0 or more"),
+        ("finetune finetune.mixup=-1", "finetune.mixup=-1.0 must be in [0, 100]"),
         ("linear_probe protocol=grit", "protocol=grit must be one of grid, "),
         ("knn --dry-run", "--dry-run is not a setting"),
         ("benchmark suite=doctr", "did you mean doctor?"),
@@ -119,9 +119,9 @@ def test_images_are_packed_and_the_shards_counted_without_reading_them(answer, t
 
 def test_benchmarks_are_those_of_the_repository(answer, monkeypatch, tmp_path):
     seen = []
-    monkeypatch.setattr(importlib.import_module("benchmarks.memory"), "run", seen.append)
+    monkeypatch.setattr(importlib.import_module("benchmarks.views"), "run", seen.append)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(benchmark.TOOLS)])
-    assert answer("benchmark", "suite=memory", "repeats=3")[0] == 0
+    assert answer("benchmark", "suite=views", "repeats=3")[0] == 0
     assert [config.repeats for config in seen] == [3]
     assert sys.path[0] == str(benchmark.TOOLS)
     monkeypatch.setattr(benchmark, "TOOLS", tmp_path)

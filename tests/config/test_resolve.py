@@ -203,7 +203,7 @@ WRONG = {
     "one of tiny, small, base, large, huge (did you mean small?)": ["encoder.size=smal"],
     "one of cls, mean, both": ["readout.pool=zz"],
     "in [0, 1]": ["data.max_unreadable=1.5"],
-    "in (0, 1]": ["data.eval_crop=0.0"],
+    "in [0.01, 1]": ["data.eval_crop=0.0"],
     "in [0, 1)": ["encoder.drop_path=1.0"],
     "in (0, 1)": ["method.mask_ratio=1.0"],
     "in [1, 65535]": ["data.white_16bit=0"],
@@ -211,8 +211,10 @@ WRONG = {
     "positive": ["optim.base_lr=-1.0", "data.std=[1.0, 0.0, 1.0]"],
     "positive or null": ["trainer.max_minutes=-1.0"],
     "a positive integer": ["data.batch_size=0", "trainer.accumulate=-2"],
-    "a positive integer or null": ["data.epoch_size=0", "encoder.depth=0"],
-    "0 or more": ["seed=-1", "optim.min_lr=-1.0"],
+    "a positive integer or null": ["data.epoch_size=0"],
+    "in [1, 1000] or null": ["encoder.depth=0", "encoder.depth=100000"],
+    "in [0, 4294967295]": ["seed=-1", "seed=4294967296"],
+    "0 or more": ["optim.min_lr=-1.0"],
     "a multiple of 4": ["method.decoder_embed_dim=30", "encoder.num_heads=1 encoder.embed_dim=30"],
     "a multiple of encoder.num_heads=5": ["encoder.num_heads=5 encoder.embed_dim=32"],
     "a divisor of method.decoder_embed_dim=512": ["method.decoder_num_heads=7"],
@@ -260,10 +262,6 @@ def test_bounds_hold_in_python_too(config_class, values, answer):
 @pytest.mark.parametrize(
     ("args", "answer"),
     [
-        (
-            ["resume=auto", "init_from=a.pth"],
-            "resume= continues a run, init_from= starts a new one from its weights: give one of them",
-        ),
         (["seed"], "seed is not a setting: settings are written key=value"),
         (["=3"], "=3 is not a setting: settings are written key=value"),
         (["--verbose"], "--verbose is not a setting: settings are written key=value"),

@@ -61,7 +61,10 @@ class HFDataset(Source):
 
     @classmethod
     def count(cls, data: DataConfig) -> int | None:
-        """Of a saved folder; others have to be loaded first."""
+        """Of a saved folder; others have to be loaded first, but their names are checked."""
+        _require_name("data.path", data.path)
+        if data.test_path:
+            _require_name("data.test_path", data.test_path)
         return None if data.streaming or not _is_saved(data.path) else len(_train_split(data))
 
     @classmethod
@@ -129,8 +132,7 @@ def image_column(path: str, features: Any) -> str:
 def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
     """The splits of a data set by name; "" for one that has none."""
     datasets = import_extra("hf", "datasets")
-    if not path:
-        raise ValueError(f"{key}= is empty: give a folder that save_to_disk wrote, or a name on the hub")
+    _require_name(key, path)
     if streaming and _is_saved(path):
         raise ValueError(f"{key}={path} is on this machine, and saved: read it with data.streaming=false")
     name, _, config = (path, "", "") if os.path.exists(path) else path.partition(":")
@@ -142,6 +144,20 @@ def _loaded(key: str, path: str, streaming: bool = False) -> dict[str, Any]:
     except Exception as error:  # no network, no such name, a damaged file: they have nothing in common
         raise ValueError(f"{key}={path} could not be loaded: {one_line(error)}") from error
     return dict(whole) if isinstance(whole, dict) else {"": whole}
+
+
+def _require_name(key: str, path: str) -> None:
+    """ValueError unless a path is a folder with data, or may be a name on the hub, which is not asked."""
+    patterns_of = import_extra("hf", "datasets.data_files").get_data_patterns
+    if not path:
+        raise ValueError(f"{key}= is empty: give a folder that save_to_disk wrote, or a name on the hub")
+    try:
+        if not os.path.exists(path):
+            import_extra("hf", "huggingface_hub.utils").validate_repo_id(path.partition(":")[0])
+        elif not _is_saved(path):
+            patterns_of(path)
+    except Exception as error:  # each has its own
+        raise ValueError(f"{key}={path} could not be loaded: {one_line(error)}") from error
 
 
 def _undecoded(rows: Any, column: str) -> Any:

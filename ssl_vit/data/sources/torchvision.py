@@ -55,6 +55,11 @@ class Torchvision(Source):
                 return True
         return False
 
+    @classmethod
+    def count(cls, data: DataConfig) -> None:
+        """Not before it is opened, which may download. ValueError where data.path names no data set."""
+        _named(data, "train")
+
     def open_image(self, index: int) -> Image.Image:
         return self.dataset[index][0]
 

@@ -1,0 +1,81 @@
+"""What a dry run tries: all that a run does before it writes and trains. Needs Lightning only for tokenizers."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssl_vit.config.checks import given_as
+from ssl_vit.config.evaluation_schema import TIMM
+from ssl_vit.config.finetune_schema import FinetuneRun
+from ssl_vit.config.pretrain_schema import TokenizedRun
+from ssl_vit.config.recipes import load_class
+from ssl_vit.config.schema import EncoderConfig, RunConfig, TrainingRun
+from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import load_encoder, transfer
+from ssl_vit.train.plan import plan_lines, require_possible
+
+
+def rehearse(config: TrainingRun, name: str = "") -> list[str]:
+    """The lines of a run's plan, after what it reads has been read. Raises what the run would: ValueError, OSError.
+
+    name: of the tokenizer, where that is trained.
+    """
+    require_possible(config)
+    patches = None
+    if isinstance(config, FinetuneRun):  # its encoder has them
+        from ssl_vit.supervised.classifier import start_of
+
+        patches = start_of(config)[1]
+        _require_teacher(config.distill.teacher)
+    if isinstance(config, TokenizerRun):
+        _require_trainable(config, name)
+    if isinstance(config, TokenizedRun):
+        _require_tokenizer(config)
+    if isinstance(config, RunConfig) and config.init_from and not config.resume:
+        _require_start(config.init_from, config.encoder)
+    return plan_lines(config, patches, isinstance(config, FinetuneRun))
+
+
+def _require_start(source: str, encoder: EncoderConfig) -> None:
+    with torch.device("meta"):
+        network = VisionTransformer(encoder)
+    with given_as("init_from", source), warnings.catch_warnings(action="ignore"):  # nothing is copied to no memory
+        transfer(load_encoder(source), network, f"init_from={source}")
+
+
+def _require_tokenizer(config: TokenizedRun) -> None:
+    from ssl_vit.tokenizers.base import load_tokenizer, require_tokens
+    from ssl_vit.train.tokenizing import config_for
+
+    if config.tokenizer:
+        with given_as("tokenizer", config.tokenizer):
+            require_tokens(load_tokenizer(config.tokenizer), config.encoder, config.tokenizer)
+    else:
+        with given_as("tokenizer_recipe", config.tokenizer_recipe):
+            made, kind = config_for(config)
+            require_possible(made)
+            _require_trainable(made, kind)
+
+
+def _require_trainable(config: Any, kind: str) -> None:
+    if home := TOKENIZERS[kind].training:
+        load_class(home).from_run(config)
+
+
+def _require_teacher(source: str) -> None:
+    """Whether distill.teacher= names a model, without downloading its weights."""
+    name, _, file = source.removeprefix(TIMM).partition(":")
+    with given_as("distill.teacher", source):
+        if source.startswith(TIMM):
+            from ssl_vit.evaluate.backbones import require_timm
+
+            require_timm(f"distill.teacher={source}", name)
+            if file and not Path(file).exists():
+                raise FileNotFoundError(f"there is no file {file}")
+        elif source:
+            from ssl_vit.supervised.classifier import load_classifier
+
+            load_classifier(source)
