@@ -189,14 +189,4 @@ def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> R
         raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
     resolved.config.encoder = encoder
     require_effect(resolved)
-    _require_statistics(resolved, known)
     return resolved
-
-
-def _require_statistics(resolved: Resolved[Any], metadata: dict[str, Any]) -> None:
-    """ConfigError where the command line has another mean or std than the images of the encoder's training."""
-    for name in ("mean", "std"):
-        given, known, key = getattr(resolved.config.data, name), metadata.get(name), f"data.{name}"
-        if resolved.origin[key] == "command line" and known and given != known:
-            line = f"must be {known}, as in the training of encoder={resolved.config.encoder}, or left out"
-            raise ConfigError(f"{key}={shown(given)} {line}")

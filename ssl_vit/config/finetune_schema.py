@@ -104,8 +104,6 @@ class FinetuneRun(TrainingRun):
 
     def unread(self) -> checks.Unread:
         yield from super().unread()
-        why = "images are normalized as in the encoder's training"
-        yield True, "data.mean data.std", "encoder", why
         names = "data.epoch_size data.shuffle_buffer"
         yield True, names, "encoder", "a fine-tuning reads images by number, not as a stream"
         yield True, "monitor.train_limit monitor.images", "encoder", "only test images are evaluated, and none is shown"

@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ssl_vit.config.checks import one_of
+from ssl_vit.config.checks import ConfigError, one_of
 from ssl_vit.config.reading import json_object, require_regular
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, DataConfig, EncoderConfig
 from ssl_vit.config.values import described
@@ -250,18 +250,18 @@ def statistics_of(
 ) -> tuple[list[float], list[float]]:
     """Mean and std of the images of an encoder: those it was trained with, or where it does not say them those given.
 
-    where: the encoder as its user typed it. ValueError: neither says them, or both do and differ.
+    where: the encoder as its user typed it. ConfigError: neither says them, or both do and differ.
     """
     own, typed = (metadata.get("mean"), metadata.get("std")), (given.mean, given.std) if given else ()
     own, typed = ([list(values) for values in pair if values] for pair in (own, typed))
     if own and typed and own != typed:
         rule = f"{where} was trained with {own[0]} and {own[-1]}: leave both out"
-        raise ValueError(f"data.mean={typed[0]} data.std={typed[-1]}: {rule}")
+        raise ConfigError(f"data.mean={typed[0]} data.std={typed[-1]}: {rule}")
     found = own or typed
     if len(found) == 2:
         return found[0], found[1]
     advice = "give data.mean= and data.std=" if given else "save it with both by save_encoder(encoder, folder, ...)"
-    raise ValueError(
+    raise ConfigError(
         f"{where} does not say by which mean and std its images were normalized: {advice}; ImageNet's are "
         f"{IMAGENET_MEAN} and {IMAGENET_STD}, those of BEiT v1 on ImageNet-22k and of many models of timm .5"
     )

@@ -14,7 +14,7 @@ from ssl_vit.config.recipes import load_class
 from ssl_vit.config.schema import EncoderConfig, RunConfig, TrainingRun
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
 from ssl_vit.models.vit import VisionTransformer
-from ssl_vit.models.weights import load_encoder, transfer
+from ssl_vit.models.weights import load_encoder, statistics_of, transfer
 from ssl_vit.train.plan import plan_lines, require_possible
 
 
@@ -28,7 +28,8 @@ def rehearse(config: TrainingRun, name: str = "") -> list[str]:
     if isinstance(config, FinetuneRun):  # its encoder has them
         from ssl_vit.supervised.classifier import start_of
 
-        patches = start_of(config)[1]
+        start, patches = start_of(config)
+        statistics_of(start.metadata, f"encoder={config.encoder}", config.data)
         _require_teacher(config.distill.teacher)
     if isinstance(config, TokenizerRun):
         _require_trainable(config, name)
