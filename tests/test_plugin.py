@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger
@@ -454,3 +455,14 @@ def test_tokenizer_trainings_come_out_of_their_checkpoints(folder, tmp_path):
     loaded = DVAETraining.load_from_checkpoint(tmp_path / "tokenizer.ckpt", weights_only=True)
     assert loaded.config == training.config
     assert same(weights(training), weights(loaded))
+
+
+def test_options_may_be_omegaconfs():
+    """As Hydra hands them over: nested, with interpolations."""
+    tree = {"width": 16, "encoder": {"embed_dim": "${width}", "depth": 1, "num_heads": 2, "patch_size": 8}}
+    tree |= {"optim": {"betas": [0.8, 0.9]}}
+    options = OmegaConf.create(tree | {"method": {"mask_ratio": 0.5}})
+    method = ssl_vit.MAE(encoder=options.encoder, optim=options.optim, **options.method)
+    assert method.encoder.embed_dim == 16
+    assert list(method.optim_config.betas) == [0.8, 0.9]
+    assert type(method.hparams["encoder"]["embed_dim"]) is int

@@ -2,6 +2,7 @@
 
 import difflib
 import operator
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -58,8 +59,16 @@ def one_of(key: str, value: Any, choices: Iterable[str]) -> None:
     require(value in choices, key, value, f"one of {', '.join(choices)}{nearest(str(value), choices)}")
 
 
+def plain(given: Any) -> Any:
+    """A container of OmegaConf's as Python's own, its interpolations resolved; all else as it is."""
+    if omegaconf := sys.modules.get("omegaconf"):  # or nobody can have made one
+        return omegaconf.OmegaConf.to_container(given, resolve=True) if omegaconf.OmegaConf.is_config(given) else given
+    return given
+
+
 def override(default: Any, given: Any, key: str) -> Any:
     """`default` with the fields of a dict replaced; a dataclass is taken as it is, None changes nothing."""
+    given = plain(given)
     if is_dataclass(given):
         return given
     legal = [field.name for field in fields(default)]

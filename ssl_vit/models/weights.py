@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ssl_vit.config.checks import ConfigError, one_of
+from ssl_vit.config.checks import ConfigError, one_of, plain
 from ssl_vit.config.reading import json_object, require_regular
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, SIZES, DataConfig, EncoderConfig
 from ssl_vit.config.values import described
@@ -188,6 +188,7 @@ def known_metadata(metadata: Any, config: Any, where: Path | str) -> dict[str, A
 
 def as_encoder(given: Any) -> VisionTransformer:
     """An encoder as it is; load_encoder's of a path; of an EncoderConfig or a dict of its fields a new one."""
+    given = plain(given)
     if isinstance(given, VisionTransformer):
         return given
     if isinstance(given, str | Path):
