@@ -12,6 +12,7 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
+from ssl_vit.config.checks import ConfigError
 from ssl_vit.config.schema import PIPE
 
 TRUSTED = "SSL_VIT_ALLOW_PIPE"  # environment variable that lets a URL be a shell command
@@ -38,14 +39,14 @@ def expanded(key: str, path: str) -> list[str]:
         depth += {"{": 1, "}": -1}.get(mark, 0)
         deepest = max(deepest, depth if depth >= 0 else _DEEPEST + 1)
     if depth or deepest > _DEEPEST:
-        raise ValueError(f"{key}={path[:200]} has braces without a partner, or more than {_DEEPEST} within one another")
+        raise ConfigError(f"{key}={path[:200]} has braces without a partner, or more than {_DEEPEST} within one another")
     try:
         count, names = _expansion(path)
         if count <= MOST_NAMES and count * len(path) <= _MOST_CHARACTERS:
             return [re.sub(r"\\(.)", r"\1", name, flags=re.DOTALL) if "\\" in name else name for name in names()]
     except RecursionError:  # hundreds of braces one after the other
         pass
-    raise ValueError(f"{key}={path[:200]} stands for too many files: braces may name {MOST_NAMES:,}")
+    raise ConfigError(f"{key}={path[:200]} stands for too many files: braces may name {MOST_NAMES:,}")
 
 
 def _expansion(pattern: str) -> _Names:
@@ -88,13 +89,13 @@ def _range(ends: re.Match[str]) -> _Names:
 
 
 def require_readable(key: str, url: str) -> None:
-    """ValueError: of another scheme, or a shell command that nobody allowed; ImportError: its package is missing."""
+    """ConfigError: of another scheme, or a shell command that nobody allowed; ImportError: its package is missing."""
     scheme = _scheme(url)
     if scheme == PIPE and os.environ.get(TRUSTED) != "1":
-        raise ValueError(f"{key}={url} is a shell command: set {TRUSTED}=1 in the environment to run it")
+        raise ConfigError(f"{key}={url} is a shell command: set {TRUSTED}=1 in the environment to run it")
     legal = ("", "file", "http", "https", *PACKAGES)
     if scheme not in (PIPE, *legal):
-        raise ValueError(f"{key}={url} is of a kind that is not opened: one of {', '.join(legal[1:])}, or a path")
+        raise ConfigError(f"{key}={url} is of a kind that is not opened: one of {', '.join(legal[1:])}, or a path")
     if scheme in PACKAGES and importlib.util.find_spec(PACKAGES[scheme]) is None:
         raise ImportError(f"{key}={url} needs {PACKAGES[scheme]}: pip install {PACKAGES[scheme]}")
 
