@@ -199,8 +199,9 @@ def is_deep(image: Image.Image) -> bool:
 
 def _is_torn(image: Image.Image) -> bool:
     """Whether PIL would take the two bytes of a value for two values: of 16-bit color, band after band."""
-    planar = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PLANAR) == 2
-    return planar and is_deep(image) and image.tile[:1] != [] and image.tile[0][0] == "raw"  # libtiff does it right
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or not is_deep(image) or not image.tile:
+        return False
+    return image.tag_v2.get(_PLANAR) == 2 and image.tile[0][0] == "raw"  # libtiff, which decompresses, does it right
 
 
 def _rawmode(image: Image.Image) -> str:
