@@ -19,7 +19,10 @@ if sys.dont_write_bytecode:  # so each process that tests start would compile al
 # Not config, which answers a value of another type in a line of its own.
 ROOMS = [f"ssl_vit.{room.name}" for room in (ROOT / "ssl_vit").iterdir() if room.is_dir() and room.name != "config"]
 jaxtyping.install_import_hook(ROOMS, "typecheck.checked")
-TESTS_OF_USE = ("test_hostile_files.py", "test_killed.py", "test_stopped.py", "test_plugin.py", "test_extending.py")
+TESTS_OF_USE = (
+    *("test_killed.py", "test_stopped.py", "test_plugin.py", "test_extending.py"),
+    *("test_hostile_files.py", "test_mutated_commands.py"),
+)
 TRAININGS = ("train", "parallel", "cli", "benchmarks", *TESTS_OF_USE)
 """Where whole runs are tested. They come first, so that no worker is left with a long file at the end; the shapes in
 signatures, whose checks would double their time, are checked everywhere else."""

@@ -39,9 +39,7 @@ def expanded(key: str, path: str) -> list[str]:
         depth += {"{": 1, "}": -1}.get(mark, 0)
         deepest = max(deepest, depth if depth >= 0 else _DEEPEST + 1)
     if depth or deepest > _DEEPEST:
-        raise ConfigError(
-            f"{key}={path[:200]} has braces without a partner, or over {_DEEPEST} within one another"
-        )
+        raise ConfigError(f"{key}={path[:200]} has braces without a partner, or over {_DEEPEST} within one another")
     try:
         count, names = _expansion(path)
         if count <= MOST_NAMES and count * len(path) <= _MOST_CHARACTERS:

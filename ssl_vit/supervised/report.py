@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ssl_vit.config.checks import ConfigError, require
 from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, LinearProbeConfig, protocol_of
 from ssl_vit.config.recipes import imported, load_class
 from ssl_vit.data.datamodule import ImageDataModule
@@ -31,6 +32,8 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
     with process_group() as ranks:
         started = time.time()
         backbone, name, folder = open_backbone(config)
+        rule = f"at most {backbone.depth}, the encoder's blocks"
+        require((config.blocks or 1) <= backbone.depth, "blocks", config.blocks, rule, ConfigError)
         resources = Resources(local_device(), ranks, config.data.cache_gb, folder)
         evaluation = Evaluation(config, images_for(backbone, name, config), resources)
         if not ranks[0]:

@@ -212,6 +212,11 @@ def test_memory_is_compared_with_what_there_is(monkeypatch):
         plan.require_possible(run)
 
 
+def test_more_blocks_than_the_encoder_has_are_no_longer_fewer_without_notice(capsys):
+    assert guarded(["linear_probe", "encoder=../run", "protocol=logreg", "blocks=99"]) == 2
+    assert capsys.readouterr().err == "error: blocks=99 must be at most 2, the encoder's blocks\n"
+
+
 def test_memory_that_runs_out_is_one_line(monkeypatch, capsys):
     def run(resolved: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
