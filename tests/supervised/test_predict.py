@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -88,15 +87,14 @@ def test_what_was_classified_is_kept_whatever_ends_the_work(model, monkeypatch):
     assert [row["file"] for row in csv.DictReader(open("table.csv"))] == [f"images/{i}.png" for i in range(4)]  # noqa: SIM115
 
 
-def test_one_image_is_all_that_is_read(model):
+def test_one_image_is_all_that_is_read(model, monkeypatch):
     """The folder that it lies in, of millions of others, is not looked at."""
     images(b"a.png", b"b.png")
-    seen = []
-    sys.addaudithook(lambda event, args: seen.append(str(args[0])) if event in ("os.scandir", "os.listdir") else None)
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, lambda *_: 1 / 0)
     _, rows = predict(PredictConfig(images="images/a.png", model=model))
-    looked_at, seen = seen, None
+    monkeypatch.undo()
     assert [row["file"] for row in rows] == ["images/a.png"]
-    assert not [path for path in looked_at if "images" in path]
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_k_means_makes_no_steps(folder):
     """Its announcement had a learning rate and steps that are never taken."""
     config = KMeansRun(data=data_of(path=folder, mean=[0.0] * 3, std=[1.0] * 3))
     lines = plan_lines(config)
-    assert line(lines, "k-means") == "200,000 patches of 8 pixels to 8,192 tokens"
+    assert line(lines, "k-means") == "200,000 patches of 16 pixels to 8,192 tokens"
     assert not [text for text in lines if text.startswith(("steps", "learning rate", "global batch"))]
 
 
