@@ -75,7 +75,7 @@ class Folder(Source):
         train = next((path for found, path in splits if found == "train"), None)
         if train is not None:
             others = files_below(root, [*tests, train])
-            beside = (os.fsdecode(top or name) for top, name in others if name.lower().endswith(_ENDINGS))
+            beside = (os.fsdecode(top or name) for top, name in others if name.lower().endswith(_ENDINGS[0]))
             if not data.test_path:
                 require_nothing_hidden(data.path, os.path.basename(os.fsdecode(train)), beside)
             root = root if any(beside) else train
