@@ -272,10 +272,6 @@ class MonitorConfig(Bounded, section="monitor"):
     skipped_steps: bool = True
     """List the steps whose loss or gradient was not finite, with their images, in skipped_steps.jsonl."""
 
-    def unread(self) -> checks.Unread:
-        names = "train_limit test_limit"
-        yield self.every_epochs == 0, names, "every_epochs", "monitor.every_epochs=0 evaluates nothing while training"
-
 
 @dataclass(kw_only=True)
 class ReadoutConfig(Bounded, section="readout"):

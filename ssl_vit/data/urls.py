@@ -120,7 +120,7 @@ def open_file(path: str | Path) -> io.BufferedReader:
     """A file of this machine. OSError: there is none, or it is a device, a pipe or a folder, which is not opened."""
     if not os.path.isfile(path) and os.path.exists(path):
         raise OSError("it is no regular file")
-    return open(path, "rb", buffering=2**17)
+    return open(path, "rb", buffering=2**17)  # pyright: ignore[reportReturnType]
 
 
 class _Checked(io.RawIOBase):
@@ -155,6 +155,7 @@ def _download(url: str) -> io.BufferedReader:
         *(request.HTTPDefaultErrorHandler, request.HTTPRedirectHandler, request.HTTPErrorProcessor),
     ):
         client.add_handler(handler())
+    answer: Any = None
     for wait in (*_WAITS, 0):
         try:
             answer = client.open(url, timeout=_TIMEOUT)

@@ -3,6 +3,8 @@
 Letters: h x w patch grid, N = h * w patches, S = 1 + N tokens, D width, R = (2h - 1)(2w - 1) + 3 relations.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -124,7 +126,8 @@ def geometric_spline(old: int, new: int) -> Float[Tensor, "new old"]:
         return np.cumsum(q ** np.arange(old // 2))
 
     span = new // 2
-    growth = brentq(lambda q: places(q)[-1] - span, 1.01, 1.5) if places(1.01)[-1] < span < places(1.5)[-1] else 1.01
+    solvable = places(1.01)[-1] < span < places(1.5)[-1]
+    growth: Any = brentq(lambda q: places(q)[-1] - span, 1.01, 1.5) if solvable else 1.01
     known = np.concatenate([-places(growth)[::-1], [0], places(growth)])
     wanted = np.arange(-span, span + 1).clip(known[0], known[-1])
     return torch.from_numpy(make_interp_spline(known, np.eye(old), 3)(wanted))

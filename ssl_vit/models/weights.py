@@ -301,7 +301,7 @@ def load_strictly(network: nn.Module, state: State, where: Path | str, assign: b
     """Load every weight of a network, or make it its own; ValueError as require_fit, and where one is not finite."""
     require_fit(network.state_dict(), state, where)
     for name, tensor in state.items():
-        if not tensor.float().isfinite().all():
+        if not tensor.is_meta and not tensor.float().isfinite().all():
             line = f"{where}: {name} has weights that are not finite: it is damaged, or of a training that diverged"
             raise ValueError(f"{line}; take an earlier checkpoint")
     network.load_state_dict(state, assign=assign)

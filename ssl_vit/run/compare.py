@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,8 @@ def read_run(folder: Path) -> RunRecord:
                 curves.setdefault(name, []).append((int(row["step"]), float(row[name])))
     if "step" in metadata:
         figures["steps"] = metadata["step"]
-    if "seconds" in metadata:
-        figures["minutes"] = metadata["seconds"] / 60
+    if seconds := _seconds_logged(folder):
+        figures["minutes"] = seconds / 60
     if "train/loss" in curves:
         figures["loss"] = curves["train/loss"][-1][1]
     for task in EVALUATIONS:
@@ -48,6 +49,18 @@ def read_run(folder: Path) -> RunRecord:
         if isinstance(found.get("top1"), float | int):
             figures[task] = 100 * found["top1"]
     return RunRecord(folder.name, settings, figures, curves)
+
+
+def _seconds_logged(folder: Path) -> float:
+    """From the first to the last event that each attempt logged to TensorBoard, together; 0 without any."""
+    from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # a crash may have cut the last event
+    seconds = 0.0
+    for path in folder.glob("events.out.tfevents.*"):
+        times = [event.wall_time for event in LegacyEventFileLoader(str(path)).Load() if event.HasField("summary")]
+        seconds += max(times, default=0.0) - min(times, default=0.0)
+    return seconds
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -45,7 +45,7 @@ class ProgressPrinter(pl.Callback):
             self.bar.start()
             self.bar.add_task("", total=1.0)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         if self.fraction_before is None:  # which the module knows after on_train_start
             self.fraction_before = fraction_done(trainer, broadcast=False)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.writer import FileWriter, SummaryWriter
 
@@ -22,6 +22,7 @@ from ssl_vit.run.launch import is_first_process
 
 log = logging.getLogger("ssl_vit")
 _numbers = itertools.count()
+_told = set[str]()  # folders of which it has been said that they cannot be written
 
 
 class EventFile(FileWriter):
@@ -29,7 +30,7 @@ class EventFile(FileWriter):
 
     def __init__(self, log_dir: str) -> None:
         name = f"events.out.tfevents.{int(time.time()):010}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self.log_dir, self.path, self.failed = log_dir, Path(log_dir) / name, False
+        self.log_dir, self.path = log_dir, Path(log_dir) / name
 
     def get_logdir(self) -> str:
         return self.log_dir
@@ -46,9 +47,9 @@ class EventFile(FileWriter):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             append_whole(self.path, records.getvalue())
         except OSError as error:
-            if not self.failed:
+            if self.log_dir not in _told:
                 log.warning(f"{self.path} cannot be written: {error}; training goes on without it until it can")
-            self.failed = True
+            _told.add(self.log_dir)
 
     def flush(self) -> None:
         """Nothing: events are written at once."""

@@ -186,7 +186,6 @@ class Session:
             "std": self.config.data.std,
             "data": asdict(self.config.data),
             "seed": self.config.seed,
-            "seconds": self.seconds,
             "ssl_vit": __version__,
             "torch": torch.__version__,
             **self.steps,

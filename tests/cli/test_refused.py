@@ -123,7 +123,6 @@ UNREAD = {
         "data.test_path=x": "reads no data.test_path"
     },
     "pretrain method=mae init_from=../run": {"encoder.init=beit": "the weights are those of init_from=../run"},
-    "pretrain method=mae monitor.every_epochs=0": {"monitor.images=3": "shows none", "monitor.test_limit=3": "nothing"},
     "pretrain method=mae data.on_error=raise": {"data.max_unreadable=0.5": "data.on_error=raise stops at the first"},
     "pretrain method=mae resume=auto": {"init_from=../run": "give one of them"},
     "pretrain method=dino": {"method.center_momentum=0.5": "method.centering=sinkhorn has no center"},

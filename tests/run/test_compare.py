@@ -6,6 +6,7 @@ import json
 import pytest
 import yaml
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 from ssl_vit.cli.main import run_command
 from ssl_vit.config.checks import ConfigError
@@ -20,9 +21,13 @@ def runs(tmp_path):
         folder.mkdir()
         tree = {"recipe": "digits", "run_dir": str(folder), "resume": "", "seed": seed, "optim": {"base_lr": rate}}
         (folder / "config.yaml").write_text(yaml.safe_dump(tree))
-        (folder / "encoder.json").write_text(json.dumps({"step": 1000, "seconds": 90}))
+        (folder / "encoder.json").write_text(json.dumps({"step": 1000}))
         lines = [json.dumps({"step": step, "train/loss": 1 / (step + 1)}) for step in (9, 19)]
         (folder / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 29, "tr')  # a crash cut the last line
+        for began in (1e9, 2e9):  # two attempts
+            with SummaryWriter(str(folder), filename_suffix=f".{began}") as writer:
+                for seconds in (0, 10, 45):
+                    writer.add_scalar("train/loss", 1.0, seconds, walltime=began + seconds)
         if top1 is not None:
             (folder / "linear_probe.json").write_text(json.dumps({"top1": top1}))
     return [tmp_path / name for name in ("a", "b", "c | d")]

@@ -79,10 +79,10 @@ class LocalShards(Shards):
         self.names, self.counts = [str(file) for file in images.files], np.diff(images.ends, prepend=0)
 
     def read(self, shard: int) -> Iterator[Sample]:
-        end = int(self.images.ends[shard])
+        start, end = (int(self.images.ends[i]) if i >= 0 else 0 for i in (shard - 1, shard))
         try:
             with open_file(self.images.files[shard]) as file:
-                for index in range(end - int(self.counts[shard]), end):
+                for index in range(start, end):
                     label, name = int(self.images.labels[index]), self.images.name(index)
                     try:
                         yield Sample(self.images.encoded(file, index), label, name)
