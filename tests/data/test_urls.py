@@ -50,7 +50,7 @@ def test_braces_that_name_too_many_files_are_one_line_at_once(path):
 
 @pytest.mark.parametrize("path", ["a{b", "a}b", "}{", "{" * 3000 + "}" * 3000])
 def test_braces_without_a_partner_are_one_line(path):
-    with pytest.raises(ValueError, match=r"^data.path=[^\n]* has braces without a partner, or more than 20 within"):
+    with pytest.raises(ValueError, match=r"^data.path=[^\n]* has braces without a partner, or over 20 within"):
         expanded("data.path", path)
 
 

@@ -21,7 +21,7 @@ def model(tmp_path, monkeypatch):
     """A fine-tuned run with hostile class names, of a network that has learned nothing."""
     monkeypatch.chdir(tmp_path)
     encoder = VisionTransformer(embed_dim=8, depth=1, num_heads=1, patch_size=4, image_size=8)
-    save_classifier(Classifier(encoder, ["=1+1", "cat\udcff"]), tmp_path / "run")
+    save_classifier(Classifier(encoder, ["=1+1", "cat\udcff"]), tmp_path / "run", mean=[0.5] * 3, std=[0.5] * 3)
     return str(tmp_path / "run")
 
 
