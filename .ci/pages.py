@@ -10,9 +10,9 @@ from ssl_vit.cli.main import COMMANDS, command
 from ssl_vit.config.checks import kind, shown
 from ssl_vit.config.help import field_doc
 from ssl_vit.config.pretrain_schema import METHODS
-from ssl_vit.config.resolve import Setting, settings_of
 from ssl_vit.config.schema import RunConfig
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, TokenizerRun
+from ssl_vit.config.values import Setting, settings_of
 
 ROOMS = {"models": "Encoder", "methods": "Methods", "data": "Data", "supervised": "Probes, fine-tuning, classifiers"}
 """Headings of the public names by the package that has them; others are named like their package."""

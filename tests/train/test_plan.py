@@ -11,7 +11,7 @@ from ssl_vit.config.schema import DataConfig, EncoderConfig, RunConfig, TrainerC
 from ssl_vit.config.tokenizer_schema import KMeansRun
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources.base import Source
-from ssl_vit.data.transforms.crops import CenterCrop
+from ssl_vit.models.preprocess import CenterCrop
 from ssl_vit.train.plan import plan_lines
 from ssl_vit.train.pretraining import pretrain
 

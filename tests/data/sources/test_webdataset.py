@@ -21,7 +21,7 @@ from ssl_vit.data.shard_writer import make_shards
 from ssl_vit.data.sources import count, open_source, webdataset
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.webdataset import LocalShards, TarImages, TarShards, remote_shards
-from ssl_vit.data.transforms.crops import CenterCrop
+from ssl_vit.models.preprocess import CenterCrop
 
 
 def encoded(seed: int) -> bytes:
