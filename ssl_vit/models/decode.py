@@ -38,7 +38,7 @@ class Bands(Image.Image):
             raise ValueError(f"it holds {dtype} {list(shape)}, but must hold uint8 or uint16 [height, width, bands]")
         self.fp, self.format, self.count, self.photometric = file, kind, (*shape, 1)[2], 1
         self._size, self._mode, self._values, self._dtype = (shape[1], shape[0]), "", values, dtype
-        self.tile_size = (1, 1)
+        self.tile_size: tuple[int, int] = (1, 1)
 
     def getbands(self) -> tuple[str, ...]:
         """None has a name."""
@@ -97,7 +97,8 @@ def _tiff(file: Any) -> Bands:
         line = f"{tags.get(_SAMPLES, 1)} bands of {max(tags[_BITS])} bits in a TIFF take tifffile to be read in full"
         raise ValueError(f"{line}, pip install 'ssl_vit[tiff]'") from error
     tiff = TiffFile(file, is_ome=False)  # OME's metadata may name other files, which would be opened
-    page, stack = tiff.pages[0], tiff.series[0]
+    page: Any = tiff.pages[0]
+    stack = tiff.series[0]
     held = stack if page.axes == "YX" and stack.axes[1:] == "YX" else page
     order = [held.axes.find("Y"), held.axes.find("X"), *(i for i, axis in enumerate(held.axes) if axis not in "YX")]
     sideways = page.tags.valueof(ExifTags.Base.Orientation, 1)
