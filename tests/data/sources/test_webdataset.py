@@ -166,7 +166,7 @@ UNUSABLE_JSON = [
 def test_a_label_that_is_none_stops_no_pretraining_and_is_counted(tmp_path, ending, content, caplog):
     file = tar(tmp_path / "a.tar", {"0.png": encoded(0), f"0.{ending}": content, "1.png": encoded(1), "1.cls": b"1"})
     source = opened(tmp_path)
-    assert source.labels.tolist() == [-1, 1]
+    assert (source.labels.tolist(), source.classes) == ([-1, 0], ["1"])
     assert streamed(TarShards([str(file)], None)) == [(0, -1), (1, 1)]
     line = "skipped 1 members: 1 labels that are neither an integer nor a name"
     assert [line in message for message in caplog.messages] == [True, True]
@@ -188,12 +188,13 @@ def test_shards_of_several_indexes_have_one_numbering(indexed, tmp_path):
 
 
 def both_ways(path) -> list[tuple[int, int]]:
-    """(value, label) of a shard's images, by number and front to back alike."""
+    """(value, label as it is stored) of a shard's images, by number and front to back alike."""
     source = opened(path)
     by_number = list(zip(values(source), source.labels.tolist(), strict=True))
-    assert streamed(TarShards([str(path)], None)) == by_number
     assert streamed(TarImages.open_shards(config(path), source)) == by_number
-    return by_number
+    stored = [(value, -1 if label < 0 else int(source.classes[label])) for value, label in by_number]
+    assert streamed(TarShards([str(path)], None)) == stored
+    return stored
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_a_hundred_dates_are_a_hundred_images_and_their_labels(tmp_path):
 
 
 def test_what_is_skipped_is_counted_and_named(tmp_path, caplog):
-    files = {"0.png": encoded(0), "0.seg.png": encoded(1), "1.npz": b"", "1.cls": b"1", "._2.png": b"", "README": b""}
+    files = {"0.png": encoded(0), "0.seg.png": encoded(1), "1.mp4": b"", "1.cls": b"1", "._2.png": b"", "README": b""}
     file = tar(tmp_path / "s" / "a.tar", files | {f"{i}.txt": b"" for i in range(5)} | {"\x1b[2J.\x1b[2J": b""})
     with tarfile.open(file, "a") as shard:
         for name, kind in (("l.png", tarfile.SYMTYPE), ("h.png", tarfile.LNKTYPE), ("p.png", tarfile.FIFOTYPE)):
@@ -245,7 +246,7 @@ def test_what_is_skipped_is_counted_and_named(tmp_path, caplog):
     tar(tmp_path / "s" / "b.tar", {"0.png": encoded(0)})
     tar(tmp_path / "s" / "c.tar", {})
     assert len(opened(tmp_path / "s")) == 2
-    counted = "skipped 14 members: 5 .txt, 2 of other names, 2 links, 1 .npz, 1 .seg.png, ..."
+    counted = "skipped 14 members: 5 .txt, 2 of other names, 2 links, 1 .mp4, 1 .seg.png, ..."
     assert caplog.messages == [
         f"data.path={tmp_path}/s: 1 tar shards hold no images, such as {tmp_path}/s/c.tar",
         f"data.path={tmp_path}/s: {counted} of 1 tar shards",
