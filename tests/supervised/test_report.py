@@ -7,7 +7,6 @@ from typing import get_args
 import numpy as np
 import pytest
 import timm
-import torch
 from evaluations import make_encoder, make_labeled, on_ranks
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
