@@ -43,6 +43,8 @@ class OnlineProbe(ImageLogger):
         if labeled:
             values, test_labels = extract_features(extractor, data, "test", config.test_limit, resources=resources)
             test = FeatureBank(values, test_labels, holds).select(best)
+            if not test.isfinite().all():
+                return metrics
             for name, scores_of in (("linear", logistic_scores), ("knn", knn_scores)):
                 metrics[f"monitor/{name}_top1"] = top_k(scores_of(train, bank.labels, test), test_labels, 1) or 0.0
         return metrics

@@ -155,7 +155,9 @@ def feature_std(features: Float[Tensor, "n D"]) -> Float[Tensor, ""]:
 
 
 def rankme(features: Float[Tensor, "n D"]) -> float:
-    """Effective rank: exp of the entropy of the normalized singular values (arXiv:2210.02885, equation 3)."""
+    """Effective rank: exp of the entropy of the normalized singular values (arXiv:2210.02885, equation 3), or NaN."""
+    if not features.isfinite().all():
+        return math.nan
     values = torch.linalg.svdvals(features)
     fraction = values / values.sum().clamp_min(1e-12) + 1e-7
     return float(torch.exp(-(fraction * fraction.log()).sum()))

@@ -46,6 +46,13 @@ def test_a_pretraining_that_ends_without_finite_weights_fails(capsys):
     assert list(Path("made/checkpoints").iterdir())
 
 
+def test_features_that_are_not_finite_do_not_end_the_evaluation(capsys):
+    """Its effective rank was a traceback of linear algebra; the run itself is what fails, in one line."""
+    settings = ["run_dir=made", "optim.base_lr=1e300", "optim.warmup_epochs=0", "trainer.max_steps=2"]
+    assert guarded(["pretrain", *args_of("mae", *settings)]) == 1
+    assert one_line(capsys).startswith("error: made/encoder.safetensors is not written: of ")
+
+
 def test_a_run_whose_steps_were_all_skipped_fails_also_when_it_is_resumed(capsys):
     recipe = Path(__file__).resolve().parents[2] / "configs/mae/digits.yaml"
     settings = args_of("mae", *SHORT, "method=test_unsound:LostMAE", f"recipe={recipe}", "trainer.max_steps=3")
