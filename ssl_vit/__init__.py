@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_vit.data.datamodule import ImageDataModule as ImageDataModule
+    from ssl_vit.evaluate.embed import embed as embed
     from ssl_vit.methods.base import Method as Method
     from ssl_vit.methods.beit import BEiT as BEiT
     from ssl_vit.methods.dino import DINO as DINO
@@ -32,6 +33,7 @@ _HOME = {
     "LinearProbe": "ssl_vit.supervised.linear_probe",
     "Method": "ssl_vit.methods.base",
     "VisionTransformer": "ssl_vit.models.vit",
+    "embed": "ssl_vit.evaluate.embed",
     "load_classifier": "ssl_vit.supervised.classifier",
     "load_encoder": "ssl_vit.models.weights",
     "load_tokenizer": "ssl_vit.tokenizers.base",

@@ -16,11 +16,11 @@ def run(resolved: Resolved[Config]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ssl_vit.run.compare import read_run, table_of, write_comparison
+    from ssl_vit.run.compare import comparison, read_run, write_comparison
 
     require(bool(resolved.config.runs), "runs", "", "directories of runs, one or more")
     runs = [read_run(Path(folder)) for folder in resolved.config.runs]
-    rows = table_of(runs)
+    rows = comparison(runs)
     table = Table()
     for name in rows[0]:
         table.add_column(escape(name), overflow="fold")

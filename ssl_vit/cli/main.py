@@ -20,7 +20,7 @@ from ssl_vit.run.launch import typed
 from ssl_vit.run.signals import Stopped
 
 COMMANDS = (
-    *("pretrain", "linear_probe", "knn", "finetune", "predict", "visualize"),
+    *("pretrain", "linear_probe", "knn", "finetune", "predict", "visualize", "embed"),
     *("train_tokenizer", "make_shards", "compare", "benchmark"),
 )
 DOCTOR = "suite=doctor"

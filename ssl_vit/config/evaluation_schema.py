@@ -138,6 +138,38 @@ class KNNConfig(EvaluationConfig):
     """Softness of the votes: exp(cosine similarity / temperature)."""
 
 
+FEATURES_FILE = checks.Bound(
+    "a file that ends in .npz, .parquet or .csv", lambda path: path.endswith((".npz", ".parquet", ".csv"))
+)
+
+
+@dataclass(kw_only=True)
+class EmbedConfig(Bounded):
+    """Features of images as a table: names, labels where the images lie in a folder for each class, and features."""
+
+    images: str = ""
+    """An image, or a folder of images, nested or flat."""
+    encoder: str = ""
+    """A run, encoder.safetensors, a checkpoint; by default the newest run."""
+    out: Annotated[str, FEATURES_FILE] = "features.npz"
+    """File to write; ends in .npz, .parquet or .csv."""
+    pool: Pool | None = None
+    """cls (class token), mean (of patches), both; null: what the run's own evaluation reads."""
+    layer: checks.BlockNumber | None = None
+    """Block that is read: last, or its number from 1; null likewise."""
+    blocks: PositiveInt | None = None
+    """Blocks up to that one whose features are put side by side; null likewise."""
+    patches: bool = False
+    """Features of each patch, [images, patches, channels], in place of one vector; for .npz."""
+    batch_size: PositiveInt = 64
+    """Images at a time."""
+
+    def rules(self) -> Rules:
+        yield self.layer != "best", "layer", "last or a number: there are no labels to choose it by"
+        yield not self.patches or self.out.endswith(".npz"), "out", "a file that ends in .npz with patches=true"
+        yield not self.patches or self.pool in (None, "mean"), "pool", "null with patches=true"
+
+
 @dataclass(kw_only=True)
 class VisualizeConfig(Bounded):
     """Attention of the class token, masks of it, and principal components of patch features, as PNG."""

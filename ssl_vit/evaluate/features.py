@@ -92,8 +92,8 @@ def extract_batch(
         return extractor(images)
 
 
-def tracked(loader: DataLoader, bar: str) -> Iterable:
-    """A loader's batches; with a bar that disappears, where standard error is a terminal."""
+def tracked(loader: DataLoader | list, bar: str) -> Iterable:
+    """A loader's batches, or a list's items; with a bar that disappears, where standard error is a terminal."""
     if not (bar and sys.stderr.isatty()):
         return loader
     from rich.console import Console

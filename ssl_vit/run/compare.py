@@ -1,6 +1,5 @@
 """Several runs in one table: the settings that differ, and what came of them, with mean and std over seeds."""
 
-import csv
 import io
 import json
 import logging
@@ -13,6 +12,7 @@ from typing import Any
 from ssl_vit.config.checks import ConfigError, shown
 from ssl_vit.config.recipes import OF_ONE_RUN, read_yaml
 from ssl_vit.run.files import CONFIG, METRICS, metadata_of, write_atomic
+from ssl_vit.run.tables import as_csv
 
 EVALUATIONS = ("linear_probe", "knn", "finetune")
 CURVES = ("train/loss", "monitor/linear_top1")
@@ -77,7 +77,7 @@ def _json_lines(path: Path) -> Iterable[dict[str, Any]]:
             yield from (json.loads(line) for line in file if line.endswith("\n"))
 
 
-def table_of(runs: list[RunRecord]) -> list[dict[str, str]]:
+def comparison(runs: list[RunRecord]) -> list[dict[str, str]]:
     """A row for each group of runs that differ in their seeds alone: the settings that differ, then the figures."""
     keys = sorted({key for run in runs for key in run.settings} - {"seed"})
     differing = [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
@@ -100,15 +100,6 @@ def spread(values: list[float], digits: int) -> str:
     return " +- ".join(texts) if texts else "-"
 
 
-def as_csv(rows: list[dict[str, str]]) -> str:
-    """The table as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
 def as_markdown(rows: list[dict[str, str]]) -> str:
     """The table as Markdown."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
@@ -117,8 +108,9 @@ def as_markdown(rows: list[dict[str, str]]) -> str:
 
 def write_comparison(runs: list[RunRecord], out: Path) -> list[Path]:
     """Write compare.csv, compare.md and, where there are curves, compare.png into a folder; their paths."""
-    rows, written = table_of(runs), []
-    for name, text in (("compare.csv", as_csv(rows)), ("compare.md", as_markdown(rows))):
+    rows, written = comparison(runs), []
+    cells = [list(row.values()) for row in rows]
+    for name, text in (("compare.csv", as_csv(list(rows[0]), cells)), ("compare.md", as_markdown(rows))):
         write_atomic(out / name, text)
         written.append(out / name)
     if any(run.curves for run in runs):

@@ -1,7 +1,5 @@
 """Classes of images, as a CSV or JSON file with a row for each. Letters: B images, C channels, H x W pixels."""
 
-import csv
-import io
 import json
 import os
 from pathlib import Path
@@ -21,9 +19,9 @@ from ssl_vit.evaluate.features import local_device
 from ssl_vit.models.preprocess import CenterCrop, normalize
 from ssl_vit.models.weights import statistics_of
 from ssl_vit.run.files import MODEL, newest_run, write_atomic
+from ssl_vit.run.tables import as_csv, readable
 from ssl_vit.supervised.classifier import Classifier, load_classifier
 
-FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")  # what begins one in a spreadsheet; some also take the full-width ones
 Row = dict[str, Any]
 """file, prediction, probability, top (name -> probability, best first) and error, one of the last two empty."""
 
@@ -57,7 +55,7 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
             rows += found
     finally:  # whatever ends it, what has been classified is kept
         if rows:
-            text = json.dumps(rows, indent=2) + "\n" if out.suffix == ".json" else as_csv(rows, config.top)
+            text = json.dumps(rows, indent=2) + "\n" if out.suffix == ".json" else table_of(rows, config.top)
             write_atomic(out, text)
     return out, rows
 
@@ -73,28 +71,12 @@ def classify(model: Classifier, pixels: UInt8[Tensor, "B C H W"], top: int) -> l
     ]
 
 
-def as_csv(rows: list[Row], top: int) -> str:
-    """Rows of file, prediction, probability, class_2, probability_2, ... and error; every text in quotes.
-
-    A text that a spreadsheet would take for a formula begins with an apostrophe (OWASP, CSV injection).
-    """
+def table_of(rows: list[Row], top: int) -> str:
+    """CSV of file, prediction, probability, class_2, probability_2, ... and error."""
     names = [f"{name}_{number}" for number in range(2, top + 1) for name in ("class", "probability")]
-    columns, text = ["file", "prediction", "probability", *names, "error"], io.StringIO()
-    text.write(",".join(columns) + "\n")
-    writer = csv.writer(text, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    columns, cells = ["file", "prediction", "probability", *names, "error"], []
     for row in rows:
         others = [value for pair in list(row["top"].items())[1:] for value in pair]
         row = row | dict(zip(names, others, strict=False))  # there may be fewer classes than columns
-        writer.writerow(harmless(row.get(column)) for column in columns)
-    return text.getvalue()
-
-
-def readable(text: str) -> str:
-    """A file's name, or a text with one, as UTF-8 can have it: a byte that is none as Python writes it, `\\udcff`."""
-    return text.encode(errors="backslashreplace").decode()
-
-
-def harmless(value: str | float | None) -> str | float | None:
-    """A cell's value; a text that would be a formula with an apostrophe before it."""
-    is_formula = isinstance(value, str) and (value.startswith(("\t", "\r", "\n")) or value.lstrip().startswith(FORMULA))
-    return f"'{value}" if is_formula else value
+        cells.append([row.get(column) for column in columns])
+    return as_csv(columns, cells)

@@ -70,7 +70,7 @@ def test_every_command_has_help_that_names_its_settings_and_a_tool(answer, name)
     status, output, _ = answer(name, "--help")
     assert status == 0
     assert output.startswith(f"{typed(name)} ")
-    own = {"benchmark": "suite=", "visualize": "images=", "predict": "images=", "compare": "runs="}
+    own = {"benchmark": "suite=", "visualize": "images=", "predict": "images=", "compare": "runs=", "embed": "images="}
     assert own.get(name, "data.path") in output
     assert f'main(["{name}", *sys.argv[1:]])' in (ROOT / "tools" / f"{name}.py").read_text()
 

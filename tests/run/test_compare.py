@@ -10,7 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from ssl_vit.cli.main import run_command
 from ssl_vit.config.checks import ConfigError
-from ssl_vit.run.compare import read_run, table_of
+from ssl_vit.run.compare import comparison, read_run
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def runs(tmp_path):
 
 
 def test_a_table_has_what_differs_and_means_over_seeds(runs):
-    first, second = table_of([read_run(folder) for folder in runs])
+    first, second = comparison([read_run(folder) for folder in runs])
     assert first == {
         "run": "a and 1 more seeds",
         "optim.base_lr": "0.001",

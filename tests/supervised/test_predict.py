@@ -11,9 +11,10 @@ from PIL import Image
 
 from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.run.tables import harmless
 from ssl_vit.supervised import predict as module
 from ssl_vit.supervised.classifier import Classifier, save_classifier
-from ssl_vit.supervised.predict import harmless, predict
+from ssl_vit.supervised.predict import predict
 
 
 @pytest.fixture
