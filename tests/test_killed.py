@@ -66,7 +66,7 @@ def kill_and_resume(nursery, folder: Path, name: str, args: list[str], step: int
     return run
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["mae", "dino", pytest.param("beit", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_one_that_was_not_to_the_bit(nursery, folder, settings, whole, method):
     killed = kill_and_resume(nursery, folder, f"{method}-killed", settings[method], KILLED_AT[method])
     assert_same_end(killed, whole(method))

@@ -26,7 +26,7 @@ def lines_with(folder: Path, text: str) -> list[str]:
     return [line for line in (folder / "output").read_text().splitlines() if text in line]
 
 
-@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
 def test_a_signal_ends_the_step_writes_a_checkpoint_and_says_how_to_go_on(nursery, folder, whole, name, status):
     run = folder / name
     args = args_of("mae", RARE, f"run_dir={name}")

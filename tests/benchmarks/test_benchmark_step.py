@@ -32,7 +32,7 @@ def _small(monkeypatch):
     monkeypatch.setattr(step_beit.GivenTokens, "vocab_size", 64)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("precision", [pytest.param("bf16", marks=pytest.mark.slow), "fp32"])
 @pytest.mark.parametrize(
     ("method", "peers"),
     [

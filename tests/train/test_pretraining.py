@@ -242,9 +242,11 @@ def place_of(checkpoint: Path) -> dict[str, int]:
     ("stop", "limits", "steps", "place"),
     [
         (2, "trainer.max_steps=null", 5, {"epoch": 0, "images": 1280}),
-        (2, "trainer.max_steps=4", 4, {"epoch": 0, "images": 1024}),
+        pytest.param(2, "trainer.max_steps=4", 4, {"epoch": 0, "images": 1024}, marks=pytest.mark.slow),
         (5, "trainer.max_steps=8 trainer.max_epochs=2", 8, {"epoch": 1, "images": 768}),
-        (5, "trainer.max_steps=null trainer.max_epochs=2", 10, {"epoch": 1, "images": 1280}),
+        pytest.param(
+            5, "trainer.max_steps=null trainer.max_epochs=2", 10, {"epoch": 1, "images": 1280}, marks=pytest.mark.slow
+        ),
         (2, "trainer.max_steps=8 trainer.max_epochs=2", 8, {"epoch": 1, "images": 768}),
     ],
 )

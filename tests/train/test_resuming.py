@@ -51,9 +51,9 @@ def rates(run_dir: Path) -> list[float]:
     ("changes", "images", "behind", "planned"),
     [
         (["data.batch_size=128"], 128, 11 + 4, 33),  # of 925 images of the epoch seven batches of 128 are left
-        (["data.batch_size=512"], 512, 2 + 1, 6),
+        pytest.param(["data.batch_size=512"], 512, 2 + 1, 6, marks=pytest.mark.slow),
         (["trainer.accumulate=2"], 512, 3 + 1, 9),
-        (["data.batch_size=128", "trainer.accumulate=2"], 256, 6 + 2, 18),
+        pytest.param(["data.batch_size=128", "trainer.accumulate=2"], 256, 6 + 2, 18, marks=pytest.mark.slow),
         (["data.batch_size=128", "trainer.max_epochs=6"], 128, 11 + 4, 66),
     ],
 )

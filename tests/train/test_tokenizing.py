@@ -128,7 +128,7 @@ def test_a_tokenizer_that_another_run_is_making_is_waited_for(monkeypatch, capsy
     assert waited[:2] == [made.relative_to(Path())] * 2
 
 
-@pytest.mark.parametrize("change", ["seed=1", "encoder.image_size=40"])
+@pytest.mark.parametrize("change", ["seed=1", pytest.param("encoder.image_size=40", marks=pytest.mark.slow)])
 def test_another_run_gets_another_tokenizer(change):
     recipe = f"tokenizer_recipe={_recipe('kmeans')}"
     beit(recipe, "run_dir=runs/first")

@@ -51,7 +51,7 @@ def by_lightning(nursery, folder: Path, *args: str) -> int:
     return nursery.run(folder, *args, "trainer.strategy=ddp", "trainer.devices=2")
 
 
-@pytest.mark.parametrize("start", [by_torchrun, by_lightning])
+@pytest.mark.parametrize("start", [pytest.param(by_torchrun, marks=pytest.mark.slow), by_lightning])
 def test_two_processes_leave_one_run_and_print_once(nursery, start, tmp_path):
     assert start(nursery, tmp_path, *SMALL) == 0, (tmp_path / "output").read_text()
     printed, (run_dir,) = (tmp_path / "output").read_text(), (tmp_path / "runs").iterdir()
