@@ -110,6 +110,12 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Where a Trainer has no logger, images are written beside its root."""
+    monkeypatch.chdir(tmp_path)
+
+
 def trainer(**changes: Any) -> pl.Trainer:
     return pl.Trainer(**{"accelerator": "cpu", "devices": 1, "max_epochs": 1, **QUIET, **changes})
 

@@ -59,7 +59,7 @@ def run(
     )
     trainer = pl.Trainer(
         max_steps=max_steps, accelerator="cpu", logger=False, callbacks=[checkpoints], enable_progress_bar=False,
-        enable_model_summary=False, **options,
+        enable_model_summary=False, default_root_dir=tmp_path, **options,
     )  # fmt: skip
     if fails:
         with pytest.raises(KeyError, match="inside a step"):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,19 @@ def run(*args: str) -> Path:
     return pretrain(resolved.config, resolved.name)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    settings = ["run_dir=whole", "trainer.checkpoint_every_steps=1", "optim.warmup_epochs=1", *QUIET]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("trained"))
+        patch.delenv("SSL_VIT_RUN_DIR", raising=False)
+        return run(*args_of("mae", *settings)).resolve()
+
+
 @pytest.fixture
-def whole() -> Path:
-    return run(*args_of("mae", "run_dir=whole", "trainer.checkpoint_every_steps=1", "optim.warmup_epochs=1", *QUIET))
+def whole(trained) -> Path:
+    """A copy of the run in the test's own folder."""
+    return Path(shutil.copytree(trained, "whole"))
 
 
 def rates(run_dir: Path) -> list[float]:
