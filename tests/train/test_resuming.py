@@ -96,6 +96,7 @@ def test_a_run_that_was_changed_is_resumed_again_to_the_bit(whole):
     assert rates(whole) == once
 
 
+@pytest.mark.slow
 def test_steps_that_max_steps_counts_are_not_counted_anew():
     run(*args_of("mae", "run_dir=whole", "trainer.checkpoint_every_steps=1", "trainer.max_steps=12", *QUIET))
     run("method=mae", STOP, "data.batch_size=128", "optim.warmup_epochs=0")
@@ -139,6 +140,7 @@ def test_a_run_that_began_with_other_weights_is_resumed_too(whole):
     assert read_yaml(begun / "config.yaml")["init_from"] == "whole"
 
 
+@pytest.mark.slow
 def test_fine_tunings_and_tokenizers_stay_the_same_too(caplog):
     encoder = VisionTransformer(embed_dim=16, depth=1, num_heads=2, patch_size=8, image_size=32)
     data = {"source": "digits", "eval_crop": 1.0}

@@ -136,6 +136,7 @@ def test_another_run_gets_another_tokenizer(change):
     assert len(list(Path("runs").glob("tokenizer-tokens-*"))) == 2
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_was_interrupted_is_made_again():
     recipe = f"tokenizer_recipe={_recipe('kmeans')}"
     beit(recipe, "run_dir=runs/first")
