@@ -176,6 +176,9 @@ def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> R
         encoder = str(newest_run())
     known = {} if encoder.startswith(TIMM) else _metadata(encoder)
     lower = {"data": known["data"]} if "data" in known else {}
+    source = next((arg.partition("=")[2] for arg in args if arg.startswith("data.source=")), "")
+    if source and isinstance(known.get("data"), dict) and source != known["data"].get("source"):
+        lower["data"] = known["data"] | {"path": "", "test_path": ""}  # which are of the other source
     readout = dict(known.get("readout", {}))
     protocol = readout.pop("protocol", None)
     if protocol in PROTOCOLS and config_class is LinearProbeConfig:  # of your own it is no file's to say

@@ -155,6 +155,15 @@ def test_a_value_without_effect_is_refused(command, vain, capsys, elsewhere):
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_shell_command_in_braces_is_refused_before_a_run_is_made(elsewhere, capsys, more):
+    path = "data.path={pipe:touch MARK; true /,http://h/x.tar}"
+    args = ["method=mae", "data.source=webdataset", path, "data.epoch_size=100", "monitor.every_epochs=0", *more]
+    assert guarded(["pretrain", *args]) == 2
+    assert "is a shell command: set SSL_VIT_ALLOW_PIPE=1" in capsys.readouterr().err
+    assert not list(elsewhere.iterdir())
+
+
 def test_another_mean_than_the_encoders_is_refused(capsys):
     for command in (["knn"], ["finetune", "recipe=digits", "--dry-run"]):
         assert guarded([*command, "encoder=../run", "data.mean=0.1,0.1,0.1", "data.std=1,1,1"]) == 2

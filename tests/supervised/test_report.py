@@ -77,6 +77,15 @@ def test_the_runs_protocol_is_the_default_of_the_command(tmp_path, encoder):
     assert resolved("silent", LinearProbeConfig).protocol == "grid"
 
 
+def test_another_source_does_not_inherit_the_path_of_the_runs_own(tmp_path, encoder):
+    """The line said `digits:images`, and data.source=parquet looked for tables where the run had found its images."""
+    save_encoder(encoder, tmp_path / "run", data={"source": "folder", "path": "images", "test_path": "others"})
+    inherited = resolve_evaluation(KNNConfig, [f"encoder={tmp_path / 'run'}"]).config.data
+    assert (inherited.path, inherited.test_path) == ("images", "others")
+    typed = resolve_evaluation(KNNConfig, [f"encoder={tmp_path / 'run'}", "data.source=digits"]).config.data
+    assert (typed.path, typed.test_path) == ("", "")
+
+
 def digits_run(folder: Path) -> Path:
     made = VisionTransformer(embed_dim=16, depth=2, num_heads=2, patch_size=16, image_size=32)
     data = {"source": "digits", "batch_size": 256, "workers": 0}

@@ -40,4 +40,5 @@ def open_shards(data: DataConfig, images: Source | None) -> Shards:
 
 def count(data: DataConfig) -> int | None:
     """Training images of an epoch, without decoding any; None where that takes opening them. Raises as open_source."""
-    return source_class(data.source).count(data) if data.epoch_size is None else data.epoch_size
+    found = source_class(data.source).count(data)  # which also judges what data.path names
+    return found if data.epoch_size is None else data.epoch_size
