@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ssl_vit.config.checks import ConfigError, printable
 from ssl_vit.config.evaluation_schema import EmbedConfig
-from ssl_vit.config.schema import DataConfig
+from ssl_vit.config.schema import DataConfig, ReadoutConfig
+from ssl_vit.config.values import described
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.evaluate.backbones import EncoderBackbone
@@ -65,10 +66,10 @@ def extractor_of(
     encoder: VisionTransformer, pool: str | None, layer: Any, blocks: int | None, patches: bool
 ) -> Callable[[Tensor], Tensor]:
     """From uint8 crops [B, C, H, W] to features [B, D] or [B, N, D] in float32 on the CPU; options: as of embed."""
-    known, statistics = encoder.metadata.get("readout", {}), encoder.transform
-    layer, backbone = layer or known.get("layer", "last"), EncoderBackbone(encoder)
+    known = described(ReadoutConfig(), encoder.metadata.get("readout", {}), "this encoder")
+    layer, backbone, statistics = layer or known.layer, EncoderBackbone(encoder), encoder.transform
     layer = "last" if layer == "best" else layer  # which labels are needed to choose
-    feature = backbone.feature(pool or known.get("pool", "mean"), layer, blocks or known.get("blocks", 1))
+    feature = backbone.feature(pool or known.pool, layer, blocks or known.blocks)
     device = next(encoder.parameters()).device
 
     @torch.inference_mode()
@@ -110,6 +111,7 @@ def embed_files(config: EmbedConfig) -> Path:
     chunks = [np.load(folder / f"{start}.npz", allow_pickle=False) for start in range(0, len(files), CHUNK)]
     index = np.concatenate([chunk["index"] for chunk in chunks])
     if not len(index):
+        shutil.rmtree(folder)  # or images that are mended would stay left out
         raise ValueError(f"images={config.images}: none of {len(files)} images can be read")
     features = np.concatenate([chunk["features"] for chunk in chunks if len(chunk["index"])])
     classes = files.classes

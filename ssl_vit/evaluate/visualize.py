@@ -15,11 +15,9 @@ from torch import Tensor
 
 from ssl_vit.config.checks import ConfigError, printable
 from ssl_vit.config.evaluation_schema import VisualizeConfig
-from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.evaluate.features import local_device
-from ssl_vit.models.decode import WHITE
-from ssl_vit.models.preprocess import normalize
+from ssl_vit.models.preprocess import normalize, pixel_settings
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder, statistics_of
 from ssl_vit.run.files import newest_run, write_atomic
@@ -66,7 +64,7 @@ def read_images(config: VisualizeConfig, encoder: VisionTransformer) -> Iterator
     """
     if not config.images:
         raise ConfigError("images= must be an image, or a folder of images")
-    data = DataConfig(white_16bit=encoder.metadata.get("data", {}).get("white_16bit", WHITE))
+    data = pixel_settings(encoder.metadata, f"encoder={config.encoder}")
     files, numbered = Folder.at("images", config.images, data, encoder.config.channels), Path(config.images).is_dir()
     count, unreadable = min(config.limit, len(files)), []
     for i in range(count):

@@ -17,11 +17,19 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ssl_vit.config.schema import DataConfig
+from ssl_vit.config.values import described
 from ssl_vit.models.decode import Bands, open_encoded, pixels, require_sane
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import statistics_of
 
 BICUBIC = InterpolationMode.BICUBIC
+
+
+def pixel_settings(metadata: dict[str, Any], where: str) -> DataConfig:
+    """data.white_16bit and data.eval_crop as metadata has them, by default 65,535 and .875. ConfigError names where."""
+    data = metadata.get("data", {})
+    kept = {key: data[key] for key in ("white_16bit", "eval_crop") if key in data}
+    return described(DataConfig(), kept, where)
 
 
 class Preprocess:
@@ -34,11 +42,9 @@ class Preprocess:
     """
 
     def __init__(self, encoder: VisionTransformer) -> None:
-        known = encoder.metadata.get("data", {})
-        default = DataConfig()
-        self.channels = encoder.config.channels
-        self.white_16bit = known.get("white_16bit", default.white_16bit)
-        self.center = CenterCrop(encoder.config.height_width, known.get("eval_crop", default.eval_crop))
+        data = pixel_settings(encoder.metadata, "this encoder")
+        self.channels, self.white_16bit = encoder.config.channels, data.white_16bit
+        self.center = CenterCrop(encoder.config.height_width, data.eval_crop)
         self.mean, self.std = statistics_of(encoder.metadata, "this encoder")
 
     def __call__(self, image: Any) -> Float32[Tensor, "C h w"]:

@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from ssl_vit.config.checks import ConfigError, shown
+from ssl_vit.config.reading import read_json
 from ssl_vit.config.recipes import OF_ONE_RUN, read_yaml
 from ssl_vit.run.files import CONFIG, METRICS, metadata_of, write_atomic
 from ssl_vit.run.tables import as_csv
@@ -45,7 +46,7 @@ def read_run(folder: Path) -> RunRecord:
     if "train/loss" in curves:
         figures["loss"] = curves["train/loss"][-1][1]
     for task in EVALUATIONS:
-        found = json.loads((folder / f"{task}.json").read_text()) if (folder / f"{task}.json").is_file() else {}
+        found = read_json(folder / f"{task}.json") if (folder / f"{task}.json").exists() else {}
         if isinstance(found.get("top1"), float | int):
             figures[task] = 100 * found["top1"]
     return RunRecord(folder.name, settings, figures, curves)

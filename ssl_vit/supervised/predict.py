@@ -12,11 +12,10 @@ from torch import Tensor
 from ssl_vit.config.checks import require
 from ssl_vit.config.finetune_schema import PredictConfig
 from ssl_vit.config.schema import DataConfig
-from ssl_vit.config.values import described
 from ssl_vit.data.sources.base import UnreadableImageError
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.evaluate.features import local_device
-from ssl_vit.models.preprocess import CenterCrop, normalize
+from ssl_vit.models.preprocess import CenterCrop, normalize, pixel_settings
 from ssl_vit.models.weights import statistics_of
 from ssl_vit.run.files import MODEL, newest_run, write_atomic
 from ssl_vit.run.tables import as_csv, readable
@@ -33,8 +32,7 @@ def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     out.parent.mkdir(parents=True, exist_ok=True)
     writable = not out.is_dir() and os.access(out.parent, os.W_OK)
     require(writable, "out", config.out, "a file in a folder that can be written to")
-    kept = {key: value for key, value in model.metadata.get("data", {}).items() if key in ("white_16bit", "eval_crop")}
-    data = described(DataConfig(), kept, f"model={config.model}")  # what decides its pixels
+    data = pixel_settings(model.metadata, f"model={config.model}")
     files.channels, files.white_16bit = model.encoder.config.channels, data.white_16bit
     transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), list[Row]()
     try:

@@ -123,7 +123,22 @@ def test_an_interrupted_command_goes_on_where_it_was(place, monkeypatch, capsys)
 def test_what_cannot_be_embedded_is_one_line(place, args, line, capsys):
     assert guarded(["embed", "encoder=run", *args]) in (1, 2)
     assert line in capsys.readouterr().err
-    assert not (place / "features.npz").exists()
+    assert not list(place.glob("features.npz*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ({"data": {"eval_crop": "x"}}, "data.eval_crop=x must be a number"),
+        ({"data": {"white_16bit": 0}}, "data.white_16bit=0 must be in"),
+        ({"readout": {"blocks": "x"}}, "readout.blocks=x must be"),
+        ({"readout": [1]}, "must be an object of settings"),
+    ],
+)
+def test_metadata_of_a_stranger_is_one_line(place, more, line, capsys):
+    save_encoder(ssl_vit.load_encoder("run"), "other", **METADATA | more)
+    assert guarded(["embed", "encoder=other", "images=images"]) == 2
+    assert line in capsys.readouterr().err
 
 
 def test_an_encoder_whose_normalization_is_not_known_says_so(place, capsys):
