@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import nursery as forks
@@ -18,6 +19,16 @@ if sys.dont_write_bytecode:  # so each process that tests start would compile al
     sys.dont_write_bytecode = False
 # Not config, which answers a value of another type in a line of its own.
 ROOMS = [f"ssl_vit.{room.name}" for room in (ROOT / "ssl_vit").iterdir() if room.is_dir() and room.name != "config"]
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _jaxtyped_once(typechecker: Any) -> Callable[[Any], Any]:
+    """Not for functions within functions, which say no shapes: each call of the outer one would take a millisecond."""
+    checks = _jaxtyped(typechecker=typechecker)
+    return lambda found: found if "<locals>" in getattr(found, "__qualname__", "") else checks(found)
+
+
+jaxtyping.jaxtyped = _jaxtyped_once  # pyright: ignore
 jaxtyping.install_import_hook(ROOMS, "typecheck.checked")
 TESTS_OF_USE = (
     *("test_killed.py", "test_stopped.py", "test_plugin.py", "test_extending.py"),
