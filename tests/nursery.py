@@ -6,6 +6,7 @@ script, which finds modules in the PYTHONPATH of its variables too. {"wait": [id
 negative for a signal.
 """
 
+import functools
 import importlib
 import inspect
 import json
@@ -44,13 +45,24 @@ def free_port() -> int:
 
 
 def keep_digits() -> None:
-    """Draw the digits of data.source=digits once for all runs of this process, and of those that it forks."""
-    from sklearn.datasets import load_digits
+    """Draw and decode the digits of data.source=digits once for all runs of this process and of its forks."""
+    from sklearn import datasets
 
+    from ssl_vit.data import datamodule
     from ssl_vit.data.sources import digits
 
-    drawn = [digits.draw_digit(strokes, number) for number, strokes in enumerate(load_digits().images)]
+    datasets.load_digits = functools.cache(datasets.load_digits)
+    drawn = [digits.draw_digit(strokes, number) for number, strokes in enumerate(datasets.load_digits().images)]
     digits.draw_digit = lambda strokes, number: drawn[number]
+    decode, decoded = datamodule.cached, {}
+
+    def cached(source: Any, budget_gb: float, stops: bool) -> Any:
+        if not isinstance(source, digits.Digits):
+            return decode(source, budget_gb, stops)
+        settings = (len(source), source.channels, source.white_16bit, budget_gb, stops)
+        return decoded.get(settings) or decoded.setdefault(settings, decode(source, budget_gb, stops))
+
+    datamodule.cached = cached
 
 
 class Nursery:
