@@ -7,7 +7,7 @@ from pathlib import Path
 from ssl_vit.config.evaluation_schema import BenchmarkConfig as Config
 from ssl_vit.config.resolve import ConfigError, Resolved
 
-USAGE = "suite=views|step|startup|probe|memory|spin|doctor [key=value ...]"
+USAGE = "suite=views|step|startup|probe|memory|spin|differences|doctor [key=value ...]"
 TOOLS = Path(__file__).resolve().parents[2] / "tools"  # in a checkout; an installed package has no suites
 
 

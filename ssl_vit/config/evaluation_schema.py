@@ -220,10 +220,10 @@ class ShardsConfig(Bounded):
 class BenchmarkConfig(Bounded):
     """Time a part beside what the field uses for the same work, in turn in one process; medians."""
 
-    suite: Literal["views", "step", "startup", "probe", "memory", "spin", "doctor"] = "step"
+    suite: Literal["views", "step", "startup", "probe", "memory", "spin", "differences", "doctor"] = "step"
     """views (crops), step (of a method), startup (until commands answer), probe (grid, k-NN), memory (of an epoch),
-    spin (steps beside other work), or doctor: where a run's time goes; with it give method=, recipe=, data.path= and
-    all else as to pretrain."""
+    spin (steps beside other work), differences (from the authors' ways), or doctor: where a run's time goes; with it
+    give method=, recipe=, data.path= and all else as to pretrain."""
     repeats: PositiveInt = 7
     """Turns of each baseline."""
     method: Literal["mae", "dino", "beit"] = "mae"
@@ -239,4 +239,4 @@ class BenchmarkConfig(Bounded):
 
     def unread(self) -> checks.Unread:
         yield self.suite != "step", "method size precision batch_size compile", "suite", "it is of suite=step"
-        yield self.suite in ("memory", "doctor"), "repeats", "suite", f"suite={self.suite} has no turns"
+        yield self.suite in ("memory", "differences", "doctor"), "repeats", "suite", f"suite={self.suite} has no turns"

@@ -139,7 +139,7 @@ def test_a_missing_peer_is_one_line_that_says_how_to_get_it():
     [
         (
             {"suite": "docter"},
-            "suite=docter must be one of views, step, .*, memory, spin, doctor .did you mean doctor",
+            "suite=docter must be one of views, step, .*, memory, spin, differences, doctor .did you mean doctor",
         ),
         ({"method": "simmim"}, "method=simmim must be one of mae, dino, beit"),
         ({"size": "huge"}, "size=huge must be one of small, base"),

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from fitting import assert_resumes_to_the_bit, fit
 
 from ssl_vit.config.resolve import ConfigError, resolve
@@ -235,19 +234,19 @@ def test_settings_that_make_no_sense_are_one_line(args, message):
         resolve(RunConfig, ["method=dino", "encoder.patch_size=4", *args.split()])
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
+def step(rank: int) -> None:
     """One of two processes: half of the batch, one step."""
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.distributed.init_process_group("gloo")
     method, images = make(), [crop[rank::2] for crop in crops(8)]
     loss = method.losses(images)["cross_entropy"]
     method.after_step()
     targets = sinkhorn_targets(torch.stack(images[:2]).flatten(2)[..., :24], 1.0)
-    torch.save((loss.detach(), method.center, targets), f"{folder}/{rank}.pt")
+    torch.save((loss.detach(), method.center, targets), f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_center_and_loss_on_two_processes_are_those_of_one_with_the_joint_batch(tmp_path, free_port):
-    mp.spawn(_rank, (free_port, str(tmp_path)), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
+def test_center_and_loss_on_two_processes_are_those_of_one_with_the_joint_batch(tmp_path, nursery):
+    nursery.ranks(tmp_path, step)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     method, images = make(), crops(8)
     loss = method.losses(images)["cross_entropy"]
