@@ -204,7 +204,7 @@ class DataConfig(Bounded, section="data"):
 
     @property
     def summary(self) -> str:
-        """What is read, in a few words."""
+        """What is read, in short."""
         return f"{self.path}{': ' * bool(self.path)}{KINDS.get(self.source, 'images')} (data.source={self.source})"
 
     @property

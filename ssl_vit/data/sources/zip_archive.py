@@ -1,7 +1,7 @@
 """Images in zip archives, read where they lie: nothing is unpacked. Letters: n images.
 
-An archive counts as the folder that it would unpack to, without folders around all of its images; archives in a folder
-count as unpacked into it, those of a split's name (`train.zip`) into a folder of that name.
+An archive counts as the folder that it would unpack to, without folders around all folders of its images; archives in
+a folder count as unpacked into it, those of a split's name (`train.zip`) into a folder of that name.
 """
 
 import os
@@ -153,6 +153,8 @@ def _moved(split: str, members: list[ZipMember]) -> Iterator[ZipMember]:
     for folders in images:
         while folders[: len(around)] != around:
             around = around[:-1]
+    if around in images and not split_of(os.fsdecode(around[-1] if around else b"")):
+        around = around[:-1]  # it may be a class
     for member in members:
         inner = member.parts[len(around) * (member.parts[: len(around)] == around) :]
         yield member._replace(parts=((split.encode(),) if split else ()) + inner)
