@@ -7,7 +7,7 @@ from ssl_vit.config.evaluation_schema import ShardsConfig as Config
 from ssl_vit.config.resolve import Resolved
 from ssl_vit.run.launch import typed
 
-USAGE = "[data.source=folder] data.path=FOLDER out=SHARDS [key=value ...]"
+USAGE = "data.path=FOLDER out=SHARDS [key=value ...]"
 
 
 def run(resolved: Resolved[Config]) -> None:
@@ -16,5 +16,5 @@ def run(resolved: Resolved[Config]) -> None:
     from ssl_vit.data.shard_writer import make_shards
 
     result = make_shards(resolved.config)
-    print(f"next: {typed('pretrain')} method=mae data.source=webdataset data.path={resolved.config.out}")
+    print(f"next: {typed('pretrain')} method=mae data.path={resolved.config.out}")
     print(json.dumps(result))

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ssl_vit.config.auto_source import AUTO
 from ssl_vit.config.checks import Bounded, shown
 from ssl_vit.config.evaluation_schema import PROTOCOLS, TIMM, EvaluationConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import FinetuneRun
@@ -33,6 +34,8 @@ def resolve_command(config_class: type, args: Sequence[str]) -> Resolved[Any]:
         resolved = resolve(config_class, args)
         require_effect(resolved)
     require_typed(resolved, needs_download)
+    if resolved.origin.get("data.source") == "default" and resolved.config.data.source != AUTO:
+        resolved.origin["data.source"] = "data.path"
     return resolved
 
 
@@ -147,16 +150,21 @@ def _resolve_finetuning(config_class: type[FinetuneRun], args: list[str]) -> Res
         args = [*args, f"recipe={name}"]
         resolved = resolve(config_class, args)
     given = {key for key, origin in resolved.origin.items() if origin != "default"}
-    data: dict[str, Any] = dict(metadata.get("data", {}))
-    if data.get("source") == "digits" and "data.path" in given:
-        del data["source"]  # which has no path: then it is a folder's
-    if "data.path" in given or ("data.source" in given and resolved.config.data.source != data.get("source")):
-        data |= {"path": "", "test_path": ""}
+    data = _data_of(metadata, resolved.config.data.source if "data.source" in given else "", "data.path" in given)
     resolved = resolve(config_class, args, {"data": data}, file=f"encoder={encoder}")
     resolved.config.encoder = encoder
     if not named:
         resolved.origin["recipe"] = "encoder"
     return resolved
+
+
+def _data_of(metadata: dict[str, Any], source: str, moved: bool) -> Any:
+    """The data that an encoder was trained on, without what another source, or path (moved), makes void."""
+    data = metadata.get("data", {})
+    if not isinstance(data, dict) or not (moved or source not in ("", AUTO, data.get("source"))):
+        return data
+    void = ("source", "path", "test_path", "streaming", "epoch_size")
+    return {key: value for key, value in data.items() if key not in void}
 
 
 def _metadata(encoder: str) -> dict[str, Any]:
@@ -175,10 +183,9 @@ def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> R
         resolve(config_class, args)  # a mistake in the args is reported before the absence of a run
         encoder = str(newest_run())
     known = {} if encoder.startswith(TIMM) else _metadata(encoder)
-    lower = {"data": known["data"]} if "data" in known else {}
     source = next((arg.partition("=")[2] for arg in args if arg.startswith("data.source=")), "")
-    if source and isinstance(known.get("data"), dict) and source != known["data"].get("source"):
-        lower["data"] = known["data"] | {"path": "", "test_path": ""}  # which are of the other source
+    moved = any(arg.startswith("data.path=") for arg in args)
+    lower = {"data": _data_of(known, source, moved)} if "data" in known else {}
     readout = dict(known.get("readout", {}))
     protocol = readout.pop("protocol", None)
     if protocol in PROTOCOLS and config_class is LinearProbeConfig:  # of your own it is no file's to say
@@ -189,7 +196,7 @@ def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> R
     lower |= readout if config.as_trained else {}
     resolved = resolve(config_class, args, lower, "run", f"encoder={encoder}")
     if "data" not in lower and not any(arg.startswith("data.") for arg in args):
-        raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.source= and data.path=")
+        raise ConfigError(f"encoder={encoder} does not say what it was trained on: give data.path=")
     resolved.config.encoder = encoder
     require_effect(resolved)
     return resolved

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from ssl_vit.config import checks
+from ssl_vit.config.auto_source import AUTO, KINDS, is_remote, source_at
 from ssl_vit.config.checks import Bounded, Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, fresh
 
 # name: (embed_dim, depth, num_heads); arXiv:2010.11929 table 1, arXiv:2012.12877 table 1.
@@ -15,8 +16,7 @@ SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
-SOURCES = ("digits", "folder", "parquet", "torchvision", "hf", "webdataset")
-PIPE = "pipe:"  # begins a URL of WebDataset that is a shell command
+SOURCES = (AUTO, "digits", "folder", "parquet", "zip", "torchvision", "hf", "webdataset")
 LOGGERS = checks.Bound(
     "of tensorboard, csv and wandb, or none",
     lambda names: names == ["none"] or (bool(names) and set(names) <= {"tensorboard", "csv", "wandb"}),
@@ -26,19 +26,6 @@ LinearProtocol = Literal["grid", "logreg", "mae", "dino", "beit", "attentive"]
 POOLS = get_args(Pool)
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
-
-
-def is_remote(path: str) -> bool:
-    """Whether a path of tar shards is a URL that is no file of this machine."""
-    return path.startswith(PIPE) or ("://" in path and not path.startswith("file://"))
-
-
-def source_of(path: str) -> str:
-    """The data.source that probably reads what lies at a path."""
-    if is_remote(path) or "{" in path:
-        return "webdataset"
-    endings = {file.suffix for file in (Path(path), *Path(path).glob("*"))}
-    return "parquet" if ".parquet" in endings else "webdataset" if ".tar" in endings else "folder"
 
 
 @dataclass(kw_only=True)
@@ -149,8 +136,9 @@ class OptimConfig(Bounded, section="optim"):
 class DataConfig(Bounded, section="data"):
     """Where images come from and how they reach the device."""
 
-    source: str = "folder"
-    """digits (embedded), folder, parquet, torchvision, hf, webdataset (tar shards), or a package.module:Class."""
+    source: str = AUTO
+    """auto (by what lies at data.path), folder (image files), parquet, zip, hf, webdataset (tar shards), torchvision,
+    digits (embedded), or a package.module:Class."""
     path: str = ""
     """Folder or file; torchvision: CLASS:ROOT, such as CIFAR10:downloads; hf: a name or a saved folder; webdataset: a
     folder of tar files, or their URLs with braces. digits needs none."""
@@ -185,6 +173,16 @@ class DataConfig(Bounded, section="data"):
     max_unreadable: Fraction = 0.01
     """The run stops where more than this fraction of all images, training and test, cannot be read; 1% means 0.01."""
 
+    def __post_init__(self) -> None:
+        if self.source == AUTO and self.path:
+            self.source = source_at("data.path", self.path)
+            if self.test_path and (other := source_at("data.test_path", self.test_path)) != self.source:
+                line = (
+                    f"data.test_path={self.test_path} holds {KINDS[other]}, data.path={self.path} {KINDS[self.source]}"
+                )
+                raise ValueError(f"{line}: give two of one kind, or bring the one into the other's")
+        super().__post_init__()
+
     def rules(self) -> checks.Rules:
         if ":" not in self.source:  # package.module:Class is a source from outside
             checks.one_of("data.source", self.source, SOURCES)
@@ -196,13 +194,18 @@ class DataConfig(Bounded, section="data"):
 
     def unread(self) -> checks.Unread:
         digits, reads = self.source == "digits", f"data.source={self.source} reads no"
-        yield digits, "path", "source", f"{reads} data.path; add data.source={source_of(self.path)}"
+        yield digits, "path", "source", f"{reads} data.path; add data.source=auto"
         yield digits, "white_16bit", "source", f"{reads} 16-bit images"
         why = f"{reads} data.test_path, its test images are its own"
         yield self.source in ("digits", "torchvision"), "test_path", "source", why
         why = f"data.source={self.source} is no stream"
         yield self.source in SOURCES and not self.streams, "shuffle_buffer", "source", why
         yield self.on_error == "raise", "max_unreadable", "on_error", "data.on_error=raise stops at the first"
+
+    @property
+    def summary(self) -> str:
+        """What is read, in short."""
+        return f"{self.path}{': ' * bool(self.path)}{KINDS.get(self.source, 'images')} (data.source={self.source})"
 
     @property
     def streams(self) -> bool:

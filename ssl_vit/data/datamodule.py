@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int64, Shaped
 from pytorch_lightning.utilities.parsing import AttributeDict
 from torch import Tensor
 
+from ssl_vit.config.auto_source import source_at
 from ssl_vit.config.checks import require
 from ssl_vit.config.schema import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from ssl_vit.config.signature import expose
@@ -179,8 +180,8 @@ class ImageDataModule(pl.LightningDataModule):
         if dataset is not None:
             return MapStyle(data, self.channels, dataset, split)
         if self.datasets["train"] is not None:  # which says nothing of test images
-            folder = replace(data, source="folder")
-            return open_source(folder, self.channels, split) if data.test_path else None
+            own = replace(data, source=source_at("data.test_path", data.test_path)) if data.test_path else None
+            return open_source(own, self.channels, split) if own else None
         return open_source(data, self.channels, split)
 
     @cached_property

@@ -30,7 +30,7 @@ log = logging.getLogger("ssl_vit")
 JPEG_QUALITY = 95  # Of images that are scaled down.
 # By PIL's name of the format; MPO is a JPEG with further images behind it.
 _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"}
-_ENDINGS |= {"NPY": "npy", "NPZ": "npz"}
+_ENDINGS |= {"NPY": "npy", "NPZ": "npz", "DICOM": "dcm"}
 _PACKED_AS = {"1": "L", "P": "RGB", "PA": "RGBA", "La": "LA", "RGBa": "RGBA", "RGBX": "RGB"}
 _PACKED_AS |= dict.fromkeys(("YCbCr", "LAB", "HSV"), "RGB")
 _GROUP = 64  # images in memory at once

@@ -1,21 +1,20 @@
 """Which files below a path are for training and which for testing, by the same rule for every source.
 
 A folder is of a split by its whole name, a file where no letter touches a split's name in its own: `data_val_01.tar` is
-of val, `carnival.tar` of none. Hidden files and folders are not there at all.
+of val, `carnival.tar` of none.
 """
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
+from ssl_vit.config.file_tree import files_below
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.base import Source, Split
 
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("test", "testing", "val", "valid", "validation", "eval", "evaluation")
-_HIDDEN = (b"__MACOSX", b"@eaDir")  # beside all that begin with a dot: macOS's archives, a Synology's thumbnails
-File = tuple[bytes | None, bytes]  # first folder below a root, None where there is none, and path below the root
 
 
 def split_of(name: str, is_file: bool = False) -> str:
@@ -106,46 +105,3 @@ class FileSource(Source):
         if not groups:
             raise ValueError(f"{key}={path} holds no {cls.kind}s: {len(seen)} files seen, none ends in {cls.ending}")
         return {split: sorted(files) for split, files in groups.items()}
-
-
-def files_below(root: bytes, without: Iterable[bytes] = ()) -> Iterator[File]:
-    """Every visible file below root in the order of the names; each folder once, links last, those of `without` not."""
-    seen = {_identity(path) for path in without} - {_identity(root)}
-    stack, links = list[File]([(None, b"")]), list[File]()
-    while stack or links:
-        top, below = stack.pop() if stack else links.pop(0)
-        folder, folders = os.path.join(root, below), []
-        if (identity := _identity(folder)) in seen:
-            continue
-        seen.add(identity)
-        for entry in entries_of(folder):
-            relative, kind = os.path.join(below, entry.name), kind_of(entry)
-            if kind == "folder":
-                (links if entry.is_symlink() else folders).append((top or entry.name, relative))
-            elif kind == "file":
-                yield top, relative
-        stack += reversed(folders)
-
-
-def entries_of(path: bytes) -> list[os.DirEntry[bytes]]:
-    """What lies visibly in a folder, by name. ValueError where it cannot be opened."""
-    try:
-        with os.scandir(path) as entries:
-            visible = [entry for entry in entries if entry.name[:1] != b"." and entry.name not in _HIDDEN]
-            return sorted(visible, key=lambda entry: entry.name)
-    except OSError as error:
-        line = f"{os.fsdecode(path)} cannot be opened: {error.strerror}: make it readable"
-        raise ValueError(line) from error
-
-
-def kind_of(entry: os.DirEntry[bytes]) -> str:
-    """folder, file, or other: a pipe, a device, a link that leads nowhere."""
-    try:
-        return "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
-    except OSError:  # a link that leads to itself
-        return "other"
-
-
-def _identity(path: bytes) -> tuple[int, int]:
-    status = os.stat(path)
-    return status.st_dev, status.st_ino

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from ssl_vit.data.sources.folder import ARRAYS, ENDINGS
+from ssl_vit.config.auto_source import ARRAYS, IMAGES
 from ssl_vit.data.tar import Member, TarReader
 
-IMAGES = (*ENDINGS, *ARRAYS)  # Endings of a sample's image; of several the first counts.
+_ENDINGS = (*IMAGES, *ARRAYS)  # of a sample's image; of several the first counts
 _LABELS = ("cls", "json")
 _LARGEST_SAMPLE = 64  # files; more that agree up to the first dot are dates or versions
 _LARGEST_LABEL = 2**20  # bytes of its file
@@ -46,7 +46,7 @@ class _Group:
         """The images that count; the others are counted as skipped, and labels that nobody takes."""
         stems = [self.key] if self.key in self.images else list(self.images)
         for stem, images in self.images.items():
-            images.sort(key=lambda image: IMAGES.index(image[0]))
+            images.sort(key=lambda image: _ENDINGS.index(image[0]))
             for ending, _ in images[stem in stems :]:
                 skipped[_shown(f"{stem[len(self.key) :]}.{ending}"[1:])] += 1
         for stem, ending in self.labels:
@@ -71,7 +71,7 @@ def samples(reader: TarReader, skipped: Counter[str], located: bool) -> Iterator
         folder, slash, base = member.name.rpartition("/")
         stem, dot, ending = base.rpartition(".")
         key, stem, ending = folder + slash + base.partition(".")[0], folder + slash + stem, ending.lower() * bool(dot)
-        if member.kind != "file" or _hidden(member.name) or ending not in (*IMAGES, *_LABELS):
+        if member.kind != "file" or _hidden(member.name) or ending not in (*_ENDINGS, *_LABELS):
             if member.kind != "damage":
                 skipped[_named(member, ending)] += 1
                 continue
@@ -85,7 +85,7 @@ def samples(reader: TarReader, skipped: Counter[str], located: bool) -> Iterator
             group = _Group(key)
         group.seen.add((stem, ending))
         last = stem
-        if ending in IMAGES:
+        if ending in _ENDINGS:
             encoded = b"" if located else reader.read(member.size)
             group.images.setdefault(stem, []).append((ending, Found(encoded, member.offset, member.size, -1)))
         elif member.size <= _LARGEST_LABEL:

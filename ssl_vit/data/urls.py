@@ -12,8 +12,8 @@ from pathlib import Path
 from string import ascii_letters
 from typing import Any
 
+from ssl_vit.config.auto_source import PIPE
 from ssl_vit.config.checks import ConfigError
-from ssl_vit.config.schema import PIPE
 
 TRUSTED = "SSL_VIT_ALLOW_PIPE"  # environment variable that lets a URL be a shell command
 PACKAGES = {

@@ -14,6 +14,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin  # noqa: F401
 
+from ssl_vit.models.dicom import is_dicom, read_dicom
+
 # PIL chooses by content, not by name; some of its other formats start outside programs (EPS) or are slow to rule out.
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 _SIXTEEN_BIT = ("I;16", "I;16B", "I;16L", "I;16N", "I")
@@ -59,11 +61,14 @@ def open_encoded(file: str | bytes) -> Image.Image:
         return Image.open(file if isinstance(file, str) else BytesIO(file), formats=_FORMATS)
     except UnidentifiedImageError:
         stream = open(file, "rb") if isinstance(file, str) else BytesIO(file)  # noqa: SIM115  # Bands closes it
-        head = stream.read(len(_NPY))
+        head = stream.read(132)
         stream.seek(0)
+        if is_dicom(head):
+            shape, values = read_dicom(stream)
+            return Bands(stream, "DICOM", shape, np.uint8, values)
         if head[:4] in _TIFF:
             return _tiff(stream)
-        if head == _NPY:
+        if head.startswith(_NPY):
             return _array(stream, stream, "NPY")
         if head[:4] == _ZIP:
             names = (archive := ZipFile(stream)).namelist()

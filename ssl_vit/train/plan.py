@@ -88,12 +88,12 @@ def plan_lines(
     patches: of an encoder where the config has none; labeled: whether it trains on images with a label that are not
     held out; splits: of its data, where that is open.
     """
-    patches, trainer, lines = patches or config.patches, config.trainer, []
+    patches, trainer, lines = patches or config.patches, config.trainer, [f"data          {config.data.summary}"]
     if isinstance(patches, EncoderConfig):
         embed_dim, depth, num_heads = patches.shape
         with torch.device("meta"):
             parameters = sum(parameter.numel() for parameter in VisionTransformer(patches).parameters())
-        lines = [f"encoder       ViT {embed_dim} wide, {depth} deep, {num_heads} heads: {parameters:,} parameters"]
+        lines += [f"encoder       ViT {embed_dim} wide, {depth} deep, {num_heads} heads: {parameters:,} parameters"]
     (height, width), (h, w) = patches.height_width, patches.grid
     lines += [f"image         {height} x {width} pixels, {h} x {w} = {h * w} patches"]
     splits, world_size = splits or planned_splits(config.data, config.seed), devices_of(trainer) * trainer.num_nodes

@@ -111,9 +111,9 @@ def test_what_cannot_end_well_is_refused_before_anything_is_written(command, wro
 
 UNREAD = {
     MAE_ON_DIGITS: {
-        "data.path=../images": "data.source=digits reads no data.path; add data.source=folder",
-        "data.path=../tars": "data.source=digits reads no data.path; add data.source=webdataset",
-        "data.path=../tables": "data.source=digits reads no data.path; add data.source=parquet",
+        "data.path=../images": "data.source=digits reads no data.path; add data.source=auto",
+        "data.path=../tars": "data.source=digits reads no data.path; add data.source=auto",
+        "data.path=../tables": "data.source=digits reads no data.path; add data.source=auto",
         "data.test_path=../images": "data.source=digits reads no data.test_path",
         "data.white_16bit=4095": "data.source=digits reads no 16-bit images",
         "data.shuffle_buffer=5": "data.source=digits is no stream",

@@ -143,7 +143,7 @@ AS_IS = [
 
 @pytest.mark.parametrize("path", AS_IS)
 def test_text_stays_as_it_is_on_the_command_line_and_in_config_yaml(run, recipe, path):
-    config = run(f"data.path={path}").config
+    config = run("data.source=folder", f"data.path={path}").config
     assert config.data.path == path
     again = recipe(to_yaml(config, "mae"))
     assert resolve(RunConfig, ["method=mae", f"recipe={again}"]).config.data.path == path
@@ -151,7 +151,7 @@ def test_text_stays_as_it_is_on_the_command_line_and_in_config_yaml(run, recipe,
 
 @pytest.mark.parametrize("text", ["007", "yes", "1:30", "2024-01-01", "~", "${x", "${oc.env:HOME}", "???"])
 def test_text_in_a_recipe_needs_no_quotes(recipe, text):
-    path = recipe(f"data:\n  path: {text}\n")
+    path = recipe(f"data:\n  source: folder\n  path: {text}\n")
     assert resolve(RunConfig, ["method=mae", f"recipe={path}"]).config.data.path == text
 
 
@@ -220,7 +220,7 @@ WRONG = {
     "a divisor of method.decoder_embed_dim=512": ["method.decoder_num_heads=7"],
     "[low, high] with 0.01 <= low <= high <= 1.0": ["method.crop_scale=[0.5, 0.2]", "method.crop_scale=[0.0, 1.0]"],
     "as long as data.mean=[0.485, 0.456, 0.406]": ["data.std=[1.0]"],
-    "false with data.source=folder: it is for hf": ["data.streaming=true"],
+    "false with data.source=auto: it is for hf": ["data.streaming=true"],
     "null but for a stream: data.source=webdataset, or hf with data.streaming=true": ["data.epoch_size=5"],
     "auto, 32-true, bf16-mixed or bf16-true with trainer.strategy=fsdp": [
         "trainer.strategy=fsdp trainer.precision=16-mixed"

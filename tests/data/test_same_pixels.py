@@ -7,6 +7,7 @@ import importlib.util
 import io
 import re
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from dicom_files import dicom
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -31,7 +33,10 @@ from ssl_vit.supervised import predict as prediction
 from ssl_vit.supervised.classifier import Classifier
 
 H, W, SIZE = 24, 36, 12
-needs = {name: importlib.util.find_spec(name) is not None for name in ("tifffile", "webdataset", "pyarrow", "datasets")}
+needs = {
+    name: importlib.util.find_spec(name) is not None
+    for name in ("tifffile", "webdataset", "pyarrow", "datasets", "pydicom")
+}
 TIFFFILE = "tifffile to be read in full, pip install 'ssl_vit\\[tiff\\]'"
 
 
@@ -278,6 +283,17 @@ def cases() -> dict[str, Case]:
             whole=True,
         ),
     }
+    if needs["pydicom"]:
+        window = {"bits": 12, "WindowCenter": 2047.5, "WindowWidth": 4095, "VOILUTFunction": "LINEAR_EXACT"}
+        shades = three(scaled(TWELVE[:, :, :1], 4095))
+        made |= {
+            "12-bit dcm": Case(dicom(TWELVE[:, :, 0], **window), "dcm", shades, pil=False),
+            "12-bit dcm, white is zero": Case(
+                dicom(4095 - TWELVE[:, :, 0], "MONOCHROME1", **window), "dcm", shades, whole=True, pil=False
+            ),
+            "RGB dcm": Case(dicom(RGB, "RGB"), "dcm", RGB, whole=True, pil=False),
+            "frames dcm": Case(dicom(RGB[:, :, 0], NumberOfFrames=2), "dcm", "it holds 2 frames", pil=False),
+        }
     if not needs["tifffile"]:
         for name in (
             *(
@@ -337,6 +353,12 @@ def by_parquet(case, folder):
 
     pq.write_table(pa.table({"image": [{"bytes": case.content, "path": None}]}), folder / "images.parquet")
     return opened(case, folder / "images.parquet", "parquet").read(0)
+
+
+def by_zip(case, folder):
+    with zipfile.ZipFile(folder / "images.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"images/a.{case.ending}", case.content)
+    return opened(case, folder / "images.zip", "auto").read(0)
 
 
 def by_hf(case, folder):
@@ -409,6 +431,7 @@ def resized(expected: np.ndarray) -> np.ndarray:
 
 def roads(case: Case, folder, monkeypatch) -> dict[str, Callable[[], np.ndarray]]:
     found = {"folder": lambda: by_folder(case, folder), "cache": lambda: by_cache(case, folder)}
+    found |= {"zip": lambda: by_zip(case, folder)}
     found |= {"parquet": lambda: by_parquet(case, folder)} if needs["pyarrow"] else {}
     if needs["datasets"] and (case.channels, case.white) != (3, 65535):  # the bytes that parquet hands over too
         found |= {"hf": lambda: by_hf(case, folder)}

@@ -86,6 +86,20 @@ def test_another_source_does_not_inherit_the_path_of_the_runs_own(tmp_path, enco
     assert (typed.path, typed.test_path) == ("", "")
 
 
+def test_a_path_that_is_typed_is_read_as_what_lies_there_and_not_as_the_encoders_own(tmp_path, encoder):
+    """k-NN on a folder by an encoder of digits, or of a stream, asked for data.source=folder too."""
+    (tmp_path / "new" / "cat").mkdir(parents=True)
+    (tmp_path / "new" / "cat" / "a.jpg").touch()
+    stream = {"source": "webdataset", "path": "http://a/b.tar", "epoch_size": 5, "test_path": "old"}
+    for number, data in enumerate(({"source": "digits"}, {"source": "parquet", "path": "old"}, stream)):
+        save_encoder(encoder, tmp_path / f"run{number}", data=data | {"white_16bit": 4095})
+        args = [f"encoder={tmp_path / f'run{number}'}", f"data.path={tmp_path / 'new'}"]
+        found = resolve_evaluation(KNNConfig, args).config.data
+        assert (found.source, found.test_path, found.white_16bit) == ("folder", "", 4095)
+        typed = resolve_evaluation(KNNConfig, [*args, "data.source=parquet"]).config.data
+        assert typed.source == "parquet"
+
+
 def digits_run(folder: Path) -> Path:
     made = VisionTransformer(embed_dim=16, depth=2, num_heads=2, patch_size=16, image_size=32)
     data = {"source": "digits", "batch_size": 256, "workers": 0}

@@ -336,11 +336,12 @@ def test_data_is_the_encoders_until_another_place_is_given():
     pretrained(data={"source": "parquet", "path": "old", "test_path": "older", "white_16bit": 4095})
     own = resolve_run(FinetuneRun, []).config.data
     assert (own.source, own.path, own.test_path) == ("parquet", "old", "older")
+    folder_of("new", ["ant"])
     moved = resolve_run(FinetuneRun, ["data.path=new"]).config.data
-    assert (moved.source, moved.path, moved.test_path, moved.white_16bit) == ("parquet", "new", "", 4095)
+    assert (moved.source, moved.path, moved.test_path, moved.white_16bit) == ("folder", "new", "", 4095)
     other = resolve_run(FinetuneRun, ["data.source=digits"]).config.data
     assert (other.source, other.path, other.test_path) == ("digits", "", "")
-    pretrained()
+    pretrained(data={"source": "webdataset", "path": "http://a/b.tar", "epoch_size": 5})  # a stream's, of no folder's
     assert resolve_run(FinetuneRun, ["data.path=new"]).config.data.source == "folder"
 
 

@@ -1,5 +1,6 @@
 """Where images lie: one table of the kinds of data.source. Needs no torch, so that a dry run can count images."""
 
+from ssl_vit.config.auto_source import AUTO
 from ssl_vit.config.recipes import imported, load_class
 from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.sources.base import Shards, Source, Split
@@ -8,6 +9,7 @@ SOURCES = {
     "digits": "ssl_vit.data.sources.digits:Digits",
     "folder": "ssl_vit.data.sources.folder:Folder",
     "parquet": "ssl_vit.data.sources.parquet:Parquet",
+    "zip": "ssl_vit.data.sources.zip_archive:ZipImages",
     "torchvision": "ssl_vit.data.sources.torchvision:Torchvision",
     "hf": "ssl_vit.data.sources.hf:HFDataset",
     "webdataset": "ssl_vit.data.sources.webdataset:TarImages",
@@ -17,6 +19,8 @@ SOURCES = {
 
 def source_class(name: str) -> type[Source]:
     """The class of a data.source. ValueError where it is no Source that can be imported."""
+    if name == AUTO:  # which has become another one where there is a path
+        raise ValueError("data.path= is empty: give the folder of your images, or data.source=digits")
     found = load_class(SOURCES[name]) if name in SOURCES else imported("data.source", name)
     if not (isinstance(found, type) and issubclass(found, Source)):
         raise ValueError(f"data.source={name} must be a class that inherits from {Source.__module__}.Source")

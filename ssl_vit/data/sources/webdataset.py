@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from ssl_vit.config.schema import PIPE, DataConfig, is_remote
+from ssl_vit.config.auto_source import PIPE, is_remote
+from ssl_vit.config.schema import DataConfig
 from ssl_vit.data.labels import labels_of
 from ssl_vit.data.sources.base import Sample, Shards, Source, Split, UnreadableImageError, one_line
 from ssl_vit.data.splits import FileSource

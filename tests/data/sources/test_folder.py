@@ -131,28 +131,31 @@ def test_count_is_the_number_of_training_images(tmp_path, write):
     ("key", "make", "message"),
     [
         ("path", lambda root: "", "data.path= is empty: give the folder of your images"),
+        ("path", lambda root: root / "a.txt", "data.path={} is no file that images are read from: give "),
         ("path", lambda root: root / "no", "data.path={} does not exist: give the folder of your images"),
-        ("path", lambda root: root / "a.png", "data.path={} is no folder: give one, or data.source=parquet "),
+        ("path", lambda root: root / "a.parquet", "data.path={} is no folder: give one, or data.source=auto "),
         ("test_path", lambda root: root / "no", "data.test_path={} does not exist: "),
     ],
 )
 def test_a_wrong_path_is_said(tmp_path, write, key, make, message):
     write(tmp_path / "a.png")
+    for name in ("a.txt", "a.parquet"):
+        (tmp_path / name).touch()
     given = str(make(tmp_path))
     with pytest.raises(ValueError, match=r"^data") as caught:
-        open_source(DataConfig(**({"path": str(tmp_path)} | {key: given})), 3, "train")
+        open_source(DataConfig(source="folder", **({"path": str(tmp_path)} | {key: given})), 3, "train")
     assert str(caught.value).startswith(message.format(given))
     assert "\n" not in str(caught.value)
 
 
 def test_an_empty_folder_says_what_was_seen(tmp_path):
-    for name in ("a.dcm", "b.dcm", "c.txt", "README"):
+    for name in ("a.mhd", "b.mhd", "c.txt", "README"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(ValueError, match=r"^data") as caught:
-        opened(tmp_path)
+        opened(tmp_path, source="folder")
     assert str(caught.value) == (
-        f"data.path={tmp_path} holds no images: 4 files seen (2 .dcm, 1 no ending, 1 .txt), "
-        "images end in jpg, jpeg, png, webp, bmp, tif, tiff, gif"
+        f"data.path={tmp_path} holds no images: 4 files seen (2 .mhd, 1 no ending, 1 .txt), "
+        "images end in jpg, jpeg, png, webp, bmp, tif, tiff, gif, dcm, dicom"
     )
 
 
