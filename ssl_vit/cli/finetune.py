@@ -15,3 +15,10 @@ def run(resolved: Resolved[Config]) -> None:
 
     if done := finetune(resolved.config):
         print(f"next: {typed('predict')} model={done[0]} images=FOLDER", json.dumps(done[1]), sep="\n")
+
+
+def plan(resolved: Resolved[Config]) -> list[str]:
+    """What it would do."""
+    from ssl_vit.train.rehearsal import rehearse
+
+    return rehearse(resolved.config, resolved.name)

@@ -14,3 +14,10 @@ def run(resolved: Resolved[Config]) -> None:
     if run_dir := pretrain(resolved.config, resolved.name):
         print(f"next: {typed('linear_probe')} encoder={run_dir}")
         print(f"look: tensorboard --logdir {run_dir}")
+
+
+def plan(resolved: Resolved[Config]) -> list[str]:
+    """What it would do."""
+    from ssl_vit.train.rehearsal import rehearse
+
+    return rehearse(resolved.config, resolved.name)

@@ -15,3 +15,10 @@ def run(resolved: Resolved[Config]) -> None:
 
     if done := train_tokenizer(resolved.config, resolved.name):
         print(f"next: {typed('pretrain')} method=beit tokenizer={done[0]}", json.dumps(done[1]), sep="\n")
+
+
+def plan(resolved: Resolved[Config]) -> list[str]:
+    """What it would do."""
+    from ssl_vit.train.rehearsal import rehearse
+
+    return rehearse(resolved.config, resolved.name)
