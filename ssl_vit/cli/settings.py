@@ -126,10 +126,11 @@ def print_plan(plan: list[str], resolved: Resolved[Any], with_all: bool, measure
     """What `--dry-run` answers: the plan; with --measure the time of its steps; with --all every setting's origin."""
     if measured and not isinstance(resolved.config, TrainingRun):
         raise ConfigError("--measure times the steps of a training, and there are none")
-    given = [origin for key, origin in resolved.origin.items() if origin != "default"]
-    counts = [f"{given.count(origin)} from the {origin}" for origin in dict.fromkeys(given)]
-    note = "" if with_all else "; --dry-run --all lists all of them"
-    print(*plan, f"settings      {', '.join(counts) or 'all are defaults'}, of {len(resolved.origin)}{note}", sep="\n")
+    given = [*resolved.origin.values()]
+    counts = [f"{given.count(origin)} from the {origin}" for origin in dict.fromkeys(given) if origin != "default"]
+    counts += [f"{given.count('default')} defaults"]
+    note = "" if with_all else "; --dry-run --all lists them"
+    print(*plan, f"settings      {len(given)}: {', '.join(counts)}{note}", sep="\n")
     if measured:
         from ssl_vit.train.stopwatch import measure_steps
 

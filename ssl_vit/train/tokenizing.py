@@ -148,6 +148,6 @@ def config_for(run: TokenizedRun) -> tuple[TokenizerRun, str]:
     config, (h, w), channels = resolved.config, run.encoder.grid, run.encoder.channels
     P = config.tokenizer.patch_size
     tokenizer = replace(config.tokenizer, image_size=[h * P, w * P], channels=channels)
-    data = replace(run.data, mean=[0.0] * channels, std=[1.0] * channels)
+    data = replace(run.data, mean=[0.0] * channels, std=[1.0] * channels, global_batch=config.data.global_batch)
     trainer = replace(config.trainer, devices=1, precision=run.trainer.precision, logger=run.trainer.logger)
     return replace(config, tokenizer=tokenizer, data=data, trainer=trainer, seed=run.seed), resolved.name
