@@ -320,7 +320,9 @@ class TrainingRun(Bounded):
         resumed = Path(self.resume)
         elsewhere = self.resume not in ("", "auto") and Path(self.run_dir) not in (resumed, *resumed.parents)
         yield elsewhere, "run_dir", "resume", f"resume={self.resume} goes on in the run's own directory"
-        why = f"data.global_batch={self.data.global_batch} sets it (data.batch_size: the most of a process); null is none"
+        why = (
+            f"data.global_batch={self.data.global_batch} sets it (data.batch_size: the most of a process); null is none"
+        )
         yield bool(self.data.global_batch), "trainer.accumulate", "data.global_batch", why
         late = self.optim.warmup_epochs >= self.trainer.max_epochs
         why = f"with trainer.max_epochs={self.trainer.max_epochs} the learning rate never reaches its peak"

@@ -149,7 +149,13 @@ def plan_lines(
     batch, per_epoch = config.data.batch_size, None
     if images is not None:
         if wanted := config.data.global_batch:
-            require(wanted <= images, "data.global_batch", wanted, f"at most {images:,}, the images of an epoch, or null", ConfigError)
+            require(
+                wanted <= images,
+                "data.global_batch",
+                wanted,
+                f"at most {images:,}, the images of an epoch, or null",
+                ConfigError,
+            )
         batches = max(1, images // world_size // batch)  # images that do not fill one wait for the next epoch
         rule = f"at most {batches}, the batches of an epoch, at whose end there is a step"
         require(trainer.accumulate <= batches, "trainer.accumulate", trainer.accumulate, rule, ConfigError)

@@ -10,8 +10,8 @@ import torch
 from ssl_vit.config.checks import given_as
 from ssl_vit.config.evaluation_schema import TIMM
 from ssl_vit.config.finetune_schema import FinetuneRun
-from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.memory import training_parts
+from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.recipes import family, load_class
 from ssl_vit.config.schema import EncoderConfig, PatchGrid, RunConfig, TrainingRun
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, KMeansRun, TokenizerRun
@@ -54,7 +54,9 @@ def memory_line(config: TrainingRun, patches: PatchGrid | None) -> str:
     """What the training needs at the least, by arithmetic."""
     weights, batch = training_parts(config, patches)
     total, weights, batch = (f"{float(f'{size / 1e9:.2g}'):,g}" for size in (weights + batch, weights, batch))
-    parts = f"{weights} weights, gradients and AdamW's moments, {batch} for {config.data.batch_size} images in the blocks"
+    parts = (
+        f"{weights} weights, gradients and AdamW's moments, {batch} for {config.data.batch_size} images in the blocks"
+    )
     return f"memory        {total} GB a process at the least: {parts}"
 
 
@@ -64,7 +66,9 @@ def writes_line(config: TrainingRun, name: str) -> str:
     every, steps = "every ten minutes", config.trainer.checkpoint_every_steps
     saved = "" if isinstance(config, KMeansRun) else f", checkpoints {f'every {steps} steps' if steps else every}"
     result = {FinetuneRun.own_section: MODEL, TokenizerRun.own_section: "tokenizer.safetensors"}
-    return f"writes        {config.run_dir or made}/: {CONFIG}{saved}, {result.get(config.own_section, ENCODER)}, curves"
+    return (
+        f"writes        {config.run_dir or made}/: {CONFIG}{saved}, {result.get(config.own_section, ENCODER)}, curves"
+    )
 
 
 def _require_start(source: str, encoder: EncoderConfig) -> None:

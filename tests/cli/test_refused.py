@@ -147,7 +147,10 @@ UNREAD = {
         "data.shuffle_buffer=3": "reads images by number",
         "data.global_batch=64": "nothing is trained in steps",
     },
-    "make_shards data.source=digits out=shards": {"data.batch_size=3": "packed as they are", "data.global_batch=3": "as they are"},
+    "make_shards data.source=digits out=shards": {
+        "data.batch_size=3": "packed as they are",
+        "data.global_batch=3": "as they are",
+    },
     "benchmark suite=views": {"precision=fp32": "it is of suite=step"},
 }
 

@@ -89,8 +89,8 @@ def test_a_step_has_so_many_images_and_their_rate(tmp_path, monkeypatch, most):
     assert "global_batch: 8" in (run / "config.yaml").read_text()
     assert f"batch_size: {most}" in (run / "config.yaml").read_text()
     state = torch.load(checkpoint, weights_only=True)
-    assert state["ssl_vit"]["global_batch"] == 8
-    assert state["ssl_vit"]["batch"] == [most, 1, 8 // most]
+    assert state["pace"]["global_batch"] == 8
+    assert state["pace"]["batch"] == [most, 1, 8 // most]
 
 
 def test_the_module_takes_its_part_from_any_trainer():
