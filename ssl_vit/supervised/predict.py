@@ -1,4 +1,4 @@
-"""Classes of images, as a CSV or JSON file with a row for each, or as an HTML page. Letters: B images, C H W of them."""
+"""Classes of images, as a CSV or JSON file with a row for each, or as an HTML page. Letters: B C H W of images."""
 
 import json
 import os

@@ -31,13 +31,13 @@ body { margin: 0 auto; max-width: 1400px; padding: 24px; background: var(--back)
   font: 14px/1.45 system-ui, sans-serif }
 h1 { font-size: 22px; margin: 0 } h2 { font-size: 16px; margin: 28px 0 10px }
 p { margin: 4px 0; color: var(--soft); overflow-wrap: anywhere }
-table { border-collapse: collapse; width: 100%; background: var(--card); border: 1px solid var(--line); border-radius: 8px }
+table { border-collapse: collapse; width: 100%; background: var(--card); border: 1px solid var(--line) }
 th, td { padding: 5px 12px; text-align: left; overflow-wrap: anywhere } th { color: var(--soft); font-weight: 500 }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } td.wide { width: 40% }
 .scroll { max-height: 340px; overflow: auto }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: 14px }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 10px; min-width: 0 }
-.card img { display: block; width: 100%; height: 160px; object-fit: contain; background: var(--rail); border-radius: 5px }
+.card img { display: block; width: 100%; height: 160px; object-fit: contain; background: var(--rail) }
 .card img.small { image-rendering: pixelated }
 .name { margin: 7px 0 5px; color: var(--soft); font: 11px/1.35 ui-monospace, monospace; overflow-wrap: anywhere }
 .row { display: grid; grid-template-columns: 1fr auto; column-gap: 8px; font-size: 12px; margin-top: 4px }
@@ -80,7 +80,7 @@ def thumbnail(pixels: UInt8[np.ndarray, "H W C"]) -> Image.Image:
 def page_of(
     rows: Sequence[dict[str, Any]], gallery: Gallery, classes: Sequence[str], source: dict[str, str], total: int
 ) -> str:
-    """The page. rows: of predict, all of them; source: what is said of where they are from; total: images to classify."""
+    """The page. rows: of predict, all of them; source: what is said of where they are from; total: images there are."""
     read, unread = ([row for row in rows if bool(row["error"]) == failed] for failed in (False, True))
     known, cards = " \u00b7 ".join(f"{key} {_text(value)}" for key, value in source.items()), gallery.cards()
     counted = f"{len(read):,} images classified, {len(unread):,} could not be read"
@@ -101,7 +101,7 @@ def page_of(
 
 
 def _text(value: str) -> str:
-    """A stranger's text in HTML: a line break, a mark that turns the direction of writing and the like as its escape."""
+    """A stranger's text in HTML; a line break, or a mark that turns the direction of writing, as its escape."""
     return escape(printable(value))
 
 

@@ -149,13 +149,8 @@ def plan_lines(
     batch, per_epoch = config.data.batch_size, None
     if images is not None:
         if wanted := config.data.global_batch:
-            require(
-                wanted <= images,
-                "data.global_batch",
-                wanted,
-                f"at most {images:,}, the images of an epoch, or null",
-                ConfigError,
-            )
+            rule = f"at most {images:,}, the images of an epoch, or null"
+            require(wanted <= images, "data.global_batch", wanted, rule, ConfigError)
         batches = max(1, images // world_size // batch)  # images that do not fill one wait for the next epoch
         rule = f"at most {batches}, the batches of an epoch, at whose end there is a step"
         require(trainer.accumulate <= batches, "trainer.accumulate", trainer.accumulate, rule, ConfigError)
@@ -184,7 +179,7 @@ def plan_lines(
 
 
 def smaller_batch(config: TrainingRun, images: int) -> list[str]:
-    """The settings, if any, that let so many images of a process make MORE_STEPS an epoch, of at least 8 images each."""
+    """The settings, if any, that let so many images of a process make MORE_STEPS an epoch, with 8 or more a batch."""
     batch, accumulate, wanted = config.data.batch_size, config.trainer.accumulate, config.data.global_batch
     size = min(batch, max(8, 2 ** (images // MORE_STEPS).bit_length() // 2))
     if size == batch and accumulate == 1:

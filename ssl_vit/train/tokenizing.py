@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -36,9 +36,11 @@ from ssl_vit.train.trainer import Session, data_of
 MAX_IMAGES = 5000  # most that a tokenizer's use of its vocabulary, and its reconstructions, are measured on
 
 
-def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, Any]] | None:
+def train_tokenizer(
+    config: TokenizerRun, kind: str, session_of: Callable[..., Session] = Session
+) -> tuple[Path, dict[str, Any]] | None:
     """(run directory, metrics) of a tokenizer trained to the end, None but on the first rank; ValueError, OSError."""
-    session = Session(config, kind, prefix="tokenizer")
+    session = session_of(config, kind, prefix="tokenizer")
     if isinstance(config, KMeansRun):
         session.open()
         data = data_of(config, crop_of(config.tokenizer))
