@@ -6,7 +6,7 @@ from ssl_vit.config.finetune_schema import FinetuneRun as Config
 from ssl_vit.config.resolve import Resolved
 from ssl_vit.run.launch import typed
 
-USAGE = "[encoder=RUN_OR_FILE] [recipe=digits] [key=value ...] [--dry-run]"
+USAGE = "[encoder=RUN_OR_FILE] [recipe=digits] [key=value ...] [--dry-run [--all] [--measure]]"
 
 
 def run(resolved: Resolved[Config]) -> None:

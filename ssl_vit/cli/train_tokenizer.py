@@ -6,7 +6,7 @@ from ssl_vit.config.resolve import Resolved
 from ssl_vit.config.tokenizer_schema import TokenizerRun as Config
 from ssl_vit.run.launch import typed
 
-USAGE = "[tokenizer=dvae] [recipe=digits] [key=value ...] [--dry-run]"
+USAGE = "[tokenizer=dvae] [recipe=digits] [key=value ...] [--dry-run [--all] [--measure]]"
 
 
 def run(resolved: Resolved[Config]) -> None:

@@ -100,12 +100,12 @@ def measure_steps(config: TrainingRun, name: str) -> list[str]:
     cut = trainer.max_minutes is not None and minutes > trainer.max_minutes
     limit = f"; trainer.max_minutes={trainer.max_minutes} ends it sooner" * cut
     batches = f"{trainer.accumulate} batches of it, " * (trainer.accumulate > 1)
-    where = "the GPU" if torch.cuda.is_available() else "the CPU"
+    where, memory = ("the GPU", "the GPU") if torch.cuda.is_available() else ("the CPU", "memory, of this process")
     ranks = f", as one of {processes} processes that wait for nobody" * (processes > 1)
     return [
         f"measured      {step:.3g} s a step: {batches}mean of {made[0].timed} batches on {where}{ranks}",
         f"run time      {time} for {steps:,} steps, without evaluations{limit}",
-        f"peak memory   {peak_bytes() / 1e9:.2g} GB of {'the GPU' if torch.cuda.is_available() else 'memory, of this process'}",
+        f"peak memory   {peak_bytes() / 1e9:.2g} GB of {memory}",
     ]
 
 
