@@ -61,7 +61,7 @@ def settings_page(name: str) -> str:
 
 NOTE = (
     "Settings are written `key=value`. Defaults are those of the paper, or of the library; a recipe changes some of "
-    "them. `--dry-run` of a training prints what each setting is in the end, and where that comes from."
+    "them. `--dry-run --all` prints what each setting is in the end, and where that comes from."
 )
 
 

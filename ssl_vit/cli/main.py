@@ -1,4 +1,5 @@
-"""The entry of all commands, which are modules of this package with USAGE, Config and run(resolved). No torch."""
+"""The entry of all commands, which are modules of this package with USAGE, Config, run(resolved) and mostly
+plan(resolved), the lines of what it would do for --dry-run. No torch."""
 
 import ctypes
 import importlib
@@ -13,7 +14,7 @@ from types import ModuleType
 from typing import NoReturn
 
 from ssl_vit.cli import doctor
-from ssl_vit.cli.settings import DRY_RUN, print_plan, resolve_command
+from ssl_vit.cli.settings import print_plan, resolve_command
 from ssl_vit.config.checks import ConfigError, nearest, printable
 from ssl_vit.config.help import help_page
 from ssl_vit.run.launch import typed
@@ -24,6 +25,7 @@ COMMANDS = (
     *("train_tokenizer", "make_shards", "compare", "benchmark"),
 )
 DOCTOR = "suite=doctor"
+DRY_RUN, ALL, MEASURE = "--dry-run", "--all", "--measure"
 SPIN_COUNT = "3000"  # by `tools/benchmark.py suite=spin`; the table is in docs/results.md
 OUT_OF_MEMORY = re.compile("allocate memory|out of memory")  # of PyTorch's errors, on CPUs and on GPUs
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
@@ -74,11 +76,17 @@ def run_command(name: str, *args: str) -> None:
         module, args = doctor, tuple(arg for arg in args if arg != DOCTOR)
     if "--help" in args:
         return print(help_page(module.Config, f"{typed(name)} {module.USAGE}", args))
+    flags = {DRY_RUN, ALL, MEASURE} & {*args}
+    args = tuple(arg for arg in args if arg not in flags)
+    if flags and not (DRY_RUN in flags and hasattr(module, "plan")):
+        raise ConfigError(f"{DRY_RUN}: {name} has no plan" if DRY_RUN in flags else f"{min(flags)} goes with {DRY_RUN}")
     if key := getattr(module, "POSITIONAL", ""):  # arguments that are no settings are this one's
         plain = [arg for arg in args if "=" not in arg]
         args = (*(arg for arg in args if "=" in arg), *([f"{key}={','.join(plain)}"] if plain else []))
     resolved = resolve_command(module.Config, args)
-    return print_plan(resolved) if DRY_RUN in args else module.run(resolved)
+    if flags:
+        return print_plan(module.plan(resolved), resolved, ALL in flags, MEASURE in flags)
+    return module.run(resolved)
 
 
 def command(name: str) -> ModuleType:

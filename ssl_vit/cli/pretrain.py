@@ -4,7 +4,7 @@ from ssl_vit.config.resolve import Resolved
 from ssl_vit.config.schema import RunConfig as Config
 from ssl_vit.run.launch import typed
 
-USAGE = "method=mae [recipe=digits] [key=value ...] [--dry-run]"
+USAGE = "method=mae [recipe=digits] [key=value ...] [--dry-run [--all] [--measure]]"
 
 
 def run(resolved: Resolved[Config]) -> None:
@@ -14,3 +14,10 @@ def run(resolved: Resolved[Config]) -> None:
     if run_dir := pretrain(resolved.config, resolved.name):
         print(f"next: {typed('linear_probe')} encoder={run_dir}")
         print(f"look: tensorboard --logdir {run_dir}")
+
+
+def plan(resolved: Resolved[Config]) -> list[str]:
+    """What it would do."""
+    from ssl_vit.train.rehearsal import rehearse
+
+    return rehearse(resolved.config, resolved.name)

@@ -1,5 +1,6 @@
 """Settings that depend on what lies on the disk: of a run that is resumed, of an encoder that is worked on."""
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,7 +22,6 @@ from ssl_vit.run.launch import require_started
 
 Run = TypeVar("Run", bound=TrainingRun)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
-DRY_RUN = "--dry-run"
 
 
 def resolve_command(config_class: type, args: Sequence[str]) -> Resolved[Any]:
@@ -80,7 +80,7 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
 
     Raises ConfigError where a setting is wrong, FileNotFoundError without such a run to continue, or such an encoder.
     """
-    args = [arg for arg in args if arg != DRY_RUN]
+    args = [*args]
     read: Any = _resolve_finetuning if issubclass(config_class, FinetuneRun) else resolve
     resolved = read(config_class, args)
     if run := resumed_run(resolved):
@@ -125,11 +125,22 @@ def settings_in(run: Path, resume: str) -> dict[str, Any]:
     return tree
 
 
-def print_plan(resolved: Resolved[Run]) -> None:
-    """What `--dry-run` answers: every setting with its origin, and what follows from them."""
-    from ssl_vit.train.rehearsal import rehearse
+def print_plan(plan: list[str], resolved: Resolved[Any], with_all: bool, measured: bool) -> None:
+    """What `--dry-run` answers: the plan; with --measure the time of its steps; with --all every setting's origin."""
+    if measured and not isinstance(resolved.config, TrainingRun):
+        raise ConfigError("--measure times the steps of a training, and there are none")
+    given = [*resolved.origin.values()]
+    counts = [f"{given.count(origin)} from the {origin}" for origin in dict.fromkeys(given) if origin != "default"]
+    counts += [f"{given.count('default')} defaults"]
+    note = "" if with_all else "; --dry-run --all lists them"
+    print(*plan, f"settings      {len(given)}: {', '.join(counts)}{note}", sep="\n")
+    if measured:
+        from ssl_vit.train.stopwatch import measure_steps
 
-    print(resolved_table(resolved), *rehearse(resolved.config, resolved.name), sep="\n")
+        sys.stdout.flush()
+        print(*measure_steps(resolved.config, resolved.name), sep="\n")
+    if with_all:
+        print("", resolved_table(resolved), sep="\n")
 
 
 def _resolve_finetuning(config_class: type[FinetuneRun], args: list[str]) -> Resolved[FinetuneRun]:

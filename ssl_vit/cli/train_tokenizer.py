@@ -6,7 +6,7 @@ from ssl_vit.config.resolve import Resolved
 from ssl_vit.config.tokenizer_schema import TokenizerRun as Config
 from ssl_vit.run.launch import typed
 
-USAGE = "[tokenizer=dvae] [recipe=digits] [key=value ...] [--dry-run]"
+USAGE = "[tokenizer=dvae] [recipe=digits] [key=value ...] [--dry-run [--all] [--measure]]"
 
 
 def run(resolved: Resolved[Config]) -> None:
@@ -15,3 +15,10 @@ def run(resolved: Resolved[Config]) -> None:
 
     if done := train_tokenizer(resolved.config, resolved.name):
         print(f"next: {typed('pretrain')} method=beit tokenizer={done[0]}", json.dumps(done[1]), sep="\n")
+
+
+def plan(resolved: Resolved[Config]) -> list[str]:
+    """What it would do."""
+    from ssl_vit.train.rehearsal import rehearse
+
+    return rehearse(resolved.config, resolved.name)

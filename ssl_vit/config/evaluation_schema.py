@@ -74,6 +74,7 @@ class EvaluationConfig(Bounded):
     def unread(self) -> checks.Unread:
         names = "data.epoch_size data.shuffle_buffer"
         yield True, names, "encoder", "an evaluation reads images by number, not as a stream"
+        yield True, "data.global_batch", "encoder", "nothing is trained in steps on data.*"
 
     @property
     def few(self) -> bool:
@@ -211,9 +212,9 @@ class ShardsConfig(Bounded):
     """Short side that larger images are scaled down to, in pixels; 0: the files' bytes as they are."""
 
     def unread(self) -> checks.Unread:
-        names = "batch_size workers mean std eval_crop cache_gb streaming epoch_size shuffle_buffer max_unreadable"
+        names = "batch_size global_batch workers mean std eval_crop cache_gb streaming epoch_size shuffle_buffer"
         why = "images are packed as they are, each once"
-        yield True, " ".join(map(self.data.key, names.split())), "out", why
+        yield True, " ".join(map(self.data.key, [*names.split(), "max_unreadable"])), "out", why
 
 
 @dataclass(kw_only=True)

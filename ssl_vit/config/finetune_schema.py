@@ -7,7 +7,8 @@ from ssl_vit.config import checks
 from ssl_vit.config.checks import Bounded, Fraction, PositiveInt, fresh
 from ssl_vit.config.schema import DataConfig, OptimConfig, TrainerConfig, TrainingRun
 
-TABLE_FILE = checks.Bound("a file that ends in .csv or .json", lambda path: path.endswith((".csv", ".json")))
+KINDS_OF_TABLES = (".csv", ".json", ".html")
+TABLE_FILE = checks.Bound("a file that ends in .csv, .json or .html", lambda path: path.endswith(KINDS_OF_TABLES))
 
 
 @dataclass(kw_only=True)
@@ -111,14 +112,14 @@ class FinetuneRun(TrainingRun):
 
 @dataclass(kw_only=True)
 class PredictConfig(Bounded):
-    """Classes of images by a fine-tuned model, as a table."""
+    """Classes of images by a fine-tuned model, as a table or as a page to look at."""
 
     images: str = ""
     """An image, or a folder of images, nested or flat."""
     model: str = ""
     """A fine-tuned run or model.safetensors; by default the newest."""
     out: Annotated[str, TABLE_FILE] = "predictions.csv"
-    """Table to write; ends in .csv or .json."""
+    """File to write; ends in .csv or .json, tables, or .html: a page with thumbnails, the least confident first."""
     top: PositiveInt = 5
     """Most probable classes listed for each image."""
     batch_size: PositiveInt = 64

@@ -35,7 +35,7 @@ def help_page(config_class: type, usage: str, arguments: Iterable[str] = ()) -> 
     if config_class is RunConfig and not named.get("method"):
         return overview(usage)
     found, name, _ = trained(config_class, named)
-    note = _wrap("A recipe changes some of the defaults below; --dry-run shows what a run resolves to.")
+    note = _wrap("A recipe changes some of the defaults below; --dry-run --all shows what a run resolves to.")
     lines = [usage, "", "recipes", *_recipe_lines(recipe_folder(section, name), "  "), note]
     return help_text(found, "\n".join(lines))
 

@@ -19,11 +19,23 @@ WORKER = 5e7  # bytes of a process that reads images
 Needs = tuple[float, float]  # trained weights, and bytes that a step keeps of an image
 
 
-def training_bytes(run: TrainingRun) -> float:
-    """What a training needs at the least."""
+def training_parts(run: TrainingRun, encoder: PatchGrid | None = None) -> tuple[float, float]:
+    """What a training needs at the least, but for its workers: of its weights, and of a batch.
+
+    encoder: of a fine-tuning, whose config does not have it.
+    """
     weights, kept = next(NEEDS[base](run) for base in type(run).__mro__ if base in NEEDS)
-    size, workers = 2 if run.trainer.precision == "bf16-true" else 4, run.data.workers
-    return 4 * size * weights + run.data.batch_size * kept + WORKER * (0 if workers == "auto" else workers)
+    if isinstance(encoder, EncoderConfig):
+        weights, image = _network(encoder)
+        kept = image + _tokens(encoder, _patches(encoder))
+    size = 2 if run.trainer.precision == "bf16-true" else 4
+    return 4 * size * weights, run.data.batch_size * kept
+
+
+def training_bytes(run: TrainingRun) -> float:
+    """All of it, with its workers."""
+    workers = run.data.workers
+    return sum(training_parts(run)) + WORKER * (0 if workers == "auto" else workers)
 
 
 def largest_of(run: TrainingRun) -> str:
@@ -70,7 +82,10 @@ def _patches(encoder: PatchGrid) -> float:
 
 
 def _encoder(run: Any) -> Needs:
-    encoder: EncoderConfig = run.encoder
+    return _network(run.encoder)
+
+
+def _network(encoder: EncoderConfig) -> Needs:
     width, depth, _ = encoder.shape
     positions = _patches(encoder) * (encoder.pos_embed == "learned")
     inputs = width * (encoder.channels * encoder.patch_size**2 + positions + encoder.num_registers)

@@ -147,7 +147,10 @@ class DataConfig(Bounded, section="data"):
     labels: bool = True
     """Evaluate with the labels that there are, as the run's header names them; false: as if there were none."""
     batch_size: PositiveInt = 64
-    """Images per process and step."""
+    """Images per process and step; the most of them where data.global_batch is set."""
+    global_batch: Annotated[int, checks.inside("[1, 1e7]")] | None = None
+    """Images per optimizer step of all processes, from whose number their batches and trainer.accumulate follow; null:
+    as given."""
     workers: Annotated[int | Literal["auto"], checks.either(["auto"], checks.at_least(0))] = "auto"
     """Processes that read images; auto: 0 for small images in memory, else one less than this process's cores."""
     mean: Annotated[list[float], checks.each(checks.inside("[-1e6, 1e6]"))] = fresh(IMAGENET_MEAN.copy)
@@ -320,6 +323,8 @@ class TrainingRun(Bounded):
         resumed = Path(self.resume)
         elsewhere = self.resume not in ("", "auto") and Path(self.run_dir) not in (resumed, *resumed.parents)
         yield elsewhere, "run_dir", "resume", f"resume={self.resume} goes on in the run's own directory"
+        why = f"data.global_batch={self.data.global_batch} sets it (data.batch_size: the most of a process); or null"
+        yield bool(self.data.global_batch), "trainer.accumulate", "data.global_batch", why
         late = self.optim.warmup_epochs >= self.trainer.max_epochs
         why = f"with trainer.max_epochs={self.trainer.max_epochs} the learning rate never reaches its peak"
         yield late, "optim.warmup_epochs", "trainer.max_epochs", f"{why}: warm up for less, or train longer"

@@ -118,6 +118,7 @@ class KMeansRun(TokenizerRun):
 
     def unread(self) -> checks.Unread:
         yield from super().unread()
+        yield True, "data.global_batch", "tokenizer", "k-means is fitted at once, without steps"
         for section in (self.optim, self.trainer):
             names = " ".join(map(section.key, vars(section)))
             yield True, names, "tokenizer", "k-means is fitted at once, without optimizer and trainer"

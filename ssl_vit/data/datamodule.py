@@ -223,12 +223,18 @@ class ImageDataModule(pl.LightningDataModule):
 
     @property
     def batch_size(self) -> int:
-        """Images per process and step, for Lightning's Tuner too."""
-        return self.data.batch_size
+        """Images per process and training batch, for Lightning's Tuner too; of data.global_batch the trainer's part."""
+        images, ranks = self.data.global_batch, self._ranks()[1]
+        if images is None or not self.trainer:
+            return self.data.batch_size
+        batches = self.trainer.accumulate_grad_batches
+        rule = f"a multiple of {ranks} processes x accumulate_grad_batches={batches}"
+        require(images % (ranks * batches) == 0, "data.global_batch", images, rule)
+        return images // (ranks * batches)
 
     @batch_size.setter
     def batch_size(self, images: int) -> None:
-        self.data = replace(self.data, batch_size=images)
+        self.data = replace(self.data, batch_size=images, global_batch=None)
 
     @property
     def num_classes(self) -> int:
@@ -307,11 +313,11 @@ class ImageDataModule(pl.LightningDataModule):
         sampler = EpochSampler(index, self.seed, *ranks)
         dataset = self._dataset(EvalSplit(source, source.labels, index), transform, self.data.on_error == "skip")
         whole, options = self._fills_a_batch(len(sampler)), loader_options(self.workers(source))
-        return TrainLoader(dataset, batch_size=self.data.batch_size, sampler=sampler, drop_last=whole, **options)
+        return TrainLoader(dataset, batch_size=self.batch_size, sampler=sampler, drop_last=whole, **options)
 
     def _stream_loader(self, shards: Shards, transform: Transform, ranks: tuple[int, int]) -> TrainLoader:
         own = max(1, self._stream_length(shards) // ranks[1])
-        batch_size = self.data.batch_size if self._fills_a_batch(own) else own
+        batch_size = self.batch_size if self._fills_a_batch(own) else own
         workers, read_errors = self.workers(None), None if self.data.on_error == "raise" else self.read_errors
         how = batch_size, own // batch_size, max(1, workers), ranks, read_errors
         stream = Stream(shards, transform, self.data, self.channels, self.seed, *how)
@@ -325,7 +331,7 @@ class ImageDataModule(pl.LightningDataModule):
         return images
 
     def _fills_a_batch(self, own: int) -> bool:
-        given = self.data.batch_size
+        given = self.batch_size
         if own < given:
             log.warning(f"data.batch_size={given} is more than a process's {own} training images: a step takes {own}")
         return own >= given

@@ -43,12 +43,8 @@ def make_shards(config: ShardsConfig) -> dict[str, Any]:
     bytes and skipped (unreadable) images there are. ValueError: no place to write to, the source cannot be opened or is
     a remote stream, or none of its images can be read; OSError: the disk is full.
     """
-    if config.data.remote:
-        line = f"data.path={config.data.path} is a remote stream, whose images cannot be mixed"
-        raise ValueError(f"{line}: bring its files to this machine and pack those")
+    require_packable(config)
     out = Path(config.out)
-    free = bool(config.out) and (not out.exists() or (out.is_dir() and not any(out.iterdir())))
-    require(free, "out", config.out, "an empty or a new folder")
     # The number of channels matters to decoding alone.
     sources = [
         (split, source) for split in get_args(Split) if (source := open_source(config.data, 3, split)) is not None
@@ -75,6 +71,16 @@ def make_shards(config: ShardsConfig) -> dict[str, Any]:
     images, size = (sum(shard[key] for shard in shards.values()) for key in ("images", "bytes"))
     skipped = sum(len(source) for _, source in sources) - images
     return {"out": str(out), "shards": len(shards), "images": images, "bytes": size, "skipped": skipped}
+
+
+def require_packable(config: ShardsConfig) -> None:
+    """ValueError: there is no place to write to, or the source is a remote stream."""
+    if config.data.remote:
+        line = f"data.path={config.data.path} is a remote stream, whose images cannot be mixed"
+        raise ValueError(f"{line}: bring its files to this machine and pack those")
+    out = Path(config.out)
+    free = bool(config.out) and (not out.exists() or (out.is_dir() and not any(out.iterdir())))
+    require(free, "out", config.out, "an empty or a new folder")
 
 
 def _write(path: Path, samples: Iterator[dict[str, Any]], size: float) -> None:

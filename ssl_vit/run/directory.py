@@ -23,7 +23,7 @@ from ssl_vit.run.lock import hold
 log = logging.getLogger("ssl_vit")
 FREE = (
     *("optim.", "trainer.", "monitor.", "readout."),
-    *("data.batch_size", "data.workers", "data.cache_gb", "data.on_error", "data.max_unreadable"),
+    *("data.batch_size", "data.global_batch", "data.workers", "data.cache_gb", "data.on_error", "data.max_unreadable"),
     "encoder.grad_checkpointing",
 )
 """What the keys of settings begin with that a run may be resumed with others of; all else makes it another run."""

@@ -1,4 +1,4 @@
-"""Classes of images, as a CSV or JSON file with a row for each. Letters: B images, C channels, H x W pixels."""
+"""Classes of images, as a CSV or JSON file with a row for each, or as an HTML page. Letters: B C H W of images."""
 
 import json
 import os
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import UInt8
+from PIL import Image
 from torch import Tensor
 
 from ssl_vit.config.checks import require
@@ -20,6 +21,7 @@ from ssl_vit.models.weights import statistics_of
 from ssl_vit.run.files import MODEL, newest_run, write_atomic
 from ssl_vit.run.tables import as_csv, readable
 from ssl_vit.supervised.classifier import Classifier, load_classifier
+from ssl_vit.supervised.prediction_page import Gallery, page_of, thumbnail
 
 Row = dict[str, Any]
 """file, prediction, probability, top (name -> probability, best first) and error, one of the last two empty."""
@@ -28,34 +30,51 @@ Row = dict[str, Any]
 def predict(config: PredictConfig) -> tuple[Path, list[Row]]:
     """Classify a file or a folder's images by name: (file written, rows). FileNotFoundError, ValueError without any."""
     files, out = Folder.at("images", config.images, DataConfig(), 3), Path(config.out)
-    model = load_classifier(config.model or newest_run(holding=MODEL)).to(local_device())
+    path = config.model or newest_run(holding=MODEL)
+    model = load_classifier(path).to(local_device())
     out.parent.mkdir(parents=True, exist_ok=True)
-    writable = not out.is_dir() and os.access(out.parent, os.W_OK)
-    require(writable, "out", config.out, "a file in a folder that can be written to")
+    require_writable(config)
     data = pixel_settings(model.metadata, f"model={config.model}")
     files.channels, files.white_16bit = model.encoder.config.channels, data.white_16bit
     transform, rows = CenterCrop(model.encoder.config.height_width, data.eval_crop), list[Row]()
+    gallery = Gallery() if out.suffix == ".html" else None
     try:
         for first in range(0, len(files), config.batch_size):
-            found, images = list[Row](), list[Tensor]()
+            found, images, thumbnails = list[Row](), list[Tensor](), list[Image.Image]()
             for i in range(first, min(first + config.batch_size, len(files))):
                 row = {"file": readable(files.name(i)), "prediction": "", "probability": None, "top": {}, "error": ""}
                 found.append(row)
                 try:
-                    images.append(transform(torch.from_numpy(files.read(i).copy()).permute(2, 0, 1)))
+                    pixels = files.read(i)
+                    images.append(transform(torch.from_numpy(pixels.copy()).permute(2, 0, 1)))
+                    thumbnails += [thumbnail(pixels)] if gallery else []
                 except UnreadableImageError as error:
                     row["error"] = readable(str(error))
             best = iter(classify(model, torch.stack(images).to(local_device()), config.top) if images else [])
+            small = iter(thumbnails)
             for row in found:
                 if not row["error"]:
                     row["top"] = next(best)
                     row["prediction"], row["probability"] = next(iter(row["top"].items()))
+                    if gallery:
+                        gallery.add(row, next(small))
             rows += found
     finally:  # whatever ends it, what has been classified is kept
         if rows:
-            text = json.dumps(rows, indent=2) + "\n" if out.suffix == ".json" else table_of(rows, config.top)
+            if gallery:
+                source = {"model": readable(str(path)), "images": readable(config.images)}
+                text = page_of(rows, gallery, [*map(readable, model.classes)], source, len(files))
+            else:
+                text = json.dumps(rows, indent=2) + "\n" if out.suffix == ".json" else table_of(rows, config.top)
             write_atomic(out, text)
     return out, rows
+
+
+def require_writable(config: PredictConfig) -> None:
+    """ValueError: out= is no place for a file; a folder that is not there can be made."""
+    out = Path(config.out)
+    writable = not out.is_dir() and (not out.parent.exists() or os.access(out.parent, os.W_OK))
+    require(writable, "out", config.out, "a file in a folder that can be written to")
 
 
 @torch.inference_mode()

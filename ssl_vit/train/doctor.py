@@ -106,7 +106,7 @@ class Measured:
         return [line for line, applies in rules.items() if applies]
 
 
-def _now() -> float:
+def now() -> float:
     """The time in seconds, once the device has finished its work."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
@@ -115,10 +115,10 @@ def _now() -> float:
 
 def _seconds(work: Callable[[], object], times: int = 1) -> float:
     """Of one call, the device's work included; of several their median."""
-    marks = [_now()]
+    marks = [now()]
     for _ in range(times):
         work()
-        marks.append(_now())
+        marks.append(now())
     return median(end - start for start, end in pairwise(marks))
 
 
@@ -175,8 +175,8 @@ def step_seconds(config: RunConfig, method: Method, batch: Batch) -> tuple[float
     if config.trainer.compile:
         compile_blocks(method)
     times = list[float]()
-    now, stop = lambda *_: times.append(_now()), lambda trainer, _: setattr(trainer, "should_stop", True)
-    clock = LambdaCallback(on_train_batch_start=now, on_train_batch_end=now, on_train_epoch_end=stop)
+    mark, stop = lambda *_: times.append(now()), lambda trainer, _: setattr(trainer, "should_stop", True)
+    clock = LambdaCallback(on_train_batch_start=mark, on_train_batch_end=mark, on_train_epoch_end=stop)
     trainer = trainer_of(
         config.trainer, min_epochs=1, devices=1, callbacks=[clock], logger=False, enable_checkpointing=False
     )

@@ -1,5 +1,6 @@
 """Fine-tuning from a config: encoder, labeled images, training, evaluation on the test images."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,13 +23,13 @@ from ssl_vit.supervised.finetune import LOGGED, FineTune, class_probabilities
 from ssl_vit.train.trainer import Session, data_of
 
 
-def finetune(config: FinetuneRun) -> tuple[Path, dict[str, Any]] | None:
+def finetune(config: FinetuneRun, session_of: Callable[..., Session] = Session) -> tuple[Path, dict[str, Any]] | None:
     """Train and evaluate; the run directory, and what finetune.json holds, on the first rank, None on the others.
 
     Raises:
         ValueError, OSError: bad input or a full disk; what is written stays, and the log has how to resume.
     """
-    session = Session(config, "", prefix=FINETUNE)
+    session = session_of(config, "", prefix=FINETUNE)
     config = replace(config, encoder=config.encoder or str(newest_run()))
     encoder, session.patches = start_of(config)
     mean, std = statistics_of(encoder.metadata, f"encoder={config.encoder}", config.data)

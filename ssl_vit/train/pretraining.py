@@ -1,5 +1,6 @@
 """Pretraining from a config: build the method and its data, train, save the encoder."""
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ssl_vit.train.tokenizing import tokenizer_for
 from ssl_vit.train.trainer import Session, data_of
 
 
-def pretrain(config: RunConfig, method_name: str) -> Path | None:
+def pretrain(config: RunConfig, method_name: str, session_of: Callable[..., Session] = Session) -> Path | None:
     """Train to the end; the run directory, which then holds the encoder, on the first rank, None on the others.
 
     Raises:
@@ -22,7 +23,7 @@ def pretrain(config: RunConfig, method_name: str) -> Path | None:
     if isinstance(config, TokenizedRun) and not config.tokenizer:
         rehearse(config)  # or a tokenizer would be trained before the rest is refused
         config = replace(config, tokenizer=str(tokenizer_for(config)))
-    session = Session(config, method_name, prefix=method_name)
+    session = session_of(config, method_name, prefix=method_name)
     method = method_named(method_name).from_run(config)
     if config.init_from and not config.resume:
         start_from(config, method)

@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -36,9 +36,11 @@ from ssl_vit.train.trainer import Session, data_of
 MAX_IMAGES = 5000  # most that a tokenizer's use of its vocabulary, and its reconstructions, are measured on
 
 
-def train_tokenizer(config: TokenizerRun, kind: str) -> tuple[Path, dict[str, Any]] | None:
+def train_tokenizer(
+    config: TokenizerRun, kind: str, session_of: Callable[..., Session] = Session
+) -> tuple[Path, dict[str, Any]] | None:
     """(run directory, metrics) of a tokenizer trained to the end, None but on the first rank; ValueError, OSError."""
-    session = Session(config, kind, prefix="tokenizer")
+    session = session_of(config, kind, prefix="tokenizer")
     if isinstance(config, KMeansRun):
         session.open()
         data = data_of(config, crop_of(config.tokenizer))
@@ -148,6 +150,6 @@ def config_for(run: TokenizedRun) -> tuple[TokenizerRun, str]:
     config, (h, w), channels = resolved.config, run.encoder.grid, run.encoder.channels
     P = config.tokenizer.patch_size
     tokenizer = replace(config.tokenizer, image_size=[h * P, w * P], channels=channels)
-    data = replace(run.data, mean=[0.0] * channels, std=[1.0] * channels)
+    data = replace(run.data, mean=[0.0] * channels, std=[1.0] * channels, global_batch=config.data.global_batch)
     trainer = replace(config.trainer, devices=1, precision=run.trainer.precision, logger=run.trainer.logger)
     return replace(config, tokenizer=tokenizer, data=data, trainer=trainer, seed=run.seed), resolved.name

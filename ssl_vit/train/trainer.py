@@ -37,7 +37,7 @@ from ssl_vit.run.signals import Stopped, requeue
 from ssl_vit.train.checkpoints import Checkpoints
 from ssl_vit.train.console import ProgressPrinter
 from ssl_vit.train.curves import Curves, loggers_of
-from ssl_vit.train.plan import devices_of, plan_lines, precision_of, require_possible
+from ssl_vit.train.plan import devices_of, plan_lines, precision_of, require_possible, settled
 
 log = logging.getLogger("ssl_vit")
 INAPPLICABLE = (
@@ -131,7 +131,7 @@ class Session:
 
     def _train(self, objective: Objective, data: ImageDataModule) -> None:
         """From the checkpoint, or the start, to the end. OSError: the last checkpoint could not be written."""
-        config, run_dir, step = self.config.trainer, self.run_dir, 0
+        config, run_dir, step = settled(self.config).trainer, self.run_dir, 0
         if self.checkpoint:
             step = torch.load(self.checkpoint, map_location="cpu", mmap=True, weights_only=True)["global_step"]
         checkpoints = Checkpoints(run_dir, config.checkpoint_every_steps, config.keep_checkpoints, step)

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from ssl_vit.cli import benchmark
 from ssl_vit.cli.main import COMMANDS, guarded
+from ssl_vit.models.vit import VisionTransformer
+from ssl_vit.models.weights import save_encoder
 from ssl_vit.run.launch import typed
+from ssl_vit.supervised.classifier import Classifier, save_classifier
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = [f"recipe={ROOT / 'configs/mae/digits.yaml'}", "trainer.max_steps=2", "monitor.every_epochs=0"]
@@ -43,7 +47,8 @@ def answer(capsys, monkeypatch, tmp_path):
         ("train_tokenizer tokenizer=dva", "tokenizer=dva must be one of kmeans, dvae, vqkd (did you mean dvae?)"),
         ("finetune finetune.mixup=-1", "finetune.mixup=-1.0 must be in [0, 100]"),
         ("linear_probe protocol=grit", "protocol=grit must be one of grid, "),
-        ("knn --dry-run", "--dry-run is not a setting"),
+        ("benchmark --dry-run", "--dry-run: benchmark has no plan"),
+        ("pretrain method=mae --all", "--all goes with --dry-run"),
         ("benchmark suite=doctr", "did you mean doctor?"),
         ("predict top=0", "top=0 must be a positive integer"),
         ("pretrian method=mae", "pretrian is not a command: one of pretrain, "),
@@ -99,11 +104,50 @@ def test_other_commands_are_named_in_the_form_that_was_typed(monkeypatch, progra
 
 
 def test_a_dry_run_shows_what_follows_from_the_settings(answer, tmp_path):
-    status, output, _ = answer("pretrain", "method=mae", "--dry-run", "data.batch_size=32", "trainer.accumulate=4")
+    more = ("--dry-run", "--all", "data.batch_size=32", "trainer.accumulate=4")
+    status, output, _ = answer("pretrain", "method=mae", *more)
     assert status == 0
     for text in ("command line", "recipe", "default", "global batch  128 = 32 x 4", "64 patches", "1,437"):
         assert text in output
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [(), ("--all",)])
+def test_a_dry_run_says_in_twenty_lines_what_matters_and_all_settings_after_it(answer, more):
+    """72 settings came first, and hid how many steps there would be."""
+    status, output, _ = answer("pretrain", "method=beit", "run_dir=mine", "--dry-run", *more)
+    plan, _, table = output.partition("\n\n")
+    names = [line.partition(" ")[0] for line in plan.splitlines()]
+    assert status == 0
+    assert names[:5] == ["tokenizer", "data", "encoder", "image", "images"]
+    assert names[-3:] == ["memory", "writes", "settings"]
+    assert len(names) <= 20
+    assert "mine/: config.yaml, checkpoints every ten minutes, encoder.safetensors" in plan
+    assert ("* run_dir" in table) == bool(more)
+
+
+def test_other_commands_have_plans_and_write_nothing(answer, tmp_path):
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
+    network = VisionTransformer(embed_dim=8, depth=1, num_heads=1, patch_size=4, image_size=8)
+    save_encoder(network, tmp_path / "run", mean=[0.5] * 3, std=[0.5] * 3)
+    save_classifier(Classifier(network, ["a", "b"]), tmp_path / "tuned", mean=[0.5] * 3, std=[0.5] * 3)
+    before = sorted(tmp_path.rglob("*"))
+    plans = {
+        "predict model=tuned images=images out=new/x.html": "new/x.html: a page with thumbnails",
+        "embed encoder=run images=images": "features.npz: one vector for each",
+        "visualize encoder=run images=images": "run/visualize/: attention, mask and pca",
+        "make_shards data.path=images out=shards": "shards/: tar shards of 256 MB",
+    }
+    for command, writes in plans.items():
+        status, output, errors = answer(*command.split(), "--dry-run")
+        assert (status, errors) == (0, "")
+        assert f"writes        {writes}" in output
+        assert "\nimages        1 " in output
+    for wrong in ("embed encoder=run", "predict model=tuned images=none", "make_shards data.path=images out=images"):
+        status, _, errors = answer(*wrong.split(), "--dry-run")
+        assert (status in (1, 2), errors.count("\n")) == (True, 1)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_images_are_packed_and_the_shards_counted_without_reading_them(answer, tmp_path):

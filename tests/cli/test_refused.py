@@ -124,6 +124,9 @@ UNREAD = {
     },
     "pretrain method=mae init_from=../run": {"encoder.init=beit": "the weights are those of init_from=../run"},
     "pretrain method=mae data.on_error=raise": {"data.max_unreadable=0.5": "data.on_error=raise stops at the first"},
+    "pretrain method=mae recipe=imagenet data.source=digits": {
+        "trainer.accumulate=4": "data.global_batch=4096 sets it (data.batch_size: the most of a process)"
+    },
     "pretrain method=mae resume=auto": {"init_from=../run": "give one of them"},
     "pretrain method=dino": {"method.center_momentum=0.5": "method.centering=sinkhorn has no center"},
     "pretrain method=dino method.local_crops=0": {"method.local_size=8": "method.local_crops=0: there are none"},
@@ -131,6 +134,7 @@ UNREAD = {
     "pretrain method=beit tokenizer=../x": {"tokenizer_recipe=digits-kmeans": "tokenizer=../x is trained already"},
     "train_tokenizer recipe=digits-kmeans": {
         "optim.base_lr=0.1": "k-means is fitted at once",
+        "data.global_batch=64": "k-means is fitted at once",
         "trainer.max_epochs=3": "k-means is fitted at once",
     },
     "finetune encoder=../run recipe=digits": {
@@ -139,8 +143,14 @@ UNREAD = {
         "distill.alpha=0.3": "there is no distill.teacher",
     },
     "linear_probe encoder=../run shots=1": {"protocol=mae": "few labels", "epochs=3": "few labels"},
-    "knn encoder=../run": {"data.shuffle_buffer=3": "reads images by number"},
-    "make_shards data.source=digits out=shards": {"data.batch_size=3": "packed as they are"},
+    "knn encoder=../run": {
+        "data.shuffle_buffer=3": "reads images by number",
+        "data.global_batch=64": "nothing is trained in steps",
+    },
+    "make_shards data.source=digits out=shards": {
+        "data.batch_size=3": "packed as they are",
+        "data.global_batch=3": "as they are",
+    },
     "benchmark suite=views": {"precision=fp32": "it is of suite=step"},
 }
 

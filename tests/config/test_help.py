@@ -176,6 +176,6 @@ def test_every_field_and_every_config_is_documented(config_class):
 
 
 def test_docs_come_from_the_class_that_has_the_field():
-    assert field_doc(DataConfig, "batch_size") == "Images per process and step."
+    assert field_doc(DataConfig, "labels").startswith("Evaluate with the labels that there are")
     assert field_doc(Derived, "count") == "How many."
     assert field_doc(Derived, "no_such_field") == ""

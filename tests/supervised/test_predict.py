@@ -1,8 +1,13 @@
 """Predictions as a table that any program may open, whatever the files are called."""
 
+import base64
 import csv
+import io
 import json
 import os
+import re
+from collections import Counter
+from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -15,6 +20,7 @@ from ssl_vit.run.tables import harmless
 from ssl_vit.supervised import predict as module
 from ssl_vit.supervised.classifier import Classifier, save_classifier
 from ssl_vit.supervised.predict import predict
+from ssl_vit.supervised.prediction_page import POLICY, Gallery, thumbnail
 
 
 @pytest.fixture
@@ -111,6 +117,93 @@ def test_what_is_no_image_is_not_opened(model, make, message):
     with pytest.raises((ValueError, OSError)) as caught:
         predict(PredictConfig(images="x", model=model))
     assert str(caught.value).startswith(message)
+
+
+HOSTILE = (
+    b"<script>alert(1)<script>.png",
+    b'"><img src=x onerror=alert(1)>.png',
+    b"it's.png",
+    b"two\nlines.png",
+    "rtl\u202egnp.png".encode(),
+    b"caf\xe9.png",
+    b"a&amp;b.png",
+)
+
+
+class Seen(HTMLParser):
+    """Elements of a page, and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags, self.text = list[tuple[str, dict[str, str | None]]](), ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def images(self) -> list[Image.Image]:
+        sources = [attrs["src"].partition("data:image/jpeg;base64,") for tag, attrs in self.tags if tag == "img"]
+        return [Image.open(io.BytesIO(base64.b64decode(content))) for _, _, content in sources]
+
+
+def test_a_page_shows_every_image_and_nothing_of_a_name_is_markup(model):
+    images(*HOSTILE)
+    open(b"images/<b>bad\xff.png", "wb").write(b"no image")  # noqa: SIM115
+    Image.fromarray(np.zeros((300, 900, 3), np.uint8)).save("images/wide.png")
+    out, rows = predict(PredictConfig(images="images", model=model, out="new/page.html", batch_size=3))
+    page = out.read_text(encoding="utf-8")
+    seen = Seen(page)
+    tags = Counter(tag for tag, _ in seen.tags)
+    assert not {"script", "b", "a", "link", "iframe", "object", "form"} & tags.keys()
+    assert tags["img"] == len(HOSTILE) + 1
+    assert {attribute for _, attrs in seen.tags for attribute in attrs if attribute.startswith("on")} == set()
+    assert [attrs["content"] for _, attrs in seen.tags if attrs.get("http-equiv") == "Content-Security-Policy"] == [
+        POLICY
+    ]
+    assert "http" not in page.replace("http-equiv", "")
+    for text in (
+        "<script>alert(1)<script>.png",
+        "a&amp;b.png",
+        "two\\nlines.png",
+        "rtl\\u202egnp.png",
+        "caf\\udce9.png",
+    ):
+        assert text in seen.text
+    assert "<b>bad\\udcff.png is no image that can be read" in seen.text
+    assert f"{len(HOSTILE) + 1} images classified, 1 could not be read" in seen.text
+    assert sorted(image.size for image in seen.images())[-1] == (160, 53)
+    assert len(rows) == len(HOSTILE) + 2
+
+
+def test_a_page_has_the_least_confident_and_counts_the_rest(model, monkeypatch):
+    """Its size, and the memory that it takes, do not grow with the folder."""
+    images(*(b"%d.png" % i for i in range(7)))
+    sure = iter([0.9, 0.2, 0.8, 0.3, 0.7, 0.6, 0.95])
+    monkeypatch.setattr(module, "classify", lambda model, pixels, top: [{"x": next(sure)} for _ in pixels])
+    monkeypatch.setattr(module, "Gallery", lambda: Gallery(3))
+    out, _ = predict(PredictConfig(images="images", model=model, out="page.html", batch_size=2))
+    seen = Seen(out.read_text())
+    assert re.findall(r"images/(\d).png", seen.text) == ["1", "3", "5"]
+    assert "4 more confident images are not shown" in seen.text
+    assert "7 images classified" in seen.text
+    assert "63.6 %20.0 %" in seen.text  # mean and lowest of the class
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_a_thumbnail_of_any_number_of_channels(channels):
+    assert thumbnail(np.full((3, 1000, channels), 7, np.uint8)).size == (160, 1)
+
+
+def test_a_page_of_a_stopped_command_says_so(model, monkeypatch):
+    images(*(b"%d.png" % i for i in range(3)))
+    whole = module.classify
+    monkeypatch.setattr(module, "classify", lambda *args: whole(*args) if not open("once", "x").close() else 0)
+    with pytest.raises(FileExistsError):
+        predict(PredictConfig(images="images", model=model, out="page.html", batch_size=2))
+    assert "stopped after 2 of 3" in open("page.html").read()  # noqa: SIM115
 
 
 def test_a_table_that_cannot_be_written_is_said_before_the_work(model, monkeypatch):
