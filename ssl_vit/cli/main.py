@@ -78,6 +78,8 @@ def run_command(name: str, *args: str) -> None:
         plain = [arg for arg in args if "=" not in arg]
         args = (*(arg for arg in args if "=" in arg), *([f"{key}={','.join(plain)}"] if plain else []))
     resolved = resolve_command(module.Config, args)
+    if DRY_RUN in args and hasattr(module, "plan"):
+        return print(*module.plan(resolved), sep="\n")
     return print_plan(resolved) if DRY_RUN in args else module.run(resolved)
 
 
