@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
+
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.rng import stratified
 from ssl_vit.data.sources.base import Split

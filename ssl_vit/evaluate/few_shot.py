@@ -12,9 +12,9 @@ from ssl_vit.config.evaluation_schema import EvaluationConfig, KNNConfig
 from ssl_vit.data.rng import permutation
 from ssl_vit.evaluate.backbones import Backbone
 from ssl_vit.evaluate.evaluation import Evaluation
+from ssl_vit.evaluate.features import waiting
 from ssl_vit.evaluate.knn import knn_scores
 from ssl_vit.evaluate.linear import logistic_scores
-from ssl_vit.evaluate.features import waiting
 from ssl_vit.evaluate.metrics import right, top_k, wilson
 
 SUBSETS = 5  # of each size, each by a seed of its own

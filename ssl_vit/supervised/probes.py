@@ -144,8 +144,8 @@ def scores_on(
     if isinstance(config, LinearProbeConfig) and config.protocol == "auto":
         given = {item.name: getattr(config, item.name) for item in fields(config)}
         config = LinearProbeConfig(**given | {"protocol": readout.protocol})
-    own = {key: value for key, value in backbone.metadata.get("data", {}).items() if key in OF_THE_RUN}
-    config.data = described(config.data, own | dict(data or {}) | paths_of(train, test), where)
+    known = {key: value for key, value in backbone.metadata.get("data", {}).items() if key in OF_THE_RUN}
+    config.data = described(config.data, known | dict(data or {}) | paths_of(train, test), where)
     images = images_for(backbone, name, config)
     for split, source in (("train", train), ("test", test)):
         if not isinstance(source, str | Path | None):
