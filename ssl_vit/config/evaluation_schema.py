@@ -11,7 +11,7 @@ POSITIVE_INTS = checks.each(checks.Bound("integers", checks.POSITIVE.holds), "po
 TIMM = "timm:"  # begins the name of an encoder that timm builds, such as timm:vit_small_patch16_224
 
 
-LOGREG_UP_TO = 10_000  # training images; the figures behind it are in docs/evaluation.md
+LOGREG_UP_TO = 5_000  # training images; the figures behind it are in docs/evaluation.md
 
 
 class Protocol(NamedTuple):
@@ -97,7 +97,7 @@ class LinearProbeConfig(EvaluationConfig):
 
     task: ClassVar[str] = "linear_probe"
     protocol: str = "auto"
-    """auto (the run's, else logreg for up to 10,000 training images, grid for more), grid, logreg, mae, dino, beit,
+    """auto (the run's, else logreg for up to 5,000 training images, grid for more), grid, logreg, mae, dino, beit,
     attentive (docs/evaluation.md), or package.module:function."""
     epochs: PositiveInt | None = None
     """Passes over the training images; null: the protocol's own."""

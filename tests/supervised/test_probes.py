@@ -2,7 +2,6 @@
 
 import json
 import random
-import time
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +80,7 @@ def test_the_figures_are_the_commands_whatever_the_images_come_in(task, args, gi
         assert f"{task}: top-1 {scores.top1:.1%} (" in scores.summary()
 
 
-def test_nothing_but_the_result_is_left(place, capfd, monkeypatch):
-    monkeypatch.setattr(time, "sleep", None)
+def test_nothing_but_the_result_is_left(place, capfd):
     encoder, files = load_encoder("run").train(), sorted(place.rglob("*"))
     encoder.blocks[0].eval()  # pyright: ignore
     states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
