@@ -5,7 +5,7 @@ Letters: n training images, m test images, H x W pixels, C channels, K classes.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +142,7 @@ def scores_on(
     where = f"encoder={name}"
     readout = readout_of(backbone, config, where)
     if isinstance(config, LinearProbeConfig) and config.protocol == "auto":
-        given = {item.name: getattr(config, item.name) for item in fields(config)}
-        config = LinearProbeConfig(**given | {"protocol": readout.protocol})
+        config = replace(config, protocol=readout.protocol)
     known = {key: value for key, value in backbone.metadata.get("data", {}).items() if key in OF_THE_RUN}
     config.data = described(config.data, known | dict(data or {}) | paths_of(train, test), where)
     images = images_for(backbone, name, config)
