@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from ssl_vit.supervised.classifier import load_classifier as load_classifier
     from ssl_vit.supervised.finetune import FineTune as FineTune
     from ssl_vit.supervised.linear_probe import LinearProbe as LinearProbe
+    from ssl_vit.supervised.probes import knn as knn
+    from ssl_vit.supervised.probes import linear_probe as linear_probe
     from ssl_vit.tokenizers.base import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
@@ -34,6 +36,8 @@ _HOME = {
     "Method": "ssl_vit.methods.base",
     "VisionTransformer": "ssl_vit.models.vit",
     "embed": "ssl_vit.evaluate.embed",
+    "knn": "ssl_vit.supervised.probes",
+    "linear_probe": "ssl_vit.supervised.probes",
     "load_classifier": "ssl_vit.supervised.classifier",
     "load_encoder": "ssl_vit.models.weights",
     "load_tokenizer": "ssl_vit.tokenizers.base",

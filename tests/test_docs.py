@@ -189,7 +189,7 @@ def test_python_compiles(page, code):
     compile(re.sub(r"^ {4}", "", code, flags=re.M) if code.startswith("    ") else code, page, "exec")
 
 
-@pytest.mark.parametrize("file", ["my_classifier.py", "my_search.py"])
+@pytest.mark.parametrize("file", ["my_classifier.py", "my_search.py", "my_probe.py"])
 def test_the_encoder_is_used_as_the_page_says(file, here, capsys):
     runpy.run_path(file)
     assert len(capsys.readouterr().out.split()) > 4

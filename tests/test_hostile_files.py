@@ -304,6 +304,7 @@ def roads(random_numbers: random.Random) -> Iterator[tuple[str, list[str]]]:
         ["knn", "data.source=digits", "encoder={}"],
         ["linear_probe", "data.source=digits", "encoder={}"],
         ["visualize", "images=image.png", "encoder={}"],
+        ["embed", "images=image.png", "out=features{n}.npz", "encoder={}"],
         ["finetune", "recipe=digits", "data.source=digits", "encoder={}", "--dry-run"],
         ["predict", "images=image.png", "model={}"],
         ["pretrain", "method=mae", *SIZES, "run_dir=out{n}", "init_from={}"],

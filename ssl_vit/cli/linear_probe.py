@@ -3,7 +3,7 @@
 from ssl_vit.config.evaluation_schema import EvaluationConfig, LinearProbeConfig
 from ssl_vit.config.resolve import Resolved
 
-USAGE = "[encoder=RUN_OR_FILE] [key=value ...]"
+USAGE = "[encoder=RUN_OR_FILE] [key=value ...] [--dry-run]"
 Config = LinearProbeConfig
 
 
@@ -12,3 +12,10 @@ def run(resolved: Resolved[EvaluationConfig]) -> None:
     from ssl_vit.supervised.report import evaluate, show
 
     show(evaluate(resolved.config))
+
+
+def plan(resolved: Resolved[EvaluationConfig]) -> list[str]:
+    """What `--dry-run` answers."""
+    from ssl_vit.supervised.evaluation_plan import evaluation_plan
+
+    return evaluation_plan(resolved.config)

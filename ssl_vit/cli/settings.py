@@ -189,6 +189,7 @@ def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> R
 
     Raises ConfigError where a setting is wrong or the data is not known, FileNotFoundError without such an encoder.
     """
+    args = [arg for arg in args if arg not in (DRY_RUN, "protocol=auto")]  # which is the run's, where that has one
     encoder = next((arg.partition("=")[2] for arg in args if arg.startswith("encoder=")), "")
     if not encoder:
         resolve(config_class, args)  # a mistake in the args is reported before the absence of a run

@@ -11,6 +11,9 @@ POSITIVE_INTS = checks.each(checks.Bound("integers", checks.POSITIVE.holds), "po
 TIMM = "timm:"  # begins the name of an encoder that timm builds, such as timm:vit_small_patch16_224
 
 
+LOGREG_UP_TO = 5_000  # training images; the figures behind it are in docs/evaluation.md
+
+
 class Protocol(NamedTuple):
     """What a linear protocol has of its own; None where it knows no such thing."""
 
@@ -25,7 +28,9 @@ class Protocol(NamedTuple):
 GRID = "learning rates x last 1 or 4 blocks x poolings, together (DINOv2, arXiv:2304.07193)"
 CACHED, LIVE = "ssl_vit.evaluate.linear", "ssl_vit.supervised.linear_probe:evaluate_live"
 QUERY, ATTENTIVE = "one learned query over the tokens (AIM, arXiv:2401.08541)", LIVE.replace("live", "attentive")
+AUTO = f"logreg for at most {LOGREG_UP_TO:,} labeled training images, grid for more"
 PROTOCOLS = {
+    "auto": Protocol(AUTO, f"{CACHED}:evaluate_auto", 10, 256),
     "grid": Protocol(GRID, f"{CACHED}:evaluate_grid", 10, 256),
     "logreg": Protocol("logistic regression to its optimum (scikit-learn, C = 1)", f"{CACHED}:evaluate_logreg"),
     "mae": Protocol("MAE's: non-affine BatchNorm, LARS, live crops (arXiv:2111.06377, A.1)", LIVE, 90, 16384, 0.1),
@@ -92,8 +97,9 @@ class LinearProbeConfig(EvaluationConfig):
     """Evaluate an encoder by a linear classifier on its frozen features."""
 
     task: ClassVar[str] = "linear_probe"
-    protocol: str = "grid"
-    """grid, logreg, mae, dino, beit, attentive (docs/evaluation.md), or package.module:function; else the run's."""
+    protocol: str = "auto"
+    """auto (the run's, else logreg for up to 5,000 training images, grid for more), grid, logreg, mae, dino, beit,
+    attentive (docs/evaluation.md), or package.module:function."""
     epochs: PositiveInt | None = None
     """Passes over the training images; null: the protocol's own."""
     batch_size: PositiveInt | None = None
@@ -111,14 +117,26 @@ class LinearProbeConfig(EvaluationConfig):
         for name in () if self.few else ("pool", "layer", "blocks"):
             free = getattr(self, name) is None or name in protocol.readout
             yield free, name, f"null {of}, which says itself what it reads"
-        legal = self.few or self.layer != "best" or self.protocol == "logreg"
+        legal = self.few or self.layer != "best" or self.chosen(0)[0] == "logreg"
         yield legal, "layer", f"last or a number {of}; protocol=logreg and k-NN can choose"
 
     def unread(self) -> checks.Unread:
         yield from super().unread()
         names, why = "epochs batch_size base_lr", "few labels, shots= or fraction=, have logistic regression"
         yield self.few, names, "shots", why
-        yield self.few and self.protocol != "logreg", "protocol", "shots", why
+        yield self.few and self.protocol not in ("auto", "logreg"), "protocol", "shots", why
+
+    def chosen(self, images: int) -> tuple[str, str]:
+        """The protocol for so many training images, and why: as set, or what auto means for them."""
+        if self.protocol != "auto":
+            return self.protocol, "as set"
+        if self.epochs or self.batch_size:
+            return "grid", "which has epochs= and batch_size="
+        if self.layer == "best":
+            return "logreg", "which can choose the block"
+        small = images <= LOGREG_UP_TO
+        why = f"{images:,} labeled training images, {'at most' if small else 'more than'} {LOGREG_UP_TO:,}"
+        return "logreg" if small else "grid", why
 
     @property
     def schedule(self) -> tuple[int, int, float]:

@@ -22,7 +22,7 @@ LOGGERS = checks.Bound(
     lambda names: names == ["none"] or (bool(names) and set(names) <= {"tensorboard", "csv", "wandb"}),
 )
 Pool = Literal["cls", "mean", "both"]
-LinearProtocol = Literal["grid", "logreg", "mae", "dino", "beit", "attentive"]
+LinearProtocol = Literal["auto", "grid", "logreg", "mae", "dino", "beit", "attentive"]
 POOLS = get_args(Pool)
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
 IMAGENET_STD = [0.229, 0.224, 0.225]
@@ -289,8 +289,8 @@ class ReadoutConfig(Bounded, section="readout"):
     """Block that is read: last, its number from 1, or best (chosen on held-out training images by the evaluation)."""
     blocks: PositiveInt = 1
     """Blocks up to that one whose features are put side by side."""
-    protocol: LinearProtocol = "grid"
-    """Linear probe where the command names none: grid, or logreg for small sets; docs/evaluation.md has them all."""
+    protocol: LinearProtocol = "auto"
+    """Linear probe where the command names none: auto is logreg for small sets, else grid; docs/evaluation.md."""
 
     def rules(self) -> checks.Rules:
         yield self.blocks == 1 or self.layer != "best", "blocks", "1 with readout.layer=best, which tries single blocks"

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
@@ -139,7 +140,7 @@ def _embedded(
 
 def _partial(config: EmbedConfig, encoder: VisionTransformer, names: list[str]) -> Path:
     """The folder of what is done already; ConfigError where that is of other images, weights or settings."""
-    seen = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
+    seen = hashlib.sha256("\0".join(map(_stamped, names)).encode(errors="surrogateescape"))
     for tensor in encoder.state_dict().values():
         seen.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     known = {"made_of": seen.hexdigest(), "settings": {k: v for k, v in asdict(config).items() if k != "encoder"}}
@@ -150,6 +151,15 @@ def _partial(config: EmbedConfig, encoder: VisionTransformer, names: list[str]) 
         line = f"out={config.out}: {folder} is of other images, another encoder or other settings"
         raise ConfigError(f"{line}: delete it, or choose another out=")
     return folder
+
+
+def _stamped(name: str) -> str:
+    """A file's name, size and time, so that another image of its name is not taken for it."""
+    try:
+        status = os.stat(name)
+    except OSError:
+        return name
+    return f"{name}\0{status.st_size}\0{status.st_mtime_ns}"
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:

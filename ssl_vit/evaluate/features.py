@@ -7,15 +7,17 @@ import math
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.rng import stratified
@@ -24,6 +26,7 @@ from ssl_vit.evaluate.backbones import Feature
 from ssl_vit.parallel.distributed import all_gather
 
 MIN_HELD_OUT = 1000  # images on which something is chosen, at least
+SILENCE = 5.0  # seconds after which a log hears of work that goes on
 
 
 class Resources(NamedTuple):
@@ -92,14 +95,54 @@ def extract_batch(
         return extractor(images)
 
 
-def tracked(loader: DataLoader | list, bar: str) -> Iterable:
-    """A loader's batches, or a list's items; with a bar that disappears, where standard error is a terminal."""
-    if not (bar and sys.stderr.isatty()):
-        return loader
+def tracked(items: Any, bar: str) -> Iterable:
+    """A loader's batches, or a list's items: on a terminal with a bar that disappears, else with a line now and then.
+
+    Both are on standard error, and begin with `bar`; there are none where that is empty.
+    """
+    if not bar:
+        return items
+    if not sys.stderr.isatty():
+        return _logged(items, bar)
     from rich.console import Console
     from rich.progress import track
 
-    return track(loader, bar, transient=True, console=Console(stderr=True))
+    return track(items, bar, transient=True, console=Console(stderr=True))
+
+
+def _logged(items: Any, bar: str) -> Iterator:
+    total, last = len(items), time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - last > SILENCE:
+            print(f"{bar}: {done} of {total}", file=sys.stderr, flush=True)
+            last = time.monotonic()
+
+
+@contextmanager
+def waiting(bar: str) -> Iterator[None]:
+    """Work whose end is not known: on a terminal with a sign that it goes on, else with a line now and then."""
+    if not bar:
+        yield
+    elif sys.stderr.isatty():
+        from rich.console import Console
+
+        with Console(stderr=True).status(bar):
+            yield
+    else:
+        done, started = threading.Event(), time.monotonic()
+
+        def report() -> None:
+            while not done.wait(SILENCE):
+                print(f"{bar}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+
+        thread = threading.Thread(target=report, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
 
 class FeatureBank(NamedTuple):

@@ -6,6 +6,7 @@ Letters: n training images, m test images, H heads, K classes, D feature channel
 
 import math
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
 from ssl_vit.evaluate.backbones import Backbone, Feature
 from ssl_vit.evaluate.evaluation import SEEN, Evaluation, Result, schedule_of, shuffled_rows, train_head
-from ssl_vit.evaluate.features import FeatureBank, held_out_folds
+from ssl_vit.evaluate.features import FeatureBank, held_out_folds, tracked
 from ssl_vit.optim.param_groups import scaled_lr
 from ssl_vit.optim.schedules import cosine
 
@@ -27,6 +28,13 @@ BLOCKS = (1, 4)  # last blocks that the grid reads, as DINOv2's
 MOMENTUM = 0.9
 ROWS = 8192  # images at a time where all are passed through
 EPSILON = 1e-6  # added to a variance, as in MAE's BatchNorm: a channel that never changes becomes 0
+
+
+def evaluate_auto(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
+    """By logistic regression or by the grid, as the number of training images says."""
+    chosen, why = evaluation.config.chosen(len(evaluation.train_labels))
+    result = (evaluate_logreg if chosen == "logreg" else evaluate_grid)(evaluation, backbone)
+    return replace(result, how=f"{result.how} (auto took {chosen}: {why})")
 
 
 def evaluate_logreg(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
@@ -75,6 +83,11 @@ class Training(NamedTuple):
     batch_size: int
     seed: int = 0
     device: str = "cpu"
+    bar: str = ""  # begins the lines of its progress
+
+    def named(self, work: str) -> "Training":
+        """The same, for one of several pieces of work."""
+        return self._replace(bar=self.bar and f"{self.bar}, {work}")
 
 
 def evaluate_grid(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone) -> Result:
@@ -82,7 +95,8 @@ def evaluate_grid(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone)
     features = grid_features(evaluation.config, backbone)
     train, test = evaluation.banks(backbone, features)
     epochs, batch_size, _ = schedule_of(evaluation, SEEN)
-    training = Training(evaluation.classes, epochs, batch_size, evaluation.config.seed, evaluation.resources.device)
+    device, bar = evaluation.resources.device, evaluation.bar("heads")
+    training = Training(evaluation.classes, epochs, batch_size, evaluation.config.seed, device, bar)
     winner, rate = best_head(train, features, training)
     probabilities = winner.logits(test, torch.arange(len(test.labels)))[:, 0].softmax(1).cpu()
     heads = len(features) * len(RATES)
@@ -102,11 +116,12 @@ def best_head(bank: FeatureBank, features: list[Feature], training: Training) ->
     """The head that classifies held-out images best, trained anew on all images; and its rate per 256 images."""
     rates = [scaled_lr(rate, training.batch_size) for rate in RATES]
     hits = torch.zeros(len(features), len(rates))
-    for held_out in held_out_folds(bank.labels, training.seed):
-        rows = held_out.nonzero()[:, 0]
-        for number, heads in enumerate(train_heads(bank, features, rates, (~held_out).nonzero()[:, 0], training)):
+    for fold, held_out in enumerate(folds := [*held_out_folds(bank.labels, training.seed)], 1):
+        rows, own = held_out.nonzero()[:, 0], training.named(f"choosing, {fold} of {len(folds)}")
+        for number, heads in enumerate(train_heads(bank, features, rates, (~held_out).nonzero()[:, 0], own)):
             hits[number] += (heads.logits(bank, rows).argmax(2).cpu() == bank.labels[rows, None]).sum(0)
     number, which = divmod(int(hits.argmax()), len(rates))
+    training = training.named("the chosen one")
     (winner,) = train_heads(bank, [features[number]], [rates[which]], torch.arange(len(bank.labels)), training)
     return winner, RATES[which]
 
@@ -118,32 +133,51 @@ def train_heads(
 
     SGD with momentum .9 from zero weights, the rate falling by a cosine to 0. Without weight decay its step is linear
     in the gradient: a rate per head is a weight on its loss, and one optimizer steps all on sum_h rate_h * CE_h.
-    Features are standardized by the rows' mean and std, which trained heads take into their weights.
+    Features are standardized by the rows' mean and std, which trained heads take into their weights. Of more channels
+    than images, a basis of what the images span is read instead: from zero, no step leads a weight out of it.
     """
     classes, epochs, device, H = training.classes, training.epochs, training.device, len(rates)
     mean, std = (figure.to(device) for figure in standard(bank, rows))
     means, stds = ([bank.holds.select(figure, feature) for feature in features] for figure in (mean, std))
-    weights = [nn.Parameter(torch.zeros(H * classes, len(some), device=device)) for some in means]
+    spans = [
+        spanned(bank, rows, feature, center, spread) if 2 * len(rows) < min(len(center), epochs * H * classes) else None
+        for feature, center, spread in zip(features, means, stds, strict=True)
+    ]  # which takes 4 n^2 D operations, and a training 4 n D for each epoch and row of the weights
+    widths = [len(some) if span is None else span[0].shape[1] for some, span in zip(means, spans, strict=True)]
+    weights = [nn.Parameter(torch.zeros(H * classes, width, device=device)) for width in widths]
     biases = [nn.Parameter(torch.zeros(H * classes, device=device)) for _ in means]
     scale, steps = torch.tensor(rates, device=device), epochs * math.ceil(len(rows) / training.batch_size)
 
     def loss_of(some: Tensor) -> Tensor:
-        values, labels = (bank.values[some].to(device) - mean) / std, bank.labels[some].to(device).repeat_interleave(H)
-        loss = torch.zeros((), device=device)
-        for feature, weight, bias in zip(features, weights, biases, strict=True):
-            logits = F.linear(bank.holds.select(values, feature), weight, bias).view(-1, classes)  # [B * H, K]
+        values = (bank.values[some].to(device) - mean) / std if None in spans else mean
+        labels, loss = bank.labels[some].to(device).repeat_interleave(H), torch.zeros((), device=device)
+        for feature, span, weight, bias in zip(features, spans, weights, biases, strict=True):
+            read = bank.holds.select(values, feature) if span is None else span[1][some].to(device)
+            logits = F.linear(read, weight, bias).view(-1, classes)  # [B * H, K]
             loss = loss + (scale * F.cross_entropy(logits, labels, reduction="none").view(-1, H).mean(0)).sum()
         return loss
 
-    batches = shuffled_rows(rows, training.seed, epochs, training.batch_size)
+    batches = [*shuffled_rows(rows, training.seed, epochs, training.batch_size)]
     optimizer = torch.optim.SGD([*weights, *biases], lr=1.0, momentum=MOMENTUM)
-    train_head(optimizer, batches, loss_of, lambda step: cosine(step / steps, 1.0, 0.0))
+    train_head(optimizer, tracked(batches, training.bar), loss_of, lambda step: cosine(step / steps, 1.0, 0.0))
     trained = []
-    for feature, weight, bias, center, spread in zip(features, weights, biases, means, stds, strict=True):
-        raw = weight.detach() * (1 / spread)
+    for feature, span, weight, bias, center, spread in zip(features, spans, weights, biases, means, stds, strict=True):
+        whole = weight.detach() if span is None else weight.detach() @ span[0].T
+        raw = whole * (1 / spread)
         shift = bias.detach() - raw @ center
         trained.append(Heads(feature, raw.unflatten(0, (H, classes)), shift.unflatten(0, (H, classes))))
     return trained
+
+
+def spanned(
+    bank: FeatureBank, rows: Int64[Tensor, " n"], feature: Feature, mean: Float[Tensor, " D"], std: Float[Tensor, " D"]
+) -> tuple[Float[Tensor, "D n"], Float[Tensor, "_ n"]]:
+    """An orthonormal basis of what some of a bank's images span, standardized, and these in it, in the bank's order."""
+    values = (bank.select(feature, rows).to(mean.device) - mean) / std
+    basis, coordinates = torch.linalg.qr(values.T)
+    images = coordinates.new_zeros(len(bank.labels), len(rows))
+    images[rows.to(images.device)] = coordinates.T
+    return basis, images
 
 
 def standard(bank: FeatureBank, rows: Int64[Tensor, " m"]) -> tuple[Float[Tensor, " D"], Float[Tensor, " D"]]:

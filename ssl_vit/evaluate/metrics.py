@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_accuracy,
@@ -32,7 +32,7 @@ def right(scores: Float[Tensor, "m K"], labels: Int64[Tensor, " m"]) -> Bool[Ten
     return scores.argmax(1) == labels
 
 
-def wilson(hits: int, count: int) -> list[float]:
+def wilson(hits: float, count: int) -> list[float]:
     """95 % interval of an accuracy of so many hits (Wilson, 1927), which holds near 0 and 1 too."""
     fraction, spread = hits / count, NORMAL_95**2 / count
     middle = fraction + spread / 2
@@ -40,11 +40,14 @@ def wilson(hits: int, count: int) -> list[float]:
     return [round(max(0.0, middle - half) / (1 + spread), 4), round(min(1.0, (middle + half) / (1 + spread)), 4)]
 
 
-def p_same(first: Bool[Tensor, " m"], second: Bool[Tensor, " m"]) -> float:
-    """How likely two classifiers of equal accuracy differ on the same images at least so much (McNemar, exact)."""
+def p_same(first: Shaped[Tensor, " m"], second: Shaped[Tensor, " m"]) -> float:
+    """How likely two classifiers of equal accuracy differ on the same images at least so much (McNemar, exact).
+
+    Of several classifiers each, how many are right for an image: the sign test.
+    """
     from scipy.stats import binomtest
 
-    better, worse = int((first & ~second).sum()), int((second & ~first).sum())
+    better, worse = int((first > second).sum()), int((second > first).sum())
     return float(binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 

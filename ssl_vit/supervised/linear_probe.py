@@ -236,8 +236,9 @@ class EpochBatches:
 
 def train_probe(probe: LinearProbe, batches: EpochBatches, epochs: int, device: str) -> None:
     """Train a probe on this rank's batches, quietly; it then is in eval mode, on the device."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    where = torch.device(device)
+    logger, where = logging.getLogger("pytorch_lightning"), torch.device(device)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = pl.Trainer(
         accelerator="cpu" if where.type == "cpu" else "gpu",
@@ -253,6 +254,8 @@ def train_probe(probe: LinearProbe, batches: EpochBatches, epochs: int, device: 
             trainer.fit(probe, batches)
         except SystemExit:  # Lightning's answer to Ctrl-C
             raise KeyboardInterrupt from None
+        finally:
+            logger.setLevel(level)
     probe.to(where).eval()
 
 
@@ -290,7 +293,7 @@ def evaluate_live(evaluation: Evaluation[LinearProbeConfig], backbone: Backbone)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         loader.sampler.epoch = epoch  # pyright: ignore[reportAttributeAccessIssue]
-        for number, batch in enumerate(tracked(loader, f"epoch {epoch + 1} of {epochs}")):
+        for number, batch in enumerate(tracked(loader, evaluation.bar(f"epoch {epoch + 1} of {epochs}"))):
             place = (number * own + torch.arange(len(batch["label"]))) * ranks + rank
             known = batch["label"].masked_fill(place >= len(labels), UNKNOWN)  # not of images that come again
             targets = [known] if unseen is None else [known, known.masked_fill(unseen[batch["index"]], UNKNOWN)]
@@ -324,7 +327,8 @@ def evaluate_attentive(evaluation: Evaluation[LinearProbeConfig], backbone: Back
     probe = probe_of(evaluation, cached, batch_size)
 
     def batches(epoch: int) -> Iterator[dict[str, Any]]:
-        for rows in torch.from_numpy(permutation(config.seed, epoch, len(train))).split(batch_size):
+        order = torch.from_numpy(permutation(config.seed, epoch, len(train))).split(batch_size)
+        for rows in tracked(order, evaluation.bar(f"epoch {epoch + 1} of {epochs}")):
             own = rows[rank::ranks]
             missing = -(-len(rows) // ranks) - len(own)
             yield {"images": train[own].to(device).float(), "label": labels[own], "skipped": missing}

@@ -7,12 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ssl_vit.config.checks import ConfigError, require
 from ssl_vit.config.evaluation_schema import TIMM, EvaluationConfig, LinearProbeConfig, protocol_of
 from ssl_vit.config.recipes import imported, load_class
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.evaluate.backbones import Backbone, EncoderBackbone, RawPixels, load_timm
-from ssl_vit.evaluate.evaluation import Evaluation, Result
+from ssl_vit.evaluate.evaluation import Evaluation, Result, readout_of
 from ssl_vit.evaluate.features import Resources, local_device
 from ssl_vit.evaluate.few_shot import evaluate_few_shot
 from ssl_vit.evaluate.knn import evaluate_knn
@@ -32,19 +31,14 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
     with process_group() as ranks:
         started = time.time()
         backbone, name, folder = open_backbone(config)
-        rule = f"at most {backbone.depth}, the encoder's blocks"
-        require((config.blocks or 1) <= backbone.depth, "blocks", config.blocks, rule, ConfigError)
+        readout = readout_of(backbone, config, f"encoder={name}")
         resources = Resources(local_device(), ranks, config.data.cache_gb, folder)
-        evaluation = Evaluation(config, images_for(backbone, name, config), resources)
+        evaluation = Evaluation(config, images_for(backbone, name, config), resources, readout)
         if not ranks[0]:
-            images, test_images = len(evaluation.train_labels), len(evaluation.test_labels)
-            print(*evaluation.data.splits.lines(images, test_images), sep="\n", flush=True)
-        backbones = {"encoder": backbone}
-        if config.controls:
-            backbones["random encoder"] = backbone.random(config.seed)
-            backbones["raw pixels"] = RawPixels(backbone.height_width, backbone.channels, backbone.patch_size)
+            print(*images_lines(evaluation), sep="\n", flush=True)
         rows = {}
-        for label, each in backbones.items():
+        for label, each in with_controls(backbone, config).items():
+            evaluation.title = "" if ranks[0] else label
             each.module.to(resources.device)
             if config.few:
                 rows[label] = evaluate_few_shot(evaluation, each)
@@ -75,6 +69,25 @@ def evaluate(config: EvaluationConfig) -> dict[str, Any] | None:
         return result
 
 
+def with_controls(backbone: Backbone, config: EvaluationConfig) -> dict[str, Backbone]:
+    """What an evaluation compares, by name: the encoder, and unless it is without controls a random one and pixels."""
+    controls = {
+        "random encoder": lambda: backbone.random(config.seed),
+        "raw pixels": lambda: RawPixels(backbone.height_width, backbone.channels, backbone.patch_size),
+    }
+    return {"encoder": backbone} | {name: made() for name, made in controls.items() if config.controls}
+
+
+def images_lines(evaluation: Evaluation) -> list[str]:
+    """What a header says of the images, and of the protocol where their number has chosen it."""
+    count, config = len(evaluation.train_labels), evaluation.config
+    lines = evaluation.data.splits.lines(count, len(evaluation.test_labels))
+    if getattr(config, "protocol", "") == "auto" and not config.few:
+        chosen, why = config.chosen(count)
+        lines += [f"protocol      {chosen}: {why} (protocol=auto)"]
+    return lines
+
+
 def evaluator_of(config: EvaluationConfig) -> Callable[[Evaluation, Backbone], Result]:
     """The function of a protocol, or of k-NN. ConfigError: there is none of this name."""
     if not isinstance(config, LinearProbeConfig):
@@ -83,11 +96,11 @@ def evaluator_of(config: EvaluationConfig) -> Callable[[Evaluation, Backbone], R
     return load_class(home) if home else imported("protocol", config.protocol)
 
 
-def open_backbone(config: EvaluationConfig) -> tuple[Backbone, str, Path]:
-    """The encoder to evaluate, its name, and the folder that its figures go to."""
+def open_backbone(config: EvaluationConfig, pretrained: bool = True) -> tuple[Backbone, str, Path]:
+    """The encoder to evaluate, its name, and the folder that its figures go to; pretrained: of a model of timm."""
     if config.encoder.startswith(TIMM):
         folder = RUNS / config.encoder.replace(":", "-").replace("/", "-")
-        return load_timm(config.encoder.removeprefix(TIMM)), config.encoder, folder
+        return load_timm(config.encoder.removeprefix(TIMM), pretrained), config.encoder, folder
     source = Path(config.encoder) if config.encoder else newest_run()
     return EncoderBackbone(load_encoder(source)), str(source), source if source.is_dir() else source.parent
 

@@ -46,7 +46,7 @@ def answer(capsys, monkeypatch, tmp_path):
         ("pretrain --help method=maee", "did you mean mae?"),
         ("train_tokenizer tokenizer=dva", "tokenizer=dva must be one of kmeans, dvae, vqkd (did you mean dvae?)"),
         ("finetune finetune.mixup=-1", "finetune.mixup=-1.0 must be in [0, 100]"),
-        ("linear_probe protocol=grit", "protocol=grit must be one of grid, "),
+        ("linear_probe protocol=grit", "protocol=grit must be one of auto, grid, "),
         ("benchmark --dry-run", "--dry-run: benchmark has no plan"),
         ("pretrain method=mae --all", "--all goes with --dry-run"),
         ("benchmark suite=doctr", "did you mean doctor?"),

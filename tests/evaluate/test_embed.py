@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -99,6 +100,11 @@ def test_an_interrupted_command_goes_on_where_it_was(place, monkeypatch, capsys)
     assert guarded(command) == 130
     assert guarded([*command, "pool=cls"]) == 2
     assert "f.npz.partial is of other images, another encoder or other settings" in capsys.readouterr().err
+    image, times = readable(place)[0], os.stat(readable(place)[0])
+    os.utime(image, (0, 0))  # as where another one has taken its name: the half of before would be of the old one
+    assert guarded(command) == 2
+    assert "f.npz.partial is of other images" in capsys.readouterr().err
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
     again = []
     monkeypatch.setattr(module, "_embedded", lambda *given: again.append(given[-1]) or embedded(*given))
     assert guarded(command) == 0

@@ -1,6 +1,7 @@
 """Frozen features: every pooling from one pass, in memory or in a file, by one process or two."""
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from evaluations import on_ranks
 
 from ssl_vit.data.datamodule import ImageDataModule
+from ssl_vit.evaluate import features
 from ssl_vit.evaluate.backbones import Feature, RawPixels
 from ssl_vit.evaluate.features import (
     FeatureBank,
@@ -21,6 +23,7 @@ from ssl_vit.evaluate.features import (
     held_out_folds,
     rankme,
     tracked,
+    waiting,
 )
 from ssl_vit.parallel.distributed import process_group
 
@@ -153,4 +156,18 @@ def test_a_bar_is_shown_on_a_terminal_alone_and_leaves_no_line(make_evaluation, 
     assert "test features" in shown
     assert shown.endswith("\x1b[2K")  # the line is erased
     assert len(list(tracked(loader, ""))) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_log_hears_of_work_that_goes_on(monkeypatch, capsys):
+    """A grid that took 386 s said nothing for minutes."""
+    monkeypatch.setattr(features, "SILENCE", 0.0)
+    assert list(tracked([1, 2, 3], "raw pixels: heads")) == [1, 2, 3]
+    assert capsys.readouterr().err.splitlines() == [f"raw pixels: heads: {done} of 3" for done in (1, 2, 3)]
+    monkeypatch.setattr(features, "SILENCE", 0.01)
+    with waiting("encoder: classifying"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err.splitlines()[0] == "encoder: classifying: 0 s"
+    with waiting(""):
+        time.sleep(0.05)
     assert capsys.readouterr().err == ""

@@ -7,6 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
 from ssl_vit.data.rng import permutation
+from ssl_vit.evaluate import linear
 from ssl_vit.evaluate.backbones import Feature, RawPixels
 from ssl_vit.evaluate.evaluation import schedule_of
 from ssl_vit.evaluate.features import FeatureBank
@@ -65,6 +66,7 @@ def test_a_small_set_has_more_epochs_and_a_batch_is_no_larger(make_evaluation):
     evaluation = make_evaluation(batch_size=64)  # 30 images
     assert schedule_of(evaluation) == (10, 30, 0.0)
     assert schedule_of(evaluation, 1000) == (34, 30, 0.0)
+    assert schedule_of(evaluation, 100_000) == (70, 30, 0.0)  # whose work follows from the number of images
 
 
 def test_logreg_is_scikit_learns_on_the_named_feature(make_evaluation, backbone):
@@ -133,6 +135,21 @@ def test_each_head_is_what_its_own_optimizer_would_make_of_it(feature, columns):
         expected = head((known.values[:, columns] - mean) / std).detach()
         logits = together.logits(known, torch.arange(len(known.labels)))[:, number]
         torch.testing.assert_close(logits, expected, atol=2e-5, rtol=1e-5)  # float32, folded into the weights
+
+
+def test_of_more_channels_than_images_a_basis_is_read_and_the_heads_are_the_same(monkeypatch):
+    """Raw pixels, 49,152 channels of 561 images, took most of the minutes of a grid."""
+    known, rows, training = bank(60, 40), torch.arange(4, 54, 2), Training(3, 6, 8)
+    given = known, [BOTH], [0.001, 0.3], rows, training
+    (short,) = train_heads(*given)  # 25 images, 160 channels
+    monkeypatch.setattr(linear, "spanned", None)  # not called
+    (long,) = train_heads(*given[:-1], training._replace(epochs=1))
+    monkeypatch.setattr(linear, "min", lambda *_: 0, raising=False)
+    (long,) = train_heads(*given)
+    everything = torch.arange(60)
+    expected = long.logits(known, everything)
+    scale = float(expected.abs().max())
+    torch.testing.assert_close(short.logits(known, everything), expected, atol=1e-5 * scale, rtol=0)  # float32
 
 
 def test_statistics_are_those_of_the_chosen_rows():

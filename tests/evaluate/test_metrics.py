@@ -63,3 +63,4 @@ def test_two_classifiers_are_compared_image_by_image():
     assert p_same(right, worse) == pytest.approx(2 * 0.5**9)
     assert p_same(worse, mixed) == pytest.approx(1.0)
     assert p_same(right, right) == 1.0
+    assert p_same(5 * right, 5 * worse) == p_same(right, worse)  # of five classifiers each, how many are right

@@ -13,10 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ssl_vit.cli.main import run_command
 from ssl_vit.cli.settings import resolve_evaluation
+from ssl_vit.config import evaluation_schema
 from ssl_vit.config.evaluation_schema import PROTOCOLS, KNNConfig, LinearProbeConfig
 from ssl_vit.config.recipes import load_class
 from ssl_vit.config.resolve import ConfigError
 from ssl_vit.config.schema import LinearProtocol
+from ssl_vit.data.sources.folder import Folder
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder
 from ssl_vit.supervised.report import evaluate, show
@@ -74,7 +76,8 @@ def test_the_runs_protocol_is_the_default_of_the_command(tmp_path, encoder):
     assert (
         resolved("run", KNNConfig, "shots=1,5").layer == resolved("run", LinearProbeConfig, "shots=5").layer == "last"
     )
-    assert resolved("silent", LinearProbeConfig).protocol == "grid"
+    assert resolved("silent", LinearProbeConfig).protocol == "auto"
+    assert resolved("run", LinearProbeConfig, "protocol=auto").protocol == "logreg"
 
 
 def test_another_source_does_not_inherit_the_path_of_the_runs_own(tmp_path, encoder):
@@ -188,12 +191,66 @@ def test_a_table_says_how_sure_it_is_and_which_rows_do_not_differ(run_dir, capsy
     assert f"{low:.1%} .. {high:.1%}" in table
 
 
+def test_a_small_set_has_logistic_regression_by_itself_and_a_large_one_the_grid(run_dir, monkeypatch, capsys):
+    """561 images, ViT-tiny: the grid took 386 s where logistic regression takes one."""
+    small = linear(run_dir, "controls=false")
+    assert small["protocol"].startswith("logistic regression, C=1 (auto took logreg: 30 labeled training images, at ")
+    assert small["head"] == {"blocks": [2], "pool": "both"}  # as the run says
+    assert "protocol      logreg: 30 labeled" in capsys.readouterr().out
+    named = linear(run_dir, "controls=false", "protocol=logreg")
+    assert {"top1": small["top1"], "per_class": small["per_class"]}.items() <= named.items()
+    monkeypatch.setattr(evaluation_schema, "LOGREG_UP_TO", 29)
+    large = linear(run_dir, "controls=false")
+    assert "best of 78 linear heads" in large["protocol"]
+    assert "auto took grid: 30 labeled training images, more than 29" in large["protocol"]
+    assert "lr" in large["head"]
+    best = linear(run_dir, "controls=false", "layer=best")
+    assert "auto took logreg: which can choose the block" in best["protocol"]
+
+
+@pytest.mark.parametrize(
+    ("args", "lines"),
+    [
+        (
+            ["linear_probe"],
+            ["protocol      logreg: 30", "reads         both of block 2", "work          logistic regr"],
+        ),
+        (
+            ["linear_probe", "protocol=grid", "pool=cls"],
+            ["work          26 heads on 2 features, 70 epochs of batch 30"],
+        ),
+        (["linear_probe", "protocol=mae"], ["memory        no features", "90 epochs of batch 30"]),
+        (["linear_probe", "protocol=attentive"], ["memory        tokens of 0.0 MB"]),
+        (["linear_probe", "shots=1,5"], ["logistic regression, on 5 random subsets"]),
+        (
+            ["knn", "controls=false"],
+            ["k-NN, k = 10, 20, 100, 200, 5 times", "controls      none", "memory        features of"],
+        ),
+    ],
+)
+def test_a_dry_run_says_what_an_evaluation_would_do_and_does_nothing(args, lines, run_dir, monkeypatch, capsys):
+    before = sorted(run_dir.iterdir())
+    monkeypatch.setattr(Folder, "read", None)
+    run_command(*args, f"encoder={run_dir}", "--dry-run")
+    shown = capsys.readouterr().out
+    assert [line for line in lines if line not in shown] == []
+    assert "images        30 for training, 12 for evaluation" in shown
+    assert f"encoder       {run_dir}: 3 blocks, 24 wide" in shown
+    assert "trained       step 17, images folder:" in shown
+    assert len(shown.splitlines()) <= 20
+    assert sorted(run_dir.iterdir()) == before
+
+
 @pytest.mark.parametrize("probe", [linear, knn])
 def test_few_labels_are_means_of_five_subsets(run_dir, probe):
     result = probe(run_dir, "shots=1,5", "fraction=0.2")
     assert set(result["shots"]) == {"1", "5"}
     assert result["top1"] == result["fraction"]["0.2"]["mean"]
-    assert set(result["shots"]["1"]) == {"mean", "std", "top5"}
+    assert set(result["shots"]["1"]) == {"mean", "std", "interval", "top5"}
+    low, high = result["top1_interval"]
+    assert [low, high] == result["fraction"]["0.2"]["interval"]
+    assert low <= result["top1"] <= high
+    assert set(result["controls_interval"]) == set(result["controls_p"]) == set(result["controls"])
     assert set(result["controls"]) == {"random encoder", "raw pixels"}
     assert "per_class" not in result
     events = EventAccumulator(str(run_dir / result["task"])).Reload()
@@ -274,13 +331,17 @@ def test_an_encoder_of_other_channels_is_one_line(tmp_path, labeled):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["protocol=gird"], r"protocol=gird must be one of grid, .*did you mean grid\?"),
+        (["protocol=gird"], r"protocol=gird must be one of auto, grid, .*did you mean grid\?"),
         (["protocol=logreg", "epochs=3"], "epochs=3 must be null with protocol=logreg, which has none"),
-        (["base_lr=0.1"], "base_lr=0.1 must be null with protocol=grid, which has none"),
+        (["base_lr=0.1"], "base_lr=0.1 must be null with protocol=auto, which has none"),
         (["protocol=mae", "batch_size=0"], "batch_size=0 must be a positive integer or null"),
         (["protocol=beit", "pool=cls"], "pool=cls must be null with protocol=beit, which says itself what it reads"),
         (["protocol=attentive", "blocks=2"], "blocks=2 must be null with protocol=attentive"),
-        (["layer=best"], "layer=best must be last or a number with protocol=grid; protocol=logreg and k-NN can choose"),
+        (
+            ["layer=best", "epochs=3"],
+            "layer=best must be last or a number with protocol=auto; protocol=logreg and k-NN",
+        ),
+        (["layer=best", "protocol=grid"], "layer=best must be last or a number with protocol=grid; protocol=logreg"),
         (["shots=0"], r"shots=\[0\] must be positive integers"),
         (["fraction=1.5"], r"fraction=\[1.5\] must be fractions in \(0, 1\]"),
         (["layer=best", "shots=1"], "layer=best must be last or a number with shots= or fraction="),
