@@ -117,7 +117,7 @@ class CollapseMonitor(pl.Callback):
         worse = f"no better than {getattr(pl_module, 'baseline', 'the baseline')}"
         return ASLEEP, worse, f"{LONGER}, or change optim.base_lr"
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:  # pyright: ignore
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self.diagnosis in ("", HEALTHY, SHORT) and hasattr(pl_module, "export_encoder"):
             if short := self._too_short(trainer, pl_module):
                 self.diagnosis, self.detail, self.advice = SHORT, short, LONGER
@@ -126,9 +126,9 @@ class CollapseMonitor(pl.Callback):
         if self.diagnosis:
             self._log(trainer)
 
-    def _too_short(self, trainer: pl.Trainer, pl_module: Any) -> str:
+    def _too_short(self, trainer: Any, pl_module: Any) -> str:
         """Why the encoder cannot have learned much; "" where it may have."""
-        end, images = _probe(trainer), _online_probe(trainer)
+        end, images = _probe(trainer), _images_probed(trainer)
         if self.start is not None and end is not None and images:
             error = math.sqrt(end * (1 - end) / images)
             above = f"no better than before the first step, {self.start:.3f} +- {error:.3f}"
@@ -141,7 +141,7 @@ class CollapseMonitor(pl.Callback):
         """The diagnosis and what it is by, in a line."""
         return f"{self.diagnosis}: {self.detail}" if self.detail else self.diagnosis
 
-    def _log(self, trainer: pl.Trainer) -> None:
+    def _log(self, trainer: Any) -> None:
         if trainer.is_global_zero:
             log.info(f"health        {self}" + f": {self.advice}" * bool(self.advice))
             for logger in trainer.loggers:
@@ -149,12 +149,12 @@ class CollapseMonitor(pl.Callback):
                     append({"step": trainer.global_step, "health": self.diagnosis})
 
 
-def _probe(trainer: pl.Trainer) -> float | None:
+def _probe(trainer: Any) -> float | None:
     """Accuracy of the last linear probe; None without labels."""
     found = trainer.callback_metrics.get("monitor/linear_top1")
     return None if found is None else float(found)
 
 
-def _online_probe(trainer: Any) -> int:
-    """Images that it was tested on; 0 without."""
+def _images_probed(trainer: Any) -> int:
+    """Images that it was tested on; 0 without labels."""
     return next((c.test_images for c in trainer.callbacks if isinstance(c, OnlineProbe)), 0)

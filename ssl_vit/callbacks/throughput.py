@@ -17,7 +17,9 @@ class Throughput(pl.Callback):
     """
 
     def on_train_start(self, *args: Any, **kwargs: Any) -> None:
+        """A run that is resumed inside an epoch does not start one."""
         self.passed, self.waited, self.images = 0.0, 0.0, 0
+        self.batch_ended = time.perf_counter()
 
     def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
         """What happened between two epochs was no training."""

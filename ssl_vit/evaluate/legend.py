@@ -7,7 +7,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-LINE, GAP = 16, 2  # pixels of a line of text, and of the white between images
+LINE, GAP, MARGIN = 16, 2, 6  # pixels: of a line of text, of the white between images, after a title
 NARROWEST, SMALLEST = 256, 64  # pixels of a grid, and of an image in it, to either of which they are enlarged
 LARGEST = 8192  # pixels of a column of images, above which they are not
 CONFUSION = "row: class; column: predicted; black: all of it"
@@ -29,7 +29,9 @@ def titled_grid(
     columns = min(columns, len(images))
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
     lines = [LINE * any(titles[i] for i in row) for row in rows]
-    cell = max(SMALLEST, math.ceil(NARROWEST / columns) - GAP, *(math.ceil(font.getlength(text)) for text in titles))
+    cell = max(
+        SMALLEST, math.ceil(NARROWEST / columns) - GAP, *(math.ceil(font.getlength(text)) + MARGIN for text in titles)
+    )
     factor = max(1, min(math.ceil(cell / width), LARGEST // (height * len(rows))))
     cell, top = max(cell, factor * width), GAP + LINE * bool(caption)
     size = GAP + columns * (cell + GAP), top + sum(lines) + len(rows) * (factor * height + GAP)

@@ -104,7 +104,7 @@ class Curves(SummaryWriter):
         return self.file_writer
 
     def add_scalar(self, tag: str, scalar_value: Any, *args: Any, **kwargs: Any) -> None:
-        for name in (tag, *[FIRST[tag]] * (tag in FIRST)):
+        for name in {tag: None, FIRST.get(tag, tag): None}:
             super().add_scalar(name, scalar_value, *args, **kwargs)
 
     def introduce(self, settings: dict[str, Any]) -> None:
