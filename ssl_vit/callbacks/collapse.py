@@ -119,23 +119,25 @@ class CollapseMonitor(pl.Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if self.diagnosis in ("", HEALTHY, SHORT) and hasattr(pl_module, "export_encoder"):
-            if short := self._too_short(trainer, pl_module):
-                self.diagnosis, self.detail, self.advice = SHORT, short, LONGER
-            elif self.diagnosis == SHORT:  # it was, before it was resumed
-                self.diagnosis = self.detail = ""
+            self._conclude(trainer, pl_module)
         if self.diagnosis:
             self._log(trainer)
 
-    def _too_short(self, trainer: Any, pl_module: Any) -> str:
-        """Why the encoder cannot have learned much; "" where it may have."""
-        end, images = _probe(trainer), _images_probed(trainer)
-        if self.start is not None and end is not None and images:
-            error = math.sqrt(end * (1 - end) / images)
-            above = f"no better than before the first step, {self.start:.3f} +- {error:.3f}"
-            return f"its linear probe, {end:.3f}, is {above}" if end < self.start + error else ""
-        warmup = fraction_of_epochs(trainer, pl_module.optim_config.warmup_epochs)
+    def _conclude(self, trainer: Any, pl_module: Any) -> None:
+        """Compare the encoder of the end with that before the first step, or count the steps."""
+        warmup = fraction_of_epochs(trainer, pl_module.optim_config.warmup_epochs)  # on all ranks, first of all
         steps = int(trainer.global_step * (1 - min(1.0, warmup)))
-        return f"{steps} steps after the warm-up are fewer than {MIN_STEPS}" if steps < MIN_STEPS else ""
+        end, images = _probe(trainer), _images_probed(trainer)
+        if self.start is None or end is None or not images:
+            is_short, found = steps < MIN_STEPS, f"{steps} steps after the warm-up, fewer than {MIN_STEPS}"
+        else:
+            error = math.sqrt(end * (1 - end) / images)
+            is_short = end < self.start + error
+            found = f"linear probe {end:.3f} +- {error:.3f}, before the first step {self.start:.3f}"
+        if is_short:
+            self.diagnosis, self.detail, self.advice = SHORT, found, LONGER
+        elif self.diagnosis == SHORT:  # it was, before it was resumed
+            self.diagnosis = self.detail = ""
 
     def __str__(self) -> str:
         """The diagnosis and what it is by, in a line."""

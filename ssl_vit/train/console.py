@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from torch import Tensor
 
 from ssl_vit.callbacks.collapse import CollapseMonitor
@@ -45,7 +46,8 @@ class ProgressPrinter(pl.Callback):
         self.started = self.printed = time.monotonic()
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (BarColumn(20), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
-            self.bar = Progress(*columns, TextColumn("{task.description}"))
+            text = TextColumn("{task.description}", table_column=Column(ratio=1))  # wrapped, in a narrow terminal
+            self.bar = Progress(*columns, text, expand=True)
             self.bar.start()
             self.bar.add_task("", total=1.0)
 

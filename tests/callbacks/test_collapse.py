@@ -72,7 +72,7 @@ def test_a_run_that_learns_is_healthy(tmp_path, caplog):
     monitor, rows = run(tmp_path, {"base_lr": 0.02}, **ALIVE)
     diagnoses = [row["health"] for row in rows if "health" in row]
     assert diagnoses[-2:] == [HEALTHY, SHORT]
-    assert str(monitor) == "too short: 60 steps after the warm-up are fewer than 200"
+    assert str(monitor) == "too short: 60 steps after the warm-up, fewer than 200"
 
 
 def test_a_run_that_cannot_learn_has_not_started(tmp_path, caplog):
