@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytorch_lightning as pl
+
 from ssl_vit.callbacks.image_logger import ImageLogger
 from ssl_vit.config.schema import MonitorConfig, ReadoutConfig
 from ssl_vit.data.datamodule import ImageDataModule
@@ -16,12 +18,20 @@ class OnlineProbe(ImageLogger):
     """Evaluates the encoder too: monitor/feature_std and rankme, and with labels monitor/linear_top1 and knn_top1.
 
     Labels are used by classifiers on frozen features: no gradient reaches the encoder and no random state of the
-    training is touched, so a run learns the same with and without it.
+    training is touched, so a run learns the same with and without it. The curves begin with the encoder before its
+    first step, so that they show whether a run has learned something.
     """
+
+    test_images = 0
+    """That the probe was tested on; 0 without labels."""
 
     def __init__(self, config: MonitorConfig, readout: ReadoutConfig) -> None:
         super().__init__(config)
         self.readout = readout
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:  # pyright: ignore
+        if trainer.global_step == 0:
+            self.evaluate(trainer, pl_module, draws=False)
 
     def measure(self, objective: Any, data: ImageDataModule) -> dict[str, float]:
         """With readout.layer=best the block is the one whose k-NN is best on held-out training images."""
@@ -45,6 +55,7 @@ class OnlineProbe(ImageLogger):
             test = FeatureBank(values, test_labels, holds).select(best)
             if not test.isfinite().all():
                 return metrics
+            self.test_images = len(test)
             for name, scores_of in (("linear", logistic_scores), ("knn", knn_scores)):
                 metrics[f"monitor/{name}_top1"] = top_k(scores_of(train, bank.labels, test), test_labels, 1) or 0.0
         return metrics

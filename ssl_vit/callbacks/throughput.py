@@ -16,23 +16,25 @@ class Throughput(pl.Callback):
     so far, each counted once.
     """
 
-    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
-        """Begin anew: what happened between two epochs was no training."""
-        self.since = self.batch_ended = time.perf_counter()
-        self.waited, self.images = 0.0, 0
-
     def on_train_start(self, *args: Any, **kwargs: Any) -> None:
-        self.on_train_epoch_start()
+        """A run that is resumed inside an epoch does not start one."""
+        self.passed, self.waited, self.images = 0.0, 0.0, 0
+        self.batch_ended = time.perf_counter()
+
+    def on_train_epoch_start(self, *args: Any, **kwargs: Any) -> None:
+        """What happened between two epochs was no training."""
+        self.batch_ended = time.perf_counter()
 
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.waited += time.perf_counter() - self.batch_ended
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.batch_ended = time.perf_counter()
+        before, self.batch_ended = self.batch_ended, time.perf_counter()
+        self.passed += self.batch_ended - before
         self.images += batch_length(batch_images(batch)) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
-            passed = self.batch_ended - self.since
-            rates = {"images_per_second": self.images / passed, "data_wait": self.waited / passed}
-            pl_module.log_dict({f"throughput/{name}": value for name, value in rates.items()})
-            pl_module.log("data/unreadable_images", float(trainer.datamodule.read_errors.count()))
-            self.on_train_epoch_start()
+        if trainer.fit_loop._should_accumulate() or trainer.global_step % trainer.log_every_n_steps:
+            return  # as Lightning, which keeps what is logged elsewhere for no logger
+        rates = {"images_per_second": self.images / self.passed, "data_wait": self.waited / self.passed}
+        pl_module.log_dict({f"throughput/{name}": value for name, value in rates.items()})
+        pl_module.log("data/unreadable_images", float(trainer.datamodule.read_errors.count()))
+        self.on_train_start()

@@ -17,6 +17,7 @@ from ssl_vit.config.checks import ConfigError, printable
 from ssl_vit.config.evaluation_schema import VisualizeConfig
 from ssl_vit.data.sources.folder import Folder
 from ssl_vit.evaluate.features import local_device
+from ssl_vit.evaluate.legend import titled_grid
 from ssl_vit.models.preprocess import normalize, pixel_settings
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder, statistics_of
@@ -49,11 +50,16 @@ def visualize(config: VisualizeConfig) -> list[Path]:
         masks = enlarge(kept, encoder.patch_size).cpu()
         shown = image if len(image) == 3 else image[:1].expand(3, -1, -1)
         dimmed = (shown * (0.25 + 0.75 * masks[:, None])).round().to(torch.uint8)  # [heads, 3, H, W]
-        written.append(_write(folder / f"{name}-attention.png", [shown, *heads[:, None].expand(-1, 3, -1, -1)]))
-        written.append(_write(folder / f"{name}-mask.png", [shown, *dimmed]))
+        numbers = range(1, 1 + len(heads))
+        titles = ["image", *(f"attention of head {i}" for i in numbers)]
+        gray = heads[:, None].expand(-1, 3, -1, -1)
+        written.append(_write(folder / f"{name}-attention.png", [shown, *gray], titles, name))
+        titles = ["image", *(f"{config.mass:.0%} of head {i}" for i in numbers)]
+        written.append(_write(folder / f"{name}-mask.png", [shown, *dimmed], titles, name))
         names.append((name, shown))
     for (name, shown), colors in zip(names, principal_colors(features), strict=True):
-        written.append(_write(folder / f"{name}-pca.png", [shown, enlarge(colors, encoder.patch_size)]))
+        drawn, titles = [shown, enlarge(colors, encoder.patch_size)], ["image", "main directions of features"]
+        written.append(_write(folder / f"{name}-pca.png", drawn, titles, name))
     return written
 
 
@@ -96,11 +102,10 @@ def _cut(pixels: UInt8[np.ndarray, "H W C"], size: int, P: int, name: str) -> UI
     return image[:, : h * P, : w * P]
 
 
-def _write(path: Path, images: list[UInt8[Tensor, "3 H W"]]) -> Path:
+def _write(path: Path, images: list[UInt8[Tensor, "3 H W"]], titles: list[str], caption: str) -> Path:
     from torchvision.io import encode_png
-    from torchvision.utils import make_grid
 
-    write_atomic(path, encode_png(make_grid(images, nrow=4, padding=2, pad_value=255)).numpy().tobytes())
+    write_atomic(path, encode_png(titled_grid(images, titles, 4, caption)).numpy().tobytes())
     return path
 
 

@@ -150,8 +150,8 @@ class Objective(pl.LightningModule, ABC):
         """Its monitors, for any Trainer: those that `monitor` turns on and the Trainer does not have already."""
         attached, switches = self.trainer.callbacks, self.monitor_config  # pyright: ignore[reportAttributeAccessIssue]
         wanted: list[pl.Callback] = [SkippedSteps()] if switches.skipped_steps else []
-        wanted += [CollapseMonitor()] * switches.collapse
         wanted += [self.online_evaluation()] if switches.every_epochs else []
+        wanted += [CollapseMonitor()] * switches.collapse  # which reads what the evaluation has found
         return [own for own in wanted if not any(isinstance(other, type(own)) for other in attached)]
 
     def online_evaluation(self) -> ImageLogger:

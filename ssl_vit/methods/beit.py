@@ -42,6 +42,8 @@ class BEiT(Method):
     Config = BEiTRun
     config: BEiTConfig
     tokenizer: Any
+    baseline = "the frequencies of the tokens"
+    learned = "predicts {token_accuracy:.0%} of hidden tokens, of which {most_frequent:.0%} are the commonest"
 
     def __init__(self, *args: Any, tokenizer: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -55,6 +57,7 @@ class BEiT(Method):
         self.mask_token = nn.Parameter(narrow_normal(torch.zeros(1, 1, width)))
         self.head = nn.Linear(width, self.tokenizer.vocab_size)
         init_linear(self.head, "beit")
+        self._token_counts = torch.zeros(self.tokenizer.vocab_size)  # of all targets so far that were logged
         if self.config.class_branch:
             self.branch = self._make_branch()
 
@@ -118,6 +121,7 @@ class BEiT(Method):
         logits = self.predict(images, mask.to(images.device, non_blocking=True), hidden_index)
         if is_logged(self._trainer):
             self.measure(logits["token"].detach(), tokens)
+            self.extra_metrics["baseline"] = len(logits) * self.entropy_of_targets(tokens)
         count = mean_over_ranks(hidden_index.new_full((), len(tokens), dtype=torch.float32))
         summed = {name: F.cross_entropy(scores.float(), tokens, reduction="sum") for name, scores in logits.items()}
         return {name: loss / count for name, loss in summed.items()}
@@ -159,6 +163,22 @@ class BEiT(Method):
             "prediction_entropy": torch.special.entr(logits.float().softmax(1)).sum(1).mean(),
             "target_perplexity": torch.special.entr(fraction).sum().exp(),
         }
+
+    def entropy_of_targets(self, tokens: Int64[Tensor, " M"]) -> Float[Tensor, ""]:
+        """In nats, of all targets of the training so far: the loss of always predicting how frequent tokens are."""
+        counts = mean_over_ranks(torch.bincount(tokens, minlength=self.tokenizer.vocab_size).float())
+        counts += self._token_counts.to(counts.device)
+        if self.training:
+            self._token_counts = counts
+        return torch.special.entr(counts / counts.sum()).sum()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["token_counts"] = self._token_counts
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self._token_counts = checkpoint.get("token_counts", self._token_counts)  # older ones lack it
 
     def decays(self, name: str, parameter: Tensor) -> bool:
         """As the authors': not class token and positions, but mask token and relative positions."""

@@ -206,7 +206,9 @@ class DINO(Method):
         """Each image, and the attention of each head in the teacher's last block."""
         encoder = self.teacher_encoder
         heads = attention_images(encoder.attention_maps(images), encoder.grid_of(images), encoder.patch_size)
-        return {"image": images} | {f"head {i + 1}": head[:, None] for i, head in enumerate(heads.unbind(1))}
+        return {"image": images} | {
+            f"attention of head {i + 1}": head[:, None] for i, head in enumerate(heads.unbind(1))
+        }
 
     def start_from(self, source: str) -> None:
         super().start_from(source)

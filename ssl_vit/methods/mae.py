@@ -21,6 +21,7 @@ from ssl_vit.methods.masking import num_keep, random_masking
 from ssl_vit.models.blocks import Block, init_linear, run_blocks
 from ssl_vit.models.pos_embed import resample, sincos_2d
 from ssl_vit.models.stem import patchify, unpatchify
+from ssl_vit.optim.progress import is_logged
 
 Images = Float[Tensor, "B C H W"]
 Index = Int[Tensor, "B M"]
@@ -49,6 +50,12 @@ def reconstruction_loss(prediction: Patches, pixels: Patches, norm_pix: bool) ->
         mean, std = patch_statistics(pixels)
         pixels = (pixels - mean) / std
     return F.mse_loss(prediction.float(), pixels)
+
+
+def mean_patch_loss(pixels: Patches, norm_pix: bool) -> Float[Tensor, ""]:
+    """The loss of predicting each hidden patch's own mean: its variance, 1 where it is normalized and not flat."""
+    mean = torch.zeros_like(pixels) if norm_pix else pixels.mean(-1, keepdim=True).expand_as(pixels)
+    return reconstruction_loss(mean, pixels, norm_pix)
 
 
 class Decoder(nn.Module):
@@ -87,6 +94,7 @@ class MAE(Method):
 
     Config = MAERun
     config: MAEConfig
+    baseline, learned = "the mean of each hidden patch", "reconstructs {gain:.0%} of the variance of hidden patches"
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -101,6 +109,8 @@ class MAE(Method):
         """{"reconstruction": loss}. `noise` orders the patches (lowest stay visible); by default it is random."""
         prediction, hidden_index = self.reconstruct(images, noise)
         pixels = target_pixels(images, self.encoder.patch_size, hidden_index)
+        if is_logged(self._trainer):
+            self.extra_metrics = {"baseline": mean_patch_loss(pixels, self.config.norm_pix)}
         return {"reconstruction": reconstruction_loss(prediction, pixels, self.config.norm_pix)}
 
     def reconstruct(self, images: Images, noise: Float[Tensor, "B N"] | None = None) -> tuple[Patches, Index]:

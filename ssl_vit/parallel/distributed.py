@@ -47,13 +47,23 @@ def all_gather(rows: Shaped[Tensor, "n ..."]) -> Shaped[Tensor, "m ..."]:
     return torch.stack(by_rank, dim=1).flatten(0, 1)
 
 
+class _Sum(torch.autograd.Function):
+    """PyTorch's own of this kind is deprecated, and says so in every process."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # pyright: ignore
+        return sum_over_ranks(grads[0])
+
+
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of a tensor over all ranks; its gradient is that of the sum of all ranks' losses."""
-    if not is_distributed():
-        return tensor
-    from torch.distributed.nn.functional import all_reduce  # here, because a single process needs none
-
-    return all_reduce(tensor)
+    return _Sum.apply(tensor) if is_distributed() else tensor  # pyright: ignore
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:

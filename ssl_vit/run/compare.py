@@ -33,7 +33,7 @@ def read_run(folder: Path) -> RunRecord:
     """Read a run, whatever of it is there. ConfigError: it is no run."""
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"runs={folder} is not a run: it has no {CONFIG}")
-    settings = {key: shown(value) for key, value in _leaves(read_yaml(folder / CONFIG)) if key not in OF_ONE_RUN[1:]}
+    settings = {key: shown(value) for key, value in leaves(read_yaml(folder / CONFIG)) if key not in OF_ONE_RUN[1:]}
     metadata, curves, figures = metadata_of(folder), dict[str, list[tuple[int, float]]](), dict[str, float]()
     for row in _json_lines(folder / METRICS):
         for name in CURVES:
@@ -64,10 +64,11 @@ def _seconds_logged(folder: Path) -> float:
     return seconds
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Values of nested dicts by dotted key."""
     for name, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
+            yield from leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
 

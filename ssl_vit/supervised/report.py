@@ -15,6 +15,7 @@ from ssl_vit.evaluate.evaluation import Evaluation, Result, readout_of
 from ssl_vit.evaluate.features import Resources, local_device
 from ssl_vit.evaluate.few_shot import evaluate_few_shot
 from ssl_vit.evaluate.knn import evaluate_knn
+from ssl_vit.evaluate.legend import CONFUSION, titled_grid
 from ssl_vit.evaluate.metrics import confusion_image, figures, p_same, right
 from ssl_vit.models.weights import load_encoder, statistics_of
 from ssl_vit.parallel.distributed import process_group
@@ -124,7 +125,8 @@ def full_row(evaluation: Evaluation, backbone: Backbone, draws_confusion: bool) 
     if draws_confusion:
         from torchvision.io import encode_png
 
-        image = encode_png(confusion_image(result.probabilities, labels))
+        matrix = confusion_image(result.probabilities, labels)
+        image = encode_png(titled_grid([matrix], [CONFUSION], 1))
         write_atomic(evaluation.resources.folder / f"{config.task}-confusion.png", image.numpy().tobytes())
     row = {"how": result.how, "head": result.head, "hits": right(result.probabilities, labels)}
     return row | figures(result.probabilities, labels, evaluation.data.classes)

@@ -67,6 +67,12 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._metrics_bytes = state_dict["metrics_bytes"]
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A new run drops the lines of an attempt that left no checkpoint, before its first evaluation has one."""
+        if trainer.is_global_zero and self._metrics_bytes is not None:
+            self.metrics.cut(self._metrics_bytes)
+        self._metrics_bytes = None
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.signals.listen(trainer.is_global_zero)
         self._max_over_ranks, self._saved_at, self.begun = MaxOverRanks(), time.monotonic(), True

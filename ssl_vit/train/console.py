@@ -6,14 +6,15 @@ from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
+from torch import Tensor
 
 from ssl_vit.callbacks.collapse import CollapseMonitor
 from ssl_vit.optim.progress import fraction_done
 
 METRICS = {
-    "train/loss": "loss {:.4f}",
-    "train/lr": "lr {:.2e}",
     "throughput/images_per_second": "{:,.0f} images/s",
     "throughput/data_wait": "data wait {:.0%}",
     "monitor/linear_top1": "probe {:.3f}",
@@ -28,6 +29,8 @@ FEWEST_STEPS = 5  # whose time says how fast a machine is
 class ProgressPrinter(pl.Callback):
     """Epoch, step, loss, lr, images/s, fraction of time waiting for data, diagnosis, time left; on the first rank.
 
+    The loss is the mean of this rank's batches since the last line; the device is waited for only where a line is due.
+
     Where steps take three times as long as they did, other work keeps the machine busy, and the line says so.
     """
 
@@ -36,12 +39,15 @@ class ProgressPrinter(pl.Callback):
     fraction_before: float | None = None  # of a resumed run
     fastest = float("inf")  # mean seconds of a batch, of the lines so far
     spent, batches = 0.0, 0  # since the last line; inside of batches alone
+    losses: Tensor | None = None  # sum and number since the last line, of those that are finite; on the device
+    loss = float("nan")  # their mean, of the last line
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = self.printed = time.monotonic()
         if trainer.is_global_zero and sys.stdout.isatty():
             columns = (BarColumn(20), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn())
-            self.bar = Progress(*columns, TextColumn("{task.description}"))
+            text = TextColumn("{task.description}", table_column=Column(ratio=1))  # wrapped, in a narrow terminal
+            self.bar = Progress(*columns, text, expand=True)
             self.bar.start()
             self.bar.add_task("", total=1.0)
 
@@ -52,7 +58,13 @@ class ProgressPrinter(pl.Callback):
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.batch_began = time.monotonic()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any = None, outputs: Any = None, *args: Any) -> None:
+        if trainer.is_global_zero and outputs:
+            loss = (
+                outputs["loss"].detach().float() * trainer.accumulate_grad_batches
+            )  # which Lightning has divided it by
+            own = torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite().float()])
+            self.losses = own if self.losses is None else self.losses + own
         self.spent, self.batches = self.spent + time.monotonic() - self.batch_began, self.batches + 1
         if time.monotonic() - self.printed >= (SECONDS_PER_REDRAW if self.bar else SECONDS_PER_LINE):
             self.printed = time.monotonic()
@@ -74,14 +86,26 @@ class ProgressPrinter(pl.Callback):
         gained = max(1e-9, fraction - (self.fraction_before or 0.0))
         left = timedelta(seconds=int((time.monotonic() - (self.started or 0.0)) * (1 - fraction) / gained))
         known = trainer.callback_metrics
-        fields = [text.format(float(known[key])) for key, text in METRICS.items() if key in known]
-        diagnoses = [c.diagnosis for c in trainer.callbacks if isinstance(c, CollapseMonitor) and c.diagnosis]  # pyright: ignore
-        fields = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *fields, *diagnoses, f"{left} left"]
+        fields = [f"epoch {trainer.current_epoch}", f"step {trainer.global_step}", *self._pace(trainer)]
+        fields += [text.format(float(known[key])) for key, text in METRICS.items() if key in known]
+        fields += [str(c) for c in trainer.callbacks if isinstance(c, CollapseMonitor) and c.diagnosis]  # pyright: ignore
+        fields += [f"{left} left"]
         fields += self._slowdown()
         if self.bar:
             self.bar.update(self.bar.task_ids[0], completed=fraction, description="  ".join(fields))
         else:
             print(f"{fraction:4.0%}  " + "  ".join(fields), flush=True)
+
+    def _pace(self, trainer: Any) -> list[str]:
+        """Loss and learning rate; nothing before the first batch."""
+        if self.losses is None:
+            return []
+        total, count = self.losses.tolist()
+        if count:
+            self.loss = total / count
+        self.losses = torch.zeros_like(self.losses)
+        rate = max(group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups)
+        return [f"loss {self.loss:.4f}", f"lr {rate:.2e}"]
 
     def _slowdown(self) -> list[str]:
         """What the line says of a busy machine, as far as the batches since the last line are enough to tell."""

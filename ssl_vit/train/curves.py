@@ -14,13 +14,47 @@ from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.plugins.hparams.api_pb2 import MetricName  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import FileWriter, SummaryWriter
 
 from ssl_vit.run.files import append_whole
 from ssl_vit.run.launch import is_first_process
 
 log = logging.getLogger("ssl_vit")
+FIRST = {
+    "train/loss": "1 loss/train",
+    "train/baseline": "1 loss/baseline",
+    "val/loss": "1 loss/validation",
+    "monitor/linear_top1": "2 probe/linear_top1",
+    "monitor/knn_top1": "2 probe/knn_top1",
+    "monitor/top1": "2 probe/top1",
+}
+"""Curves that TensorBoard, which sorts by name, shows again under a name that comes first."""
+LAYOUT = {
+    "1 loss": {
+        "loss, and that of a prediction that ignores the image": ["train/loss$", "train/baseline$", "val/loss$"]
+    },
+    "2 features": {
+        "accuracy of a linear probe and of k-NN": ["monitor/.*top1$"],
+        "effective rank": ["monitor/rankme$"],
+        "std, 1 even, 0 collapsed": ["monitor/feature_std$"],
+    },
+    "3 optimization": {"learning rate": ["train/lr$"], "norm of the gradient": ["train/grad_norm$"]},
+    "4 data": {"images per second": ["images_per_second$"], "fraction of the time spent waiting": ["data_wait$"]},
+}
+"""Charts of TensorBoard's page CUSTOM SCALARS: the tags in each."""
+FIGURES = {
+    "loss": ("train/loss", ""),
+    "probe while training": ("monitor/linear_top1", ""),
+    "k-NN while training": ("monitor/knn_top1", ""),
+    "linear_probe": ("linear_probe/top1", "linear_probe"),
+    "knn": ("knn/top1", "knn"),
+    "finetune": ("test/top1", ""),
+}
+"""Columns of TensorBoard's page HPARAMS: tag, and folder in the run's."""
 _numbers = itertools.count()
 _told = set[str]()  # folders of which it has been said that they cannot be written
 
@@ -69,6 +103,25 @@ class Curves(SummaryWriter):
                 self.file_writer.add_event(Event(step=self.purge_step, session_log=start))
         return self.file_writer
 
+    def add_scalar(self, tag: str, scalar_value: Any, *args: Any, **kwargs: Any) -> None:
+        for name in {tag: None, FIRST.get(tag, tag): None}:
+            super().add_scalar(name, scalar_value, *args, **kwargs)
+
+    def introduce(self, settings: dict[str, Any]) -> None:
+        """Write what TensorBoard needs for its pages CUSTOM SCALARS and HPARAMS, where the run has these settings."""
+        self.add_custom_scalars(
+            {title: {chart: ["Multiline", tags] for chart, tags in charts.items()} for title, charts in LAYOUT.items()}
+        )
+        shown = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
+        experiment, start, _ = hparams(shown, {})
+        plugin = experiment.value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(plugin.content)
+        for name, (tag, group) in FIGURES.items():
+            content.experiment.metric_infos.add(name=MetricName(tag=tag, group=group), display_name=name)
+        plugin.content = content.SerializeToString()
+        for summary in (experiment, start):
+            self._get_file_writer().add_summary(summary)
+
 
 class CSVCurves(CSVLogger):
     """Lightning's, whose rows stay in memory where they cannot be written, without the beginning of one in the file."""
@@ -103,13 +156,17 @@ def patient(logger: Logger) -> Logger:
     return logger
 
 
-def loggers_of(names: list[str], run_dir: Path, step: int) -> list[Logger]:
-    """Lightning's loggers by name, of a run that begins after so many steps. ImportError: one is not installed."""
+def loggers_of(names: list[str], run_dir: Path, step: int, settings: dict[str, Any] | None = None) -> list[Logger]:
+    """Lightning's loggers by name, of a run that begins after so many steps. ImportError: one is not installed.
+
+    settings: by dotted key, for TensorBoard's page HPARAMS.
+    """
     made: list[Logger] = []
     if "tensorboard" in names:
         board = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False)
         if is_first_process():
-            board._experiment = Curves(str(run_dir), purge_step=step + 1)
+            board._experiment = curves = Curves(str(run_dir), purge_step=step + 1)
+            curves.introduce(settings or {})
         made.append(board)
     if "csv" in names:  # a new file for each attempt: it would delete the one before
         made.append(CSVCurves(run_dir, name="csv"))

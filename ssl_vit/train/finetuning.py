@@ -13,6 +13,7 @@ from ssl_vit.config.recipes import FINETUNE
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.sources import open_source
 from ssl_vit.evaluate.evaluation import require_classes
+from ssl_vit.evaluate.legend import CONFUSION, titled_grid
 from ssl_vit.evaluate.metrics import confusion_image, figures
 from ssl_vit.models.decode import bands_of
 from ssl_vit.models.weights import require_finite, statistics_of
@@ -78,7 +79,8 @@ def evaluate_on_test(session: Session, config: FinetuneRun, objective: Any, data
     probabilities, labels = class_probabilities(objective.final_model().to(device), data)
     metrics, step, ema = figures(probabilities, labels, data.classes), objective.global_step, objective.config.ema
     scalars = {name: metrics[name] for name in LOGGED if metrics[name] is not None}
-    session.log_image("confusion", confusion_image(probabilities, labels), "confusion.png", step, **scalars)
+    matrix = titled_grid([confusion_image(probabilities, labels)], [CONFUSION], 1)
+    session.log_image("confusion", matrix, "confusion.png", step, **scalars)
     weights = f"moving average {ema:g}" if ema else "last weights"
     length = f"{objective.current_epoch} epochs, {step} steps on {len(data.labels('train'))} labeled images"
     return {

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ssl_vit.callbacks.image_logger import image_grid
+from ssl_vit.callbacks.image_logger import file_name, image_grid
 from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.recipes import load_class
 from ssl_vit.config.resolve import resolve
@@ -61,8 +61,8 @@ def train_tokenizer(
         with torch.inference_mode():
             pixels = pixels_of(next(iter(data.eval_dataloader("test", config.monitor.images))), tokenizer)
             columns = {"original": pixels, "reconstruction": tokenizer.decode(tokenizer(pixels))}
-        grid = image_grid(columns, config.data.mean, config.data.std)
-        session.log_image(" | ".join(columns), grid, f"{IMAGES}/reconstruction.png")
+        grid = image_grid(columns, config.data.mean, config.data.std, f"{kind}; a row is a test image")
+        session.log_image(" | ".join(columns), grid, f"{IMAGES}/{file_name(kind, columns)}")
     session.export(partial(save_tokenizer, tokenizer), **metrics)
     return session.run_dir, {"task": "tokenizer", "tokenizer": str(session.run_dir), "kind": kind, **metrics}
 

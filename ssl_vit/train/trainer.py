@@ -14,6 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from ssl_vit import __version__
 from ssl_vit.callbacks.image_logger import save_image
 from ssl_vit.callbacks.throughput import Throughput
+from ssl_vit.config.recipes import OF_ONE_RUN
 from ssl_vit.config.resolve import to_yaml
 from ssl_vit.config.schema import PatchGrid, TrainerConfig, TrainingRun
 from ssl_vit.data.datamodule import ImageDataModule
@@ -30,6 +32,7 @@ from ssl_vit.methods.base import Objective
 from ssl_vit.methods.guard import ADVICE, DivergenceError
 from ssl_vit.models.blocks import compile_blocks
 from ssl_vit.optim.progress import planned_steps
+from ssl_vit.run.compare import leaves
 from ssl_vit.run.directory import open_run
 from ssl_vit.run.files import CONFIG, QUARANTINE, checkpoints_of, newest_checkpoint, write_atomic
 from ssl_vit.run.launch import is_first_process
@@ -145,7 +148,7 @@ class Session:
             devices=devices,
             num_nodes=config.num_nodes,
             strategy=strategy,
-            logger=[checkpoints.metrics, *loggers_of(config.logger, run_dir, step)],
+            logger=[checkpoints.metrics, *loggers_of(config.logger, run_dir, step, self.settings)],
             callbacks=[Throughput(), ProgressPrinter(), checkpoints, LambdaCallback(on_train_start=self._begin)],
             limit_val_batches=0,  # monitors evaluate
             plugins=[checkpoints.writer],
@@ -171,6 +174,12 @@ class Session:
         """A resumed run has its new settings as soon as it really goes on with them."""
         if self.checkpoint and trainer.is_global_zero:
             write_atomic(self.run_dir / CONFIG, to_yaml(self.config, self.method))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """By dotted key, without those of this one run."""
+        tree = yaml.safe_load(to_yaml(self.config, self.method))
+        return {key: value for key, value in leaves(tree) if key not in OF_ONE_RUN[1:]}
 
     @property
     def seconds(self) -> float:

@@ -2,11 +2,13 @@
 
 import json
 import resource
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ssl_vit.callbacks.image_logger import image_grid
+from ssl_vit.callbacks.image_logger import file_name, image_grid
+from ssl_vit.callbacks.throughput import Throughput
 from ssl_vit.data.loader import batch_images, batch_length
 from ssl_vit.train.jsonl import JsonLines
 
@@ -24,11 +26,36 @@ def test_image_grid_shows_columns_in_display_colors():
     normalized = [
         ((color - torch.tensor(mean)) / torch.tensor(std)).view(1, 3, 1, 1).expand(2, 3, 4, 4) for color in (red, black)
     ]
-    grid = image_grid(dict(zip("ab", normalized, strict=True)), mean, std)
-    assert grid.shape == (3, 14, 14)  # two rows and columns of 4 pixels, 2 of white around each
-    assert grid[:, 3, 3].tolist() == [255, 0, 0]
-    assert grid[:, 3, 9].tolist() == [0, 0, 0]
-    assert grid[:, 0, 0].tolist() == [255, 255, 255]
+    grid = image_grid({"red": normalized[0], "black": normalized[1]}, mean, std)
+    assert grid.shape == (3, 2 + 16 + 2 * (128 + 2), 2 + 2 * (128 + 2))  # 4 pixels are 128, with 2 of white around each
+    assert grid[:, 18, 2].tolist() == grid[:, 145, 129].tolist() == [255, 0, 0]
+    assert grid[:, 18, 132].tolist() == [0, 0, 0]
+    assert grid[:, 0, 0].tolist() == grid[:, 146, 2].tolist() == [255, 255, 255]
+    assert bool((grid[:, 2:18, 2:132] < 128).any())  # its title
+    assert bool((grid[:, 2:18, 132:] < 128).any())
+
+
+def test_files_are_named_after_what_they_show():
+    assert file_name("MAE", ["masked", "reconstruction"], 12) == "mae-step-0000012-masked-reconstruction.png"
+    assert file_name("DINO", ["image", "attention of head 1", "attention of head 2"]) == "dino-image-attention.png"
+
+
+def test_throughput_of_short_epochs_is_logged_where_lightning_logs():
+    """Three batches an epoch, every fourth step logged: it never was, as epochs were counted one by one."""
+    logged: list[int] = []
+    trainer = SimpleNamespace(world_size=1, log_every_n_steps=4, global_step=0)
+    trainer.fit_loop = SimpleNamespace(_should_accumulate=lambda: False)
+    trainer.datamodule = SimpleNamespace(read_errors=SimpleNamespace(count=lambda: 0))
+    module, throughput = SimpleNamespace(log=lambda *args: None), Throughput()
+    module.log_dict = lambda found: logged.append((trainer.global_step, 0 <= found["throughput/data_wait"] <= 1))
+    throughput.on_train_start()
+    for _ in range(3):
+        throughput.on_train_epoch_start()
+        for batch in range(3):
+            throughput.on_train_batch_start()
+            trainer.global_step += 1
+            throughput.on_train_batch_end(trainer, module, None, torch.zeros(2, 1), batch)
+    assert logged == [(4, True), (8, True)]
 
 
 def test_metrics_are_appended_and_a_full_disk_does_not_stop_the_run(tmp_path, caplog):

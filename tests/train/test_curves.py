@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from pytorch_lightning.loggers import Logger
 from safetensors.torch import load_file
 from small_runs import args_of, same
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ssl_vit.cli.settings import resolve_run
 from ssl_vit.config.schema import RunConfig
@@ -63,6 +66,34 @@ def test_a_resumed_run_hides_the_steps_of_an_earlier_attempt(tmp_path):
             (file,) = tmp_path.glob("events.*")
             file.rename(tmp_path / "events.out.tfevents.0")
     assert steps_in(tmp_path) == [0, 1, 2, 2, 3, 4, 5]
+
+
+def test_tensorboard_opens_on_loss_and_probe_and_knows_the_settings(tmp_path):
+    """It sorts by name: the first thing to be seen was how many images could not be read. HPARAMS was empty."""
+    settings = {"optim.base_lr": 1e-3, "data.path": "", "method.flip": True, "data.mean": [0.5, 0.5], "data.crop": None}
+    (board,) = loggers_of(["tensorboard"], tmp_path, 0, settings)
+    board.log_metrics({"data/unreadable_images": 0.0, "train/loss": 2.0, "monitor/linear_top1": 0.5}, 3)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    scalars = events.Tags()["scalars"]
+    assert sorted(scalars)[:2] == ["1 loss/train", "2 probe/linear_top1"]
+    assert {"train/loss", "monitor/linear_top1"} <= {*scalars}
+    assert [(event.step, event.value) for event in events.Scalars("1 loss/train")] == [(3, 2.0)]
+    layout = Layout.FromString(events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0])
+    tags = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
+    assert [any(re.search(tag, name) for tag in tags[:5]) for name in ("train/loss", "monitor/linear_top1")] == [
+        True
+    ] * 2
+
+    def content(tag: str) -> HParamsPluginData:
+        return HParamsPluginData.FromString(events.SummaryMetadata(tag).plugin_data.content)
+
+    start = content("_hparams_/session_start_info").session_start_info.hparams
+    assert start["optim.base_lr"].number_value == 1e-3
+    assert start["data.mean"].string_value == "[0.5, 0.5]"
+    experiment = content("_hparams_/experiment").experiment
+    assert {info.name for info in experiment.hparam_infos} == {*settings}
+    figures = [(info.name.group, info.name.tag) for info in experiment.metric_infos]
+    assert {("", "train/loss"), ("", "monitor/linear_top1"), ("knn", "knn/top1")} <= {*figures}
 
 
 def test_rows_of_a_table_wait_in_memory(tmp_path, monkeypatch):

@@ -120,7 +120,7 @@ def test_a_dino_run_leaves_a_diagnosis_attention_and_its_readout(capsys):
     figures = ("teacher_entropy", "student_entropy", "kl", "center_norm", "momentum", "teacher_temp", "feature_std")
     assert {f"train/{name}" for name in figures} | {"health", "monitor/knn_top1"} <= logged
     events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
-    assert events.Tags()["images"] == ["image | head 1 | head 2"]
+    assert events.Tags()["images"] == ["image | attention of head 1 | attention of head 2"]
     shown = capsys.readouterr().out
     assert any(arg in shown for arg in ("healthy", "not started", "collapse"))
     assert resolve_evaluation(KNNConfig, ["encoder=made"]).config.pool == "both"
