@@ -96,9 +96,10 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
             began = ["init_from="] if own.get("init_from") else []  # which is behind it
             resolved = read(config_class, [*args, f"recipe={run / CONFIG}", *began], _automatic)
             resolved.config.recipe = own["recipe"]  # what it was made by, and stays
-    planned = resolved.origin["trainer.plan_minutes"] != "command line" or resolved.origin["trainer.max_epochs"] == AUTO
+    origin = resolved.origin
+    planned = run or origin["trainer.plan_minutes"] != "command line" or origin["trainer.max_epochs"] == AUTO
     rule = f"left out: trainer.max_epochs={resolved.config.trainer.max_epochs} is not auto"
-    require(planned, "trainer.plan_minutes", resolved.config.trainer.plan_minutes, rule, ConfigError)
+    require(bool(planned), "trainer.plan_minutes", resolved.config.trainer.plan_minutes, rule, ConfigError)
     require_started(resolved.config.trainer)
     require_effect(resolved)
     resolved.config.run_dir = str(run or resolved.config.run_dir)

@@ -113,7 +113,7 @@ def _network(
         if not timed:
             known |= trial
             return ENOUGH
-        seconds = _seconds(base, name, trial)
+        seconds = seconds_of_step(base, name, trial)
         if steps and 60 * minutes / seconds < ENOUGH:
             break
         steps = 60 * minutes / seconds
@@ -186,12 +186,12 @@ class _Sample:
         return image
 
 
-def _seconds(base: RunConfig, name: str, known: dict[str, Any]) -> float:
+def seconds_of_step(base: RunConfig, name: str, known: dict[str, Any]) -> float:
     """Of a step of the method, on images of its own, in this process."""
     config = build_config(base, known)
     alone = replace(config.trainer, max_epochs=1, devices=1, accumulate=1, logger=["none"], compile=False)
     quiet = replace(config.monitor, every_epochs=0, collapse=False, skipped_steps=False)
-    config = replace(config, trainer=alone, monitor=quiet)
+    config = replace(config, trainer=alone, monitor=quiet, optim=replace(config.optim, warmup_epochs=0))
     quiet_lightning()
     source, clock, steps = open_source(config.data, config.encoder.channels, "train"), _Clock(), WARM_UP + TIMED
     assert source is not None  # which image_statistics has refused
