@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_vit.data.datamodule import ImageDataModule as ImageDataModule
+    from ssl_vit.data.statistics import ImageStatistics as ImageStatistics
+    from ssl_vit.data.statistics import image_statistics as image_statistics
     from ssl_vit.evaluate.embed import embed as embed
     from ssl_vit.methods.base import Method as Method
     from ssl_vit.methods.beit import BEiT as BEiT
@@ -32,10 +34,12 @@ _HOME = {
     "Classifier": "ssl_vit.supervised.classifier",
     "FineTune": "ssl_vit.supervised.finetune",
     "ImageDataModule": "ssl_vit.data.datamodule",
+    "ImageStatistics": "ssl_vit.data.statistics",
     "LinearProbe": "ssl_vit.supervised.linear_probe",
     "Method": "ssl_vit.methods.base",
     "VisionTransformer": "ssl_vit.models.vit",
     "embed": "ssl_vit.evaluate.embed",
+    "image_statistics": "ssl_vit.data.statistics",
     "knn": "ssl_vit.supervised.probes",
     "linear_probe": "ssl_vit.supervised.probes",
     "load_classifier": "ssl_vit.supervised.classifier",

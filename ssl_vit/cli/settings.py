@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ssl_vit.config.auto_source import AUTO
-from ssl_vit.config.checks import Bounded, shown
+from ssl_vit.config.checks import Bounded, require, shown
 from ssl_vit.config.evaluation_schema import PROTOCOLS, TIMM, EvaluationConfig, LinearProbeConfig
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.foreign import require_typed
@@ -14,14 +14,16 @@ from ssl_vit.config.help import resolved_table
 from ssl_vit.config.plain_yaml import read_yaml
 from ssl_vit.config.reading import require_regular
 from ssl_vit.config.recipes import FINETUNE, OF_ONE_RUN, family, recipes
-from ssl_vit.config.resolve import ConfigError, Resolved, resolve
+from ssl_vit.config.resolve import Automatic, ConfigError, Resolved, resolve
 from ssl_vit.config.schema import DataConfig, TrainingRun
-from ssl_vit.config.values import settings_of
+from ssl_vit.config.values import settings_of, usual_values
 from ssl_vit.run.files import CONFIG, metadata_of, newest_run, require_own_files, run_prefix
 from ssl_vit.run.launch import require_started
 
 Run = TypeVar("Run", bound=TrainingRun)
 Evaluation = TypeVar("Evaluation", bound=EvaluationConfig)
+OF_A_RUN = ("method=", "tokenizer=", "recipe=", "run_dir=", "resume=", "encoder=", "data.path=")
+"""Arguments that say which run resume= means begin with these."""
 
 
 def resolve_command(config_class: type, args: Sequence[str]) -> Resolved[Any]:
@@ -81,15 +83,26 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
     Raises ConfigError where a setting is wrong, FileNotFoundError without such a run to continue, or such an encoder.
     """
     args = [*args]
-    read: Any = _resolve_finetuning if issubclass(config_class, FinetuneRun) else resolve
-    resolved = read(config_class, args)
-    if run := resumed_run(resolved):
+    keys, run = {arg.partition("=")[0] for arg in args}, None
+    read: Any = _resolve_finetuning if issubclass(config_class, FinetuneRun) else _resolve_training
+    if "resume" in keys:  # which run that is takes little to know; what is auto in it was found when it began
+        which = [arg for arg in args if arg.startswith(OF_A_RUN)]
+        run = resumed_run(read(config_class, which, _usual))
+    if run is None:
+        resolved = read(config_class, args, _automatic)
+    else:
         require_own_files(run)
-        if not any(arg.startswith("recipe=") for arg in args):
-            own = settings_in(run, resolved.config.resume)
+        if "recipe" in keys:
+            resolved = read(config_class, args, _automatic)
+        else:
+            own = settings_in(run, next(arg for arg in args if arg.startswith("resume="))[7:])
             began = ["init_from="] if own.get("init_from") else []  # which is behind it
-            resolved = read(config_class, [*args, f"recipe={run / CONFIG}", *began])
+            resolved = read(config_class, [*args, f"recipe={run / CONFIG}", *began], _automatic)
             resolved.config.recipe = own["recipe"]  # what it was made by, and stays
+    origin = resolved.origin
+    planned = run or origin["trainer.plan_minutes"] != "command line" or origin["trainer.max_epochs"] == AUTO
+    rule = f"left out: trainer.max_epochs={resolved.config.trainer.max_epochs} is not auto"
+    require(bool(planned), "trainer.plan_minutes", resolved.config.trainer.plan_minutes, rule, ConfigError)
     require_started(resolved.config.trainer)
     require_effect(resolved)
     resolved.config.run_dir = str(run or resolved.config.run_dir)
@@ -143,26 +156,48 @@ def print_plan(plan: list[str], resolved: Resolved[Any], with_all: bool, measure
         print("", resolved_table(resolved), sep="\n")
 
 
-def _resolve_finetuning(config_class: type[FinetuneRun], args: list[str]) -> Resolved[FinetuneRun]:
-    """The data is by default what the encoder was trained on, the recipe that of its pretraining's name."""
-    resolved = resolve(config_class, args)
+def _usual(base: TrainingRun, name: str, values: dict[str, Any], wanted: list[str]) -> dict[str, Any]:
+    return usual_values(base, wanted)
+
+
+def _automatic(base: TrainingRun, name: str, values: dict[str, Any], wanted: list[str]) -> dict[str, Any]:
+    from ssl_vit.train.auto import automatic
+
+    return automatic(base, name, values, wanted)
+
+
+def _resolve_training(config_class: type[Run], args: list[str], automatic: Automatic) -> Resolved[Run]:
+    """The recipe is by default auto where data.path is given, else that of the embedded digits."""
+    keys = {arg.partition("=")[0] for arg in args}
+    own = ["recipe=auto"] if "data.path" in keys and "recipe" not in keys else []
+    return resolve(config_class, [*args, *own], automatic=automatic)
+
+
+def _resolve_finetuning(
+    config_class: type[FinetuneRun], args: list[str], automatic: Automatic
+) -> Resolved[FinetuneRun]:
+    """The data is by default what the encoder was trained on, the recipe that of its pretraining's name.
+
+    With data.path of one's own it is auto.
+    """
+    resolved = resolve(config_class, args, automatic=_usual)
     named = any(arg.startswith("recipe=") for arg in args)
     if not named and resolved.config.resume not in ("", "auto"):
         return resolved  # the run to continue has it all
     encoder = resolved.config.encoder or str(newest_run())
-    metadata = _metadata(encoder)
+    metadata, given = _metadata(encoder), {arg.partition("=")[0] for arg in args}
     if not named:
         legal, name = recipes(FINETUNE), metadata.get("recipe", "")
+        name = AUTO if "data.path" in given else name
         if name not in legal:
             known = (
                 f"its recipe={name} has no counterpart" if name else "it does not say by which recipe it was trained"
             )
             raise ConfigError(f"recipe= is missing for encoder={encoder}: {known}; give one of {', '.join(legal)}")
         args = [*args, f"recipe={name}"]
-        resolved = resolve(config_class, args)
-    given = {key for key, origin in resolved.origin.items() if origin != "default"}
+        resolved = resolve(config_class, args, automatic=_usual)
     data = _data_of(metadata, resolved.config.data.source if "data.source" in given else "", "data.path" in given)
-    resolved = resolve(config_class, args, {"data": data}, file=f"encoder={encoder}")
+    resolved = resolve(config_class, args, {"data": data}, file=f"encoder={encoder}", automatic=automatic)
     resolved.config.encoder = encoder
     if not named:
         resolved.origin["recipe"] = "encoder"
@@ -189,7 +224,7 @@ def resolve_evaluation(config_class: type[Evaluation], args: Sequence[str]) -> R
 
     Raises ConfigError where a setting is wrong or the data is not known, FileNotFoundError without such an encoder.
     """
-    args = [arg for arg in args if arg not in (DRY_RUN, "protocol=auto")]  # which is the run's, where that has one
+    args = [arg for arg in args if arg != "protocol=auto"]  # which is the run's, where that has one
     encoder = next((arg.partition("=")[2] for arg in args if arg.startswith("encoder=")), "")
     if not encoder:
         resolve(config_class, args)  # a mistake in the args is reported before the absence of a run

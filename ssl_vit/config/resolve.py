@@ -4,18 +4,21 @@ A value is text, on the command line and in YAML alike, until its setting's type
 a path stay what they are. Every error is one line that names the key as typed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Generic, TypeVar
 
 import yaml
 
+from ssl_vit.config.auto_source import AUTO
 from ssl_vit.config.checks import ConfigError
 from ssl_vit.config.recipes import is_shipped, recipe_folder, recipe_path, recipe_tree, trained
 from ssl_vit.config.schema import TrainingRun
-from ssl_vit.config.values import build_config, flat, once, settings_of, typed_values
+from ssl_vit.config.values import AUTOMATIC, build_config, flat, once, settings_of, typed_values
 
 T = TypeVar("T")
+Automatic = Callable[[Any, str, dict[str, Any], list[str]], dict[str, Any]]
+"""(Default configuration, name of what is trained, values of all settings, keys of those that are `auto`) -> these."""
 
 
 @dataclass
@@ -23,7 +26,7 @@ class Resolved(Generic[T]):
     """A checked configuration, and where each of its values came from."""
 
     config: T
-    origin: dict[str, str]  # dotted key -> default, encoder, run, recipe or command line
+    origin: dict[str, str]  # dotted key -> default, encoder, run, recipe, command line, or auto
     name: str = ""  # of the method as typed, or of the tokenizer; empty for commands that train neither
     files: dict[str, str] = field(default_factory=dict)  # origin -> file of others that it stands for
 
@@ -34,11 +37,12 @@ def resolve(
     lower: Mapping[str, Any] | None = None,
     origin: str = "encoder",
     file: str = "",
+    automatic: "Automatic | None" = None,
 ) -> Resolved[T]:
     """A command's configuration: defaults <- lower <- the recipe, of a training <- the arguments. Raises ConfigError.
 
     RunConfig and TokenizerRun stand for that of the method or tokenizer named; lower: nested settings, origin: whose,
-    file: where they are from.
+    file: where they are from; automatic: finds what is `auto`.
     """
     pairs = [arg.partition("=") for arg in arguments]
     for key, equals, text in pairs:
@@ -63,6 +67,11 @@ def resolve(
     for layer, _, given in reversed(layers):
         values |= given
         origins |= dict.fromkeys(given, layer)
+    if wanted := [key for key in settings if key in AUTOMATIC and values[key] == AUTO]:
+        if automatic is None:
+            raise ConfigError(f"{wanted[0]}=auto is of trainings: give a value")
+        values |= automatic(base, name, values, wanted)
+        origins |= dict.fromkeys(wanted, AUTO)
     try:
         return Resolved(build_config(base, values), origins, name, foreign)
     except ValueError as error:

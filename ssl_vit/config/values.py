@@ -11,8 +11,17 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
+from ssl_vit.config.auto_source import AUTO
 from ssl_vit.config.checks import UNIONS, ConfigError, hints_of, kind, shown
 
+AUTOMATIC = (
+    *("data.mean", "data.std", "data.white_16bit", "data.eval_crop", "data.batch_size"),
+    *("encoder.channels", "encoder.image_size", "encoder.patch_size"),
+    *("encoder.embed_dim", "encoder.depth", "encoder.num_heads"),
+    *("tokenizer.channels", "tokenizer.image_size", "tokenizer.patch_size", "method.local_size"),
+    *("optim.base_lr", "optim.warmup_epochs", "trainer.max_epochs", "monitor.every_epochs"),
+)
+"""Settings that a training finds out for itself where they are `auto`; docs/auto.md has the rules."""
 # What other toolkits call a setting, where its spelling alone would suggest another one.
 NICKNAMES = {"lr": "base_lr", "learning_rate": "base_lr", "wd": "weight_decay", "gpus": "devices", "root": "path"}
 
@@ -35,6 +44,12 @@ def settings_of(config: Any, prefix: str = "") -> dict[str, Setting]:
         elif item.init:
             settings[key] = Setting(hints[item.name], default, type(config))
     return settings
+
+
+def usual_values(base: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """The defaults of settings, by dotted key."""
+    settings = settings_of(base)
+    return {key: settings[key].default for key in keys}
 
 
 def brief(value: Any) -> str:
@@ -127,6 +142,8 @@ def typed_values(where: str, pairs: Iterable[tuple[str, Any]], settings: Mapping
     for key, value in values.items():
         if key not in settings:
             raise ConfigError(f"{where}{brief(key)}={brief(value)} is not a setting; {_legal(key, settings)}")
+        if value == AUTO and key in AUTOMATIC:
+            continue
         hint, default, _ = settings[key]
         try:
             values[key] = convert(value, hint)

@@ -20,6 +20,7 @@ from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.recipes import load_class
 from ssl_vit.config.resolve import resolve
 from ssl_vit.config.tokenizer_schema import TOKENIZERS, KMeansRun, TokenizerRun
+from ssl_vit.config.values import usual_values
 from ssl_vit.data.datamodule import ImageDataModule
 from ssl_vit.data.dataset import Batch
 from ssl_vit.data.sources import count
@@ -146,8 +147,16 @@ def tokenizer_for(run: TokenizedRun) -> Path:
 
 def config_for(run: TokenizedRun) -> tuple[TokenizerRun, str]:
     """Config and kind of the tokenizer for a pretraining: its recipe's, on the pretraining's images and grid."""
-    resolved = resolve(TokenizerRun, [f"recipe={run.tokenizer_recipe}"])
-    config, (h, w), channels = resolved.config, run.encoder.grid, run.encoder.channels
+    (h, w), channels, patch = run.encoder.grid, run.encoder.channels, run.encoder.patch_size
+
+    def automatic(base: TokenizerRun, name: str, values: dict[str, Any], wanted: list[str]) -> dict[str, Any]:
+        own = {"channels": channels, "patch_size": patch, "image_size": [h * patch, w * patch]}
+        known = {f"tokenizer.{key}": value for key, value in own.items()}
+        known |= {"data.mean": [0.0] * channels, "data.std": [1.0] * channels}
+        return {key: known.get(key, usual) for key, usual in usual_values(base, wanted).items()}
+
+    resolved = resolve(TokenizerRun, [f"recipe={run.tokenizer_recipe}"], automatic=automatic)
+    config = resolved.config
     P = config.tokenizer.patch_size
     tokenizer = replace(config.tokenizer, image_size=[h * P, w * P], channels=channels)
     data = replace(run.data, mean=[0.0] * channels, std=[1.0] * channels, global_batch=config.data.global_batch)
