@@ -145,7 +145,7 @@ def _described(images: ImageStatistics) -> str:
     return f"{images.images:,} images; of {images.sampled} that were read the median is {size}, {colors}{deep}"
 
 
-class Sample:
+class Repeated:
     """Some images of a source, over and over, as a map-style data set: in memory where the whole source fits there."""
 
     def __init__(self, source: Source, budget: float, images: int) -> None:
@@ -182,6 +182,6 @@ def seconds_of_step(base: RunConfig, name: str, known: dict[str, Any]) -> float:
         method = method_named(name).from_run(config)
     data = data_of(config, method.transform())
     if not config.data.streams:
-        data.datasets["train"] = Sample(source, config.data.cache_gb * 1e9, LEAST_STEPS * config.data.batch_size)
+        data.datasets["train"] = Repeated(source, config.data.cache_gb * 1e9, LEAST_STEPS * config.data.batch_size)
     session.fit(method, data)
     return session.seconds_a_batch * config.trainer.accumulate
