@@ -4,7 +4,7 @@ from ssl_vit.cli.plans import encoder_line, files_plan
 from ssl_vit.config.evaluation_schema import EmbedConfig as Config
 from ssl_vit.config.resolve import Resolved
 
-USAGE = "images=FILE_OR_FOLDER [encoder=RUN_OR_FILE] [out=features.npz|.parquet|.csv] [key=value ...]"
+USAGE = "[images=FILE_OR_FOLDER] [encoder=RUN_OR_FILE] [out=features.npz|.parquet|.csv] [key=value ...]"
 
 
 def run(resolved: Resolved[Config]) -> None:

@@ -4,7 +4,7 @@ from ssl_vit.cli.plans import files_plan
 from ssl_vit.config.finetune_schema import PredictConfig as Config
 from ssl_vit.config.resolve import Resolved
 
-USAGE = "images=FILE_OR_FOLDER [model=RUN_OR_FILE] [out=predictions.csv|.json|.html] [top=5]"
+USAGE = "[images=FILE_OR_FOLDER] [model=RUN_OR_FILE] [out=predictions.csv|.json|.html] [top=5]"
 
 
 def run(resolved: Resolved[Config]) -> None:

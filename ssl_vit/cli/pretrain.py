@@ -4,7 +4,7 @@ from ssl_vit.config.resolve import Resolved
 from ssl_vit.config.schema import RunConfig as Config
 from ssl_vit.run.launch import typed
 
-USAGE = "method=mae [recipe=digits] [key=value ...] [--dry-run [--all] [--measure]]"
+USAGE = "method=mae [data.path=IMAGES] [recipe=digits|auto|...] [key=value ...] [--dry-run [--all] [--measure]]"
 
 
 def run(resolved: Resolved[Config]) -> None:

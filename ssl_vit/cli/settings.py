@@ -2,13 +2,15 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ssl_vit.config.auto_source import AUTO
 from ssl_vit.config.checks import Bounded, require, shown
 from ssl_vit.config.evaluation_schema import PROTOCOLS, TIMM, EvaluationConfig, LinearProbeConfig
-from ssl_vit.config.finetune_schema import FinetuneRun
+from ssl_vit.config.finetune_schema import FinetuneRun, PredictConfig
 from ssl_vit.config.foreign import require_typed
 from ssl_vit.config.help import resolved_table
 from ssl_vit.config.plain_yaml import read_yaml
@@ -17,7 +19,7 @@ from ssl_vit.config.recipes import FINETUNE, OF_ONE_RUN, family, recipes
 from ssl_vit.config.resolve import Automatic, ConfigError, Resolved, resolve
 from ssl_vit.config.schema import DataConfig, TrainingRun
 from ssl_vit.config.values import settings_of, usual_values
-from ssl_vit.run.files import CONFIG, metadata_of, newest_run, require_own_files, run_prefix
+from ssl_vit.run.files import CONFIG, ENCODER, MODEL, metadata_of, newest_run, require_own_files, run_prefix
 from ssl_vit.run.launch import require_started
 
 Run = TypeVar("Run", bound=TrainingRun)
@@ -35,10 +37,24 @@ def resolve_command(config_class: type, args: Sequence[str]) -> Resolved[Any]:
     else:
         resolved = resolve(config_class, args)
         require_effect(resolved)
+        _take_images(resolved)
     require_typed(resolved, needs_download)
     if resolved.origin.get("data.source") == "default" and resolved.config.data.source != AUTO:
         resolved.origin["data.source"] = "data.path"
     return resolved
+
+
+def _take_images(resolved: Resolved[Any]) -> None:
+    """The images that a command reads are by default the folder that its encoder, or model, was trained on."""
+    config = resolved.config
+    if getattr(config, "images", None) != "":
+        return
+    with suppress(FileNotFoundError):  # of the encoder, which the command says itself
+        fallback = partial(newest_run, holding=MODEL if isinstance(config, PredictConfig) else ENCODER)
+        named = getattr(config, "encoder", "") or getattr(config, "model", "")
+        data = metadata_of(Path(named or fallback())).get("data", {})
+        if data.get("source") == "folder" and isinstance(data.get("path"), str):
+            config.images, resolved.origin["images"] = data["path"], "run"
 
 
 def needs_download(data: DataConfig) -> bool:

@@ -7,7 +7,7 @@ from ssl_vit.config.checks import printable
 from ssl_vit.config.evaluation_schema import VisualizeConfig as Config
 from ssl_vit.config.resolve import Resolved
 
-USAGE = "images=FILE_OR_FOLDER [encoder=RUN_OR_FILE] [key=value ...]"
+USAGE = "[images=FILE_OR_FOLDER] [encoder=RUN_OR_FILE] [key=value ...]"
 
 
 def run(resolved: Resolved[Config]) -> None:

@@ -167,7 +167,7 @@ class EmbedConfig(Bounded):
     """Features of images as a table: names, labels where the images lie in a folder for each class, and features."""
 
     images: str = ""
-    """An image, or a folder of images, nested or flat."""
+    """An image, or a folder of images, nested or flat; by default that which the encoder was trained on."""
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint; by default the newest run."""
     out: Annotated[str, FEATURES_FILE] = "features.npz"
@@ -194,7 +194,7 @@ class VisualizeConfig(Bounded):
     """Attention of the class token, masks of it, and principal components of patch features, as PNG."""
 
     images: str = ""
-    """An image, or a folder of images; those that cannot be read are named and skipped."""
+    """An image, or a folder of images, by default as for embed; those that cannot be read are named and skipped."""
     encoder: str = ""
     """A run, encoder.safetensors, a checkpoint; by default the newest run."""
     out: str = ""

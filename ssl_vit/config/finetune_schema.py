@@ -115,7 +115,7 @@ class PredictConfig(Bounded):
     """Classes of images by a fine-tuned model, as a table or as a page to look at."""
 
     images: str = ""
-    """An image, or a folder of images, nested or flat."""
+    """An image, or a folder of images, nested or flat; by default that which the model was trained on."""
     model: str = ""
     """A fine-tuned run or model.safetensors; by default the newest."""
     out: Annotated[str, TABLE_FILE] = "predictions.csv"
