@@ -32,7 +32,8 @@ jaxtyping.jaxtyped = _jaxtyped_once  # pyright: ignore
 jaxtyping.install_import_hook(ROOMS, "typecheck.checked")
 TESTS_OF_USE = (
     *("test_killed.py", "test_stopped.py", "test_plugin.py", "test_extending.py"),
-    *("test_hostile_files.py", "test_mutated_commands.py"),
+    *("test_hostile_files.py", "test_mutated_commands.py", "test_collapse.py", "test_report.py"),
+    *("test_plugin_data.py", "test_step_sizes.py", "test_guard.py"),
 )
 TRAININGS = ("train", "parallel", "cli", "benchmarks", *TESTS_OF_USE)
 """Where whole runs are tested. They come first, so that no worker is left with a long file at the end; the shapes in
@@ -40,7 +41,7 @@ signatures, whose checks would double their time, are checked everywhere else.""
 
 
 def _trains(path: Path) -> bool:
-    return path.relative_to(ROOT / "tests").parts[0] in TRAININGS
+    return path.name in TRAININGS or path.relative_to(ROOT / "tests").parts[0] in TRAININGS
 
 
 FORKING = (
