@@ -32,7 +32,8 @@ jaxtyping.jaxtyped = _jaxtyped_once  # pyright: ignore
 jaxtyping.install_import_hook(ROOMS, "typecheck.checked")
 TESTS_OF_USE = (
     *("test_killed.py", "test_stopped.py", "test_plugin.py", "test_extending.py"),
-    *("test_hostile_files.py", "test_mutated_commands.py"),
+    *("test_hostile_files.py", "test_mutated_commands.py", "test_collapse.py", "test_report.py"),
+    *("test_plugin_data.py", "test_step_sizes.py", "test_guard.py"),
 )
 TRAININGS = ("train", "parallel", "cli", "benchmarks", *TESTS_OF_USE)
 """Where whole runs are tested. They come first, so that no worker is left with a long file at the end; the shapes in
@@ -40,11 +41,30 @@ signatures, whose checks would double their time, are checked everywhere else.""
 
 
 def _trains(path: Path) -> bool:
-    return path.relative_to(ROOT / "tests").parts[0] in TRAININGS
+    return path.name in TRAININGS or path.relative_to(ROOT / "tests").parts[0] in TRAININGS
+
+
+FORKING = (
+    *("test_killed.py", "test_stopped.py", "test_distributed.py", "test_trainer.py"),
+    *("test_commands.py", "test_finetuning.py", "test_dino.py"),
+)
+"""Files with tests that take the nursery. One worker runs them all, and first, so that it is started once."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not _trains(item.path))
+    items.sort(key=lambda item: (item.path.name not in FORKING, not _trains(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "nursery" if file.rpartition("/")[2] in FORKING else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.hookimpl(hookwrapper=True)

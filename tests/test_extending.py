@@ -3,11 +3,13 @@
 import re
 import runpy
 import shlex
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 from PIL import Image
 
 import ssl_vit
@@ -48,7 +50,9 @@ def test_the_commands_run(here, capsys):
 
 
 @pytest.mark.parametrize("file", ["train_simmim.py", "my_tokens.py"])
-def test_the_scripts_run(file, here):
+def test_the_scripts_run(file, here, monkeypatch):
+    few = partialmethod(pl.Trainer.__init__, limit_train_batches=2)
+    monkeypatch.setattr(pl.Trainer, "__init__", few)
     assert isinstance(runpy.run_path(file)["method"], ssl_vit.Method)
 
 
@@ -59,7 +63,15 @@ def test_the_page_on_lightning_is_right(tmp_path, monkeypatch):
     for number in range(8):
         Image.fromarray(np.full((70, 70, 3), 30 * number, dtype=np.uint8)).save(f"images/{number}.png")
     names: dict[str, Any] = {}
-    exec(code.replace("max_epochs=50", "max_epochs=1").replace("batch_size=64", "batch_size=4, workers=0"), names)
+    for printed, small in {
+        "max_epochs=50": "max_epochs=1",
+        "batch_size=64": "batch_size=4, workers=0",
+        '"size": "tiny"': '"embed_dim": 16, "depth": 2, "num_heads": 2',
+        "local_size=32": "local_size=32, prototypes=64, head_hidden=16, head_bottleneck=8",
+    }.items():
+        assert printed in code
+        code = code.replace(printed, small)
+    exec(code, names)
     assert sum(map(len, names["features"])) == 8
     assert ssl_vit.load_encoder(tmp_path).metadata["mean"] == names["data"].data.mean
 

@@ -108,7 +108,7 @@ PATHS = [
 
 PAID = ("train.pretraining", "train.finetuning", "train.rehearsal", "supervised.report", "data.shard_writer")
 """Modules that are imported once for all commands."""
-SUITES = ("views", "step", "startup", "probe", "memory")
+SUITES = ("views", "step", "startup", "probe", "memory", "spin", "differences")
 
 
 class Ended(NamedTuple):

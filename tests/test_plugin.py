@@ -296,6 +296,7 @@ def test_the_commands_loggers_by_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     small = ["encoder.embed_dim=16", "encoder.depth=1", "encoder.num_heads=2", "trainer.max_steps=2"]
+    small += ["monitor.train_limit=50", "monitor.test_limit=50", "data.batch_size=16"]
     run_command(
         "pretrain", "method=mae", "run_dir=run", "trainer.logger=csv,wandb", "trainer.log_every_steps=1", *small
     )
