@@ -137,6 +137,11 @@ def test_every_command_is_legal(found, here, monkeypatch):
     assert (ROOT / "tools" / f"{found.name}.py").exists()
     assert found.name in COMMANDS
     module, args = command(found.name), [given for arg in found.args for given in as_given(arg)]
+    for number, arg in enumerate(args):
+        if arg.startswith("data.path=") and not (
+            Path(arg[10:]).exists() or re.search(r"data.source=|://", " ".join(args))
+        ):
+            args[number] = "data.path=images"  # in place of what a reader has
     if DOCTOR in args:
         module = doctor
         args.remove(DOCTOR)
@@ -163,7 +168,7 @@ def test_every_command_runs(found, here, tmp_path):
     if found.name == "predict" and not list(here.glob("runs/finetune-*/model.safetensors")):
         run_command("finetune", f"encoder={RUN}", *(f"{key}={value}" for key, value in SMALL["finetune"].items()))
     for arg in args:
-        if arg.startswith("data.path=") and "data.source=webdataset" in args and not Path(arg[10:]).exists():
+        if re.fullmatch(r"data.path=(shards|packed)/?", arg) and not Path(arg[10:]).exists():
             run_command("make_shards", "data.path=images", f"out={arg[10:]}")
     if found.name == "make_shards":
         changed["out"] = tmp_path / "shards"
