@@ -32,7 +32,7 @@ _BY_ENDING = dict.fromkeys((*IMAGES, *ARRAYS), "folder") | {
 _ABOUT_IMAGES = (b"metadata.parquet", b"labels.parquet", b"annotations.parquet")  # the first is Hugging Face's name
 _OWN = b"members.npy"  # of make_shards, beside its shards
 _SAVED = ("dataset_dict.json", "state.json", "dataset_info.json")  # one of them in a folder that `datasets` saved
-_ENOUGH = 10_000  # files, whatever they are, after which a folder's kind is known
+_ENOUGH, _MOST = 10_000, 1_000_000  # files after which a folder's kind is known, and where none was known is not
 _MAGIC = {  # (place, bytes) at the beginning of a file
     (0, b"PAR1"): "parquet",
     (0, b"PK\3\4"): "zip",
@@ -98,7 +98,7 @@ def _source_in(key: str, path: str) -> str:
     root = os.fsencode(path)
     counts, others, firsts, seen = Counter[str](), Counter[str](), dict[str, bytes](), set[tuple[int, int]]()
     folders = deque([root])
-    while folders and not (counts.total() and counts.total() + others.total() >= _ENOUGH):
+    while folders and counts.total() + others.total() < (_ENOUGH if counts else _MOST):
         folder, below = folders.popleft(), list[bytes]()
         if (known := identity(folder)) in seen:
             continue

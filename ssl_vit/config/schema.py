@@ -1,5 +1,6 @@
 """What every training shares: its settings, checked on construction; `--help` prints the string under a field."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_args
@@ -178,6 +179,7 @@ class DataConfig(Bounded, section="data"):
 
     def __post_init__(self) -> None:
         if self.source == AUTO and self.path:
+            self.path = os.fspath(self.path)
             self.source = source_at("data.path", self.path)
             if self.test_path and (other := source_at("data.test_path", self.test_path)) != self.source:
                 line = (

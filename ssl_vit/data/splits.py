@@ -29,9 +29,10 @@ def require_nothing_hidden(path: str, chosen: str, beside: Iterable[str]) -> Non
     names = list(dict.fromkeys(beside))
     if names:
         shown = ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)
+        alone = os.path.join(path, chosen) if os.path.isdir(path) else f"(an archive of {chosen})"
         raise ValueError(
             f"data.path={path}: {chosen} looks like its training split, but there are images beside it ({shown}): give "
-            f"data.path={os.path.join(path, chosen)} to train on it alone, or data.test_path= to train on all of them"
+            f"data.path={alone} to train on it alone, or data.test_path= to train on all of them"
         )
 
 

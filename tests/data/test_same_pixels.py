@@ -289,9 +289,9 @@ def cases() -> dict[str, Case]:
         made |= {
             "12-bit dcm": Case(dicom(TWELVE[:, :, 0], **window), "dcm", shades, pil=False),
             "12-bit dcm, white is zero": Case(
-                dicom(4095 - TWELVE[:, :, 0], "MONOCHROME1", **window), "dcm", shades, whole=True, pil=False
+                dicom(4095 - TWELVE[:, :, 0], "MONOCHROME1", **window), "dcm", shades, pil=False
             ),
-            "RGB dcm": Case(dicom(RGB, "RGB"), "dcm", RGB, whole=True, pil=False),
+            "RGB dcm": Case(dicom(RGB, "RGB"), "dcm", RGB, pil=False),
             "frames dcm": Case(dicom(RGB[:, :, 0], NumberOfFrames=2), "dcm", "it holds 2 frames", pil=False),
         }
     if not needs["tifffile"]:
