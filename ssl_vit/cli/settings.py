@@ -159,6 +159,7 @@ def _resolve_finetuning(config_class: type[FinetuneRun], args: list[str]) -> Res
         resolved = resolve(config_class, args)
     given = {key for key, origin in resolved.origin.items() if origin != "default"}
     data: dict[str, Any] = dict(metadata.get("data", {}))
+    data.pop("global_batch", None)  # which was the pretraining's
     if data.get("source") == "digits" and "data.path" in given:
         del data["source"]  # which has no path: then it is a folder's
     if "data.path" in given or ("data.source" in given and resolved.config.data.source != data.get("source")):
