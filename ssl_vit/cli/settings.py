@@ -213,6 +213,7 @@ def _resolve_finetuning(
         args = [*args, f"recipe={name}"]
         resolved = resolve(config_class, args, automatic=_usual)
     data = _data_of(metadata, resolved.config.data.source if "data.source" in given else "", "data.path" in given)
+    data = {key: value for key, value in data.items() if key != "global_batch"}  # which was the pretraining's
     resolved = resolve(config_class, args, {"data": data}, file=f"encoder={encoder}", automatic=automatic)
     resolved.config.encoder = encoder
     if not named:

@@ -33,7 +33,7 @@ def training_parts(run: TrainingRun, encoder: PatchGrid | None = None) -> tuple[
 
 
 def training_bytes(run: TrainingRun) -> float:
-    """All of it, with its workers."""
+    """What a training needs at the least, with its workers."""
     workers = run.data.workers
     return sum(training_parts(run)) + WORKER * (0 if workers == "auto" else workers)
 

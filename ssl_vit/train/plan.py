@@ -43,9 +43,9 @@ def settled(config: Run) -> Run:
 
     def batch_of(images: int) -> int:
         share, rest = divmod(images, processes)
-        small = (factor for factor in range(1, isqrt(share) + 1) if share % factor == 0)
+        small = () if rest else (factor for factor in range(1, isqrt(share) + 1) if share % factor == 0)
         batch = max((size for f in small for size in (f, share // f) if size <= most), default=0)
-        return 0 if rest or 2 * batch < min(most, share) else batch
+        return 0 if 2 * batch < min(most, share) else batch
 
     if not (batch := batch_of(wanted)):
         down, up = range(wanted - 1, 0, -1), count_from(wanted + 1)

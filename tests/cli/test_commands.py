@@ -13,6 +13,8 @@ from PIL import Image
 
 from ssl_vit.cli import benchmark
 from ssl_vit.cli.main import COMMANDS, guarded
+from ssl_vit.cli.settings import resolve_command
+from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import save_encoder
 from ssl_vit.run.launch import typed
@@ -148,6 +150,14 @@ def test_other_commands_have_plans_and_write_nothing(answer, tmp_path):
         status, _, errors = answer(*wrong.split(), "--dry-run")
         assert (status in (1, 2), errors.count("\n")) == (True, 1)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_fine_tuning_has_not_the_global_batch_of_the_pretraining(tmp_path):
+    network = VisionTransformer(embed_dim=8, depth=1, num_heads=1, patch_size=4, image_size=8)
+    data = {"source": "digits", "global_batch": 4096}
+    save_encoder(network, tmp_path / "run", mean=[0.5] * 3, std=[0.5] * 3, data=data)
+    config = resolve_command(FinetuneRun, [f"encoder={tmp_path / 'run'}", "recipe=digits"]).config
+    assert (config.data.source, config.data.global_batch) == ("digits", None)
 
 
 def test_images_are_packed_and_the_shards_counted_without_reading_them(answer, tmp_path):
