@@ -50,7 +50,13 @@ def kinds():
             for values, numbers in ((images, labels), (test_images, test_labels))
         ),
     )
-    yield "lists", (list(zip(images, labels.tolist(), strict=True)), "images/test")
+    yield (
+        "lists",
+        (
+            list(zip(images, labels.tolist(), strict=True)),
+            list(zip(test_images, test_labels.tolist(), strict=True)),
+        ),
+    )
 
 
 @pytest.mark.parametrize(
