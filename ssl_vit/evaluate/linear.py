@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssl_vit.config.evaluation_schema import LinearProbeConfig
 from ssl_vit.evaluate.backbones import Backbone, Feature
 from ssl_vit.evaluate.evaluation import SEEN, Evaluation, Result, schedule_of, shuffled_rows, train_head
-from ssl_vit.evaluate.features import FeatureBank, held_out_folds, tracked
+from ssl_vit.evaluate.features import FeatureBank, held_out_folds, tracked, waiting
 from ssl_vit.optim.param_groups import scaled_lr
 from ssl_vit.optim.schedules import cosine
 
@@ -139,10 +139,11 @@ def train_heads(
     classes, epochs, device, H = training.classes, training.epochs, training.device, len(rates)
     mean, std = (figure.to(device) for figure in standard(bank, rows))
     means, stds = ([bank.holds.select(figure, feature) for feature in features] for figure in (mean, std))
-    spans = [
-        spanned(bank, rows, feature, center, spread) if 2 * len(rows) < min(len(center), epochs * H * classes) else None
-        for feature, center, spread in zip(features, means, stds, strict=True)
-    ]  # which takes 4 n^2 D operations, and a training 4 n D for each epoch and row of the weights
+    with waiting(training.bar):
+        spans = [
+            spanned(bank, rows, feature, *known) if 2 * len(rows) < min(len(known[0]), epochs * H * classes) else None
+            for feature, *known in zip(features, means, stds, strict=True)
+        ]  # which takes 4 n^2 D operations, and a training 4 n D for each epoch and row of the weights
     widths = [len(some) if span is None else span[0].shape[1] for some, span in zip(means, spans, strict=True)]
     weights = [nn.Parameter(torch.zeros(H * classes, width, device=device)) for width in widths]
     biases = [nn.Parameter(torch.zeros(H * classes, device=device)) for _ in means]

@@ -138,22 +138,20 @@ def scores_on(
     config: EvaluationConfig, encoder: Any, train: Any, test: Any, data: Mapping[str, Any] | None, progress: bool
 ) -> ProbeScores:
     """Evaluate by a command's settings, but for encoder and data, which are given as linear_probe takes them."""
-    backbone, name = backbone_of(encoder, config)
-    where = f"encoder={name}"
-    readout = readout_of(backbone, config, where)
-    if isinstance(config, LinearProbeConfig) and config.protocol == "auto":
-        config = replace(config, protocol=readout.protocol)
-    known = {key: value for key, value in backbone.metadata.get("data", {}).items() if key in OF_THE_RUN}
-    config.data = described(config.data, known | dict(data or {}) | paths_of(train, test), where)
-    images = images_for(backbone, name, config)
-    for split, source in (("train", train), ("test", test)):
-        if not isinstance(source, str | Path | None):
-            images.datasets[split] = as_dataset(source, backbone.channels)
-    first = next(backbone.module.parameters(), None)
-    device = (
-        first.device if isinstance(encoder, torch.nn.Module) and first is not None else torch.device(local_device())
-    )
-    with seeded_globals(config.seed, device):
+    with seeded_globals(config.seed, torch.device(local_device())):
+        backbone, name = backbone_of(encoder, config)
+        where = f"encoder={name}"
+        readout = readout_of(backbone, config, where)
+        if isinstance(config, LinearProbeConfig) and config.protocol == "auto":
+            config = replace(config, protocol=readout.protocol)
+        known = {key: value for key, value in backbone.metadata.get("data", {}).items() if key in OF_THE_RUN}
+        config.data = described(config.data, known | dict(data or {}) | paths_of(train, test), where)
+        images = images_for(backbone, name, config)
+        for split, source in (("train", train), ("test", test)):
+            if not isinstance(source, str | Path | None):
+                images.datasets[split] = as_dataset(source, backbone.channels)
+        own = None if isinstance(encoder, str | Path) else next(backbone.module.parameters(), None)
+        device = torch.device(local_device()) if own is None else own.device  # a user's own stays where it is
         evaluation, rows = Evaluation(config, images, Resources(str(device)), readout), dict[str, ProbeScores]()
         for label, each in with_controls(backbone, config).items():
             evaluation.title = label if progress else ""

@@ -50,7 +50,13 @@ def kinds():
             for values, numbers in ((images, labels), (test_images, test_labels))
         ),
     )
-    yield "lists", (list(zip(images, labels.tolist(), strict=True)), "images/test")
+    yield (
+        "lists",
+        (
+            list(zip(images, labels.tolist(), strict=True)),
+            list(zip(test_images, test_labels.tolist(), strict=True)),
+        ),
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,6 +93,7 @@ def test_nothing_but_the_result_is_left(place, capfd):
     for protocol in ("auto", "mae", "attentive"):
         ssl_vit.linear_probe(encoder, "images", protocol=protocol, epochs=None if protocol == "auto" else 1)
     ssl_vit.knn(encoder, arrays_of("train"), controls=True)
+    ssl_vit.knn("run", "images")  # whose weights are drawn before they are read
     assert torch.equal(states[0], torch.get_rng_state())
     assert states[1:] == (np.random.get_state()[1].tolist(), random.getstate())
     assert sorted(place.rglob("*")) == files
