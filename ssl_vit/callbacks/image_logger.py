@@ -43,7 +43,7 @@ def file_name(objective: str, columns: Iterable[str], step: int | None = None) -
     """Of the PNG: what was trained, the step, and what is seen, such as mae-step-0000100-masked-original.png."""
     at = [] if step is None else [f"step-{step:07}"]
     seen = dict.fromkeys(re.sub(r"\W.*", "", title) for title in columns)  # heads 1 to 12 show one thing
-    return f"{'-'.join([objective.lower(), *at, *seen])}.png"
+    return f"{'-'.join(filter(None, [objective.lower(), *at, *seen]))[:100]}.png"
 
 
 def save_image(grid: UInt8[Tensor, "3 height width"], path: Path) -> None:

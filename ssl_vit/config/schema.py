@@ -270,7 +270,7 @@ class MonitorConfig(Bounded, section="monitor"):
     """What is evaluated and shown while training."""
 
     every_epochs: NonNegativeInt = 10
-    """Epochs between two evaluations: images, collapse, and with labels a linear probe and k-NN; 0: never."""
+    """Epochs between two evaluations: images, and with labels a linear probe and k-NN; one more at step 0; 0: never."""
     images: PositiveInt = 8
     """Test images shown in TensorBoard."""
     train_limit: PositiveInt = 2000
@@ -278,7 +278,7 @@ class MonitorConfig(Bounded, section="monitor"):
     test_limit: PositiveInt = 1000
     """Most test images that it takes."""
     collapse: bool = True
-    """Diagnose collapse from what the method logs, with advice."""
+    """Diagnose from what the method logs whether it learns, with advice."""
     skipped_steps: bool = True
     """List the steps whose loss or gradient was not finite, with their images, in skipped_steps.jsonl."""
 

@@ -48,13 +48,15 @@ LAYOUT = {
 """Charts of TensorBoard's page CUSTOM SCALARS: the tags in each."""
 FIGURES = {
     "loss": ("train/loss", ""),
-    "probe while training": ("monitor/linear_top1", ""),
-    "k-NN while training": ("monitor/knn_top1", ""),
+    "online probe": ("monitor/linear_top1", ""),
+    "online k-NN": ("monitor/knn_top1", ""),
     "linear_probe": ("linear_probe/top1", "linear_probe"),
     "knn": ("knn/top1", "knn"),
     "finetune": ("test/top1", ""),
 }
 """Columns of TensorBoard's page HPARAMS: tag, and folder in the run's."""
+MAIN = ("method.name", "data.batch_size", "encoder.embed_dim", "optim.base_lr", "trainer.max_epochs")
+"""Settings that it shows first."""
 _numbers = itertools.count()
 _told = set[str]()  # folders of which it has been said that they cannot be written
 
@@ -116,6 +118,8 @@ class Curves(SummaryWriter):
         experiment, start, _ = hparams(shown, {})
         plugin = experiment.value[0].metadata.plugin_data
         content = HParamsPluginData.FromString(plugin.content)
+        for info in content.experiment.hparam_infos:
+            info.differs = info.name in MAIN
         for name, (tag, group) in FIGURES.items():
             content.experiment.metric_infos.add(name=MetricName(tag=tag, group=group), display_name=name)
         plugin.content = content.SerializeToString()
