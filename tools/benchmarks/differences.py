@@ -6,6 +6,7 @@ Pixels are in 0 .. 255, of parts of scikit-learn's two photographs. Letters: B i
 import json
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,18 +41,23 @@ def photographs() -> Tensor:
     return parts.flatten(0, 2).contiguous()
 
 
-def by_pil(images: Tensor, operation: Callable[[Image.Image], Image.Image]) -> Tensor:
+def by_pil(images: Tensor, operation: Callable[[Any], Any]) -> Tensor:
     """An operation of PIL's on each."""
     changed = [np.asarray(operation(Image.fromarray(image.permute(1, 2, 0).numpy()))) for image in images]
     return torch.from_numpy(np.stack(changed)).permute(0, 3, 1, 2).float()
+
+
+def spread(apart: Tensor) -> dict[str, float]:
+    """Mean and largest difference."""
+    return {"mean": float(apart.mean()), "max": float(apart.max())}
 
 
 def colors() -> list[tuple[str, dict[str, float]]]:
     """Color jitter and gray beside torchvision's on PIL images, by mean and largest difference."""
     images, found = photographs(), []
     ways = {
-        "brightness": lambda floats, factor: color.adjust_brightness(floats, factor),
-        "contrast": lambda floats, factor: color.adjust_contrast(floats, factor),
+        "brightness": color.adjust_brightness,
+        "contrast": color.adjust_contrast,
         "saturation": lambda floats, factor: color.mix(floats, color.saturation_mix(factor)),
         "hue": lambda floats, factor: color.turn_hue(floats, color.hue_mix(factor)),
     }
@@ -59,9 +65,9 @@ def colors() -> list[tuple[str, dict[str, float]]]:
         for factor in FACTORS[name]:
             theirs = by_pil(images, partial(getattr(F, f"adjust_{name}"), **{f"{name}_factor": factor}))
             apart = (ours(images.float(), torch.full((len(images),), factor)) - theirs).abs()
-            found.append((f"{name} {factor}", {"mean": apart.mean(), "max": apart.max()}))
+            found.append((f"{name} {factor}", spread(apart)))
     apart = (color.to_gray(images.float()) - by_pil(images, partial(F.rgb_to_grayscale, num_output_channels=3))).abs()
-    return [*found, ("gray", {"mean": apart.mean(), "max": apart.max()})]
+    return [*found, ("gray", spread(apart))]
 
 
 def blurs() -> list[tuple[str, dict[str, float]]]:
@@ -73,10 +79,7 @@ def blurs() -> list[tuple[str, dict[str, float]]]:
         band = color.gaussian_band(torch.full((len(images),), sigma), RADIUS)
         theirs = by_pil(images, lambda image, sigma=sigma: image.filter(ImageFilter.GaussianBlur(sigma)))
         apart = (color.convolve(images.float(), band) - theirs).abs()
-        outer = apart[..., edge]
-        found.append(
-            (f"blur {sigma}", {"inside_max": apart[..., ~edge].max(), "mean": outer.mean(), "max": outer.max()})
-        )
+        found.append((f"blur {sigma}", {"inside_max": float(apart[..., ~edge].max()), **spread(apart[..., edge])}))
     return found
 
 
