@@ -224,9 +224,10 @@ def _resolve_finetuning(
 def _data_of(metadata: dict[str, Any], source: str, moved: bool) -> Any:
     """The data that an encoder was trained on, without what another source, or path (moved), makes void."""
     data = metadata.get("data", {})
-    if not isinstance(data, dict) or not (moved or source not in ("", AUTO, data.get("source"))):
-        return data
-    void = ("source", "path", "test_path", "streaming", "epoch_size")
+    if not isinstance(data, dict):
+        return data  # which is answered where it is read
+    other = moved or source not in ("", AUTO, data.get("source"))
+    void = ("source", "path", "test_path", "streaming", "epoch_size") if other else ()
     return {key: value for key, value in data.items() if key not in void}
 
 
