@@ -52,9 +52,7 @@ def memory_line(config: TrainingRun, patches: PatchGrid | None) -> str:
     """What the training needs at the least, by arithmetic."""
     weights, batch = training_parts(config, patches)
     total, weights, batch = (f"{float(f'{size / 1e9:.2g}'):,g}" for size in (weights + batch, weights, batch))
-    parts = (
-        f"{weights} weights, gradients and AdamW's moments, {batch} for {config.data.batch_size} images in the blocks"
-    )
+    parts = f"{weights} weights, gradients and AdamW's moments, {batch} activations of {config.data.batch_size} images"
     return f"memory        {total} GB a process at the least: {parts}"
 
 
