@@ -98,8 +98,9 @@ class CollapseMonitor(pl.Callback):
             self.means[name] = self.memory * self.means.get(name, value) + (1 - self.memory) * value
         diagnosis, self.detail, self.advice = self._diagnose(trainer, pl_module)
         self.was_healthy |= diagnosis == HEALTHY
-        if diagnosis != self.diagnosis:
-            self.diagnosis = diagnosis
+        changed, self.diagnosis = diagnosis != self.diagnosis, diagnosis
+        begins = diagnosis == ASLEEP and "baseline" in self.means and not self.was_healthy  # as each of them does
+        if changed and not begins:
             self._log(trainer)
 
     def _diagnose(self, trainer: pl.Trainer, pl_module: Any) -> tuple[str, str, str]:
