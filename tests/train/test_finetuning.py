@@ -270,7 +270,7 @@ def test_a_size_that_is_no_multiple_of_the_patch_is_one_line():
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ("out=x.txt", "out=x.txt must be a file that ends in .csv or .json"),
+        ("out=x.txt", "out=x.txt must be a file that ends in .csv, .json or .html"),
         ("top=0", "top=0 must be a positive integer"),
         ("batch_size=0", "batch_size=0 must be a positive integer"),
     ],
