@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
+from ssl_vit.config.auto_source import AUTO
 from ssl_vit.config.evaluation_schema import EvaluationConfig, KNNConfig, LinearProbeConfig
-from ssl_vit.config.schema import DataConfig, Pool, source_of
+from ssl_vit.config.schema import DataConfig, Pool
 from ssl_vit.config.values import described
 from ssl_vit.data.rng import seeded_globals
 from ssl_vit.evaluate.backbones import Backbone, EncoderBackbone
@@ -214,7 +215,7 @@ def paths_of(train: Any, test: Any) -> dict[str, str]:
     if not isinstance(train, str | Path):
         named = {"source": "folder", "path": type(train).__name__}
     else:
-        named = {"source": source_of(str(train)), "path": str(train)}
+        named = {"source": AUTO, "path": str(train)}
     return named | ({"test_path": str(test)} if isinstance(test, str | Path) else {})
 
 
