@@ -25,7 +25,7 @@ def titled_grid(
     from PIL import Image, ImageDraw, ImageFont
 
     font, (height, width) = ImageFont.load_default(12), images[0].shape[1:]
-    caption, *titles = (text.encode("ascii", "backslashreplace").decode() for text in (caption, *titles))
+    caption, *titles = (ascii(text)[1:-1] for text in (caption, *titles))
     columns = min(columns, len(images))
     rows = [range(start, min(start + columns, len(images))) for start in range(0, len(images), columns)]
     lines = [LINE * any(titles[i] for i in row) for row in rows]

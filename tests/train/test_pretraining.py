@@ -122,7 +122,7 @@ def test_a_dino_run_leaves_a_diagnosis_attention_and_its_readout(capsys):
     events = EventAccumulator(str(run_dir), size_guidance={"images": 0}).Reload()
     assert events.Tags()["images"] == ["image | attention of head 1 | attention of head 2"]
     shown = capsys.readouterr().out
-    assert any(arg in shown for arg in ("healthy", "not started", "collapse"))
+    assert any(arg in shown for arg in ("healthy", "not started", "collapse", "too short"))
     assert resolve_evaluation(KNNConfig, ["encoder=made"]).config.pool == "both"
     assert resolve_evaluation(KNNConfig, ["encoder=made", "pool=cls"]).config.pool == "cls"
 
