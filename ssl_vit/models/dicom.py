@@ -30,7 +30,7 @@ def read_dicom(file: Any) -> tuple[tuple[int, ...], Callable[[], UInt8[np.ndarra
     try:
         from pydicom import dcmread  # pyright: ignore[reportMissingImports]
         from pydicom.filereader import _read_file_meta_info  # pyright: ignore[reportMissingImports]
-        from pydicom.pixels import get_decoder  # pyright: ignore[reportMissingImports]
+        from pydicom.pixels import get_decoder  # pyright: ignore
     except ImportError as error:
         raise ValueError("a DICOM image takes pydicom to be read, pip install 'ssl_vit[dicom]'") from error
     file.seek(_PREAMBLE)
@@ -77,7 +77,7 @@ def _one_line() -> Iterator[None]:
 
 
 def _pixels(dataset: Any, kind: str) -> UInt8[np.ndarray, "H W ..."]:
-    from pydicom.pixels import apply_color_lut, pixel_array  # pyright: ignore[reportMissingImports]
+    from pydicom.pixels import apply_color_lut, pixel_array  # pyright: ignore
 
     if "PixelData" not in dataset:
         raise ValueError("it holds no pixels of whole numbers")
@@ -93,7 +93,7 @@ def _pixels(dataset: Any, kind: str) -> UInt8[np.ndarray, "H W ..."]:
 
 def _windowed(dataset: Any, stored: Shaped[np.ndarray, "H W"]) -> Float32[np.ndarray, "H W"]:
     """Shades, 0 to 1 inside the window: the first one, else a table of the file, else all that could be stored."""
-    from pydicom.pixels import apply_modality_lut, apply_voi  # pyright: ignore[reportMissingImports]
+    from pydicom.pixels import apply_modality_lut, apply_voi  # pyright: ignore
 
     bits, signed = dataset.BitsStored, dataset.PixelRepresentation
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from ssl_vit.config.checks import shown
 from ssl_vit.config.evaluation_schema import EvaluationConfig, KNNConfig, protocol_of
@@ -56,9 +57,10 @@ def encoder_lines(backbone: Backbone, name: str) -> list[str]:
     ]
 
 
-def work_of(evaluation: Evaluation, backbone: Backbone) -> tuple[list[Feature], str, str]:
+def work_of(evaluation: Evaluation[Any], backbone: Backbone) -> tuple[list[Feature], str, str]:
     """The features that are read, what is done with them, and what is kept in memory for it."""
-    config, count = evaluation.config, len(evaluation.train_labels)
+    config: Any = evaluation.config  # of k-NN or of a linear probe
+    count = len(evaluation.train_labels)
     folds = len([*held_out_folds(evaluation.train_labels, config.seed)])
     neighbors = config.neighbors if isinstance(config, KNNConfig) else []
     chosen = "logreg" if neighbors or config.few else config.chosen(count)[0]

@@ -19,6 +19,7 @@ from ssl_vit.config.evaluation_schema import EvaluationConfig, KNNConfig, Linear
 from ssl_vit.config.schema import DataConfig, Pool
 from ssl_vit.config.values import described
 from ssl_vit.data.rng import seeded_globals
+from ssl_vit.data.sources.base import Split
 from ssl_vit.evaluate.backbones import Backbone, EncoderBackbone
 from ssl_vit.evaluate.evaluation import Evaluation, readout_of
 from ssl_vit.evaluate.features import Resources, local_device
@@ -148,7 +149,8 @@ def scores_on(
         known = {key: value for key, value in backbone.metadata.get("data", {}).items() if key in OF_THE_RUN}
         config.data = described(config.data, known | dict(data or {}) | paths_of(train, test), where)
         images = images_for(backbone, name, config)
-        for split, source in (("train", train), ("test", test)):
+        given: dict[Split, Any] = {"train": train, "test": test}
+        for split, source in given.items():
             if not isinstance(source, str | Path | None):
                 images.datasets[split] = as_dataset(source, backbone.channels)
         own = None if isinstance(encoder, str | Path) else next(backbone.module.parameters(), None)
@@ -247,4 +249,4 @@ class ImageArray:
 def as_dataset(source: Any, channels: int) -> Any:
     """A map-style Dataset: the one given, or that of a pair of arrays."""
     pair = isinstance(source, tuple | list) and len(source) == 2 and hasattr(source[0], "ndim")
-    return ImageArray(*source, channels) if pair else source
+    return ImageArray(source[0], source[1], channels) if pair else source

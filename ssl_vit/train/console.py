@@ -58,11 +58,11 @@ class ProgressPrinter(pl.Callback):
     def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         self.batch_began = time.monotonic()
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any = None, outputs: Any = None, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any = None, outputs: Any = None, batch: Any = None, batch_idx: int = 0
+    ) -> None:
         if trainer.is_global_zero and outputs:
-            loss = (
-                outputs["loss"].detach().float() * trainer.accumulate_grad_batches
-            )  # which Lightning has divided it by
+            loss = outputs["loss"].detach().float() * trainer.accumulate_grad_batches  # by which Lightning divides it
             own = torch.stack([loss.nan_to_num(0.0, 0.0, 0.0), loss.isfinite().float()])
             self.losses = own if self.losses is None else self.losses + own
         self.spent, self.batches = self.spent + time.monotonic() - self.batch_began, self.batches + 1
