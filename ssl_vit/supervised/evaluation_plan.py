@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from ssl_vit.config.checks import shown
-from ssl_vit.config.evaluation_schema import EvaluationConfig, KNNConfig, protocol_of
+from ssl_vit.config.evaluation_schema import EvaluationConfig, protocol_of
 from ssl_vit.data.sources import source_class
 from ssl_vit.evaluate.backbones import Backbone, Feature
 from ssl_vit.evaluate.evaluation import SEEN, Evaluation, readout_of, schedule_of
@@ -62,7 +62,7 @@ def work_of(evaluation: Evaluation[Any], backbone: Backbone) -> tuple[list[Featu
     config: Any = evaluation.config  # of k-NN or of a linear probe
     count = len(evaluation.train_labels)
     folds = len([*held_out_folds(evaluation.train_labels, config.seed)])
-    neighbors = config.neighbors if isinstance(config, KNNConfig) else []
+    neighbors = getattr(config, "neighbors", [])
     chosen = "logreg" if neighbors or config.few else config.chosen(count)[0]
     images, pixels = count + len(evaluation.test_labels), backbone.channels * math.prod(backbone.height_width)
     if chosen in PAPER_PROBES:
