@@ -167,7 +167,7 @@ def test_images_are_packed_and_the_shards_counted_without_reading_them(answer, t
     for file in (tmp_path / "shards").glob("*.tar"):
         with file.open("r+b") as shard:
             shard.write(bytes(file.stat().st_size))  # nothing to read, of the same size
-    status, output, _ = answer("pretrain", "method=mae", "data.source=webdataset", "data.path=shards", "--dry-run")
+    status, output, _ = answer("pretrain", "method=mae", "recipe=imagenette", "data.path=shards", "--dry-run")
     assert status == 0
     assert "1,437 for training" in output
 
