@@ -59,7 +59,7 @@ def keep_digits() -> None:
     def cached(source: Any, budget_gb: float, stops: bool) -> Any:
         if not isinstance(source, digits.Digits):
             return decode(source, budget_gb, stops)
-        settings = (len(source), source.channels, source.white_16bit, budget_gb, stops)
+        settings = (len(source), source.channels, source.white_16bit, source.label_note, budget_gb, stops)
         return decoded.get(settings) or decoded.setdefault(settings, decode(source, budget_gb, stops))
 
     datamodule.cached = cached

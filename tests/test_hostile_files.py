@@ -109,7 +109,7 @@ def headers(whole: bytes) -> Iterator[bytes]:
     ):
         yield packed(json.dumps(header | {name: header[name] | change}), data)
     yield packed(json.dumps({key: value for key, value in header.items() if key != name}), data)
-    own = json.dumps(header[name])
+    own = json.dumps(header["cls_token"])
     yield packed(json.dumps(header)[:-1] + f', "{name}": {own}}}', data)
 
 

@@ -37,7 +37,15 @@ FOLDER = ["data.source=folder", "data.path={place}/images"]
 DRY = "--dry-run"
 VALID = [
     ["pretrain", "method=mae", *WIDE, DRY],
-    ["pretrain", "method=mae", "method.decoder_embed_dim=16", "method.decoder_num_heads=2", *FOLDER, DRY],
+    [
+        "pretrain",
+        "method=mae",
+        "method.decoder_embed_dim=16",
+        "method.decoder_num_heads=2",
+        "recipe=imagenette",
+        *FOLDER,
+        DRY,
+    ],
     ["pretrain", "method=mae", "recipe={place}/recipe.yaml", "init_from={place}/run", DRY],
     ["pretrain", "method=dino", "method.prototypes=64", "data.batch_size=32", DRY],
     ["pretrain", "method=beit", "tokenizer={place}/tokens", DRY],

@@ -419,7 +419,7 @@ def test_losses_alone_make_a_command(tmp_path, monkeypatch, capsys):
     small = ["encoder.embed_dim=16", "encoder.depth=1", "encoder.num_heads=2", "trainer.max_steps=2"]
     run_command("pretrain", "method=mine:OnlyLosses", "run_dir=run", "monitor.every_epochs=0", *small)
     assert ssl_vit.load_encoder("run").metadata["method"] == "mine:OnlyLosses"
-    run_command("pretrain", "method=mine:WithOptions", "method.weight=4", "--dry-run")
+    run_command("pretrain", "method=mine:WithOptions", "method.weight=4", "--dry-run", "--all")
     assert "method.weight" in capsys.readouterr().out
     run_command("pretrain", "method=mine:WithOptions", "--help")
     assert "method.weight=2.0" in capsys.readouterr().out

@@ -30,11 +30,12 @@ class ImageStatistics(NamedTuple):
     std: list[float]
 
 
-def image_statistics(data: DataConfig | None = None, **options: Any) -> ImageStatistics:
+def image_statistics(data: DataConfig | None = None, *, channels: int | None = None, **options: Any) -> ImageStatistics:
     """What the training images of a DataConfig, or of its fields as keywords, are like; 256 of them are read.
 
-    Which ones follows from their number. ValueError: they come as a remote stream, no image of the sample can be read,
-    or they differ in their number of bands.
+    Which ones follows from their number. channels: what they are read as; None: what suits them.
+
+    ValueError: they come as a remote stream, no image of the sample can be read, or they differ in their bands.
     """
     data = data or DataConfig(**options)
     source = open_source(data, 3, "train")
@@ -47,7 +48,7 @@ def image_statistics(data: DataConfig | None = None, **options: Any) -> ImageSta
         raise ValueError(
             f"data.path={data.path}: of {len(source):,} images {len(numbers)} were tried, none can be read"
         )
-    channels = _channels(found, data.path)
+    channels = channels or _channels(found, data.path)
     brightest = max(look.brightest for look in found)
     white = 2 ** brightest.bit_length() - 1 if brightest else None
     source = open_source(replace(data, white_16bit=white or data.white_16bit), channels, "train")

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ssl_vit.config.checks import shown
+from ssl_vit.config.checks import given_as, shown
 from ssl_vit.config.finetune_schema import FinetuneRun
 from ssl_vit.config.pretrain_schema import TokenizedRun
 from ssl_vit.config.recipes import load_class
@@ -24,6 +24,7 @@ from ssl_vit.data.sources import count, open_source
 from ssl_vit.data.sources.base import Source
 from ssl_vit.data.statistics import ImageStatistics, image_statistics
 from ssl_vit.methods import method_named
+from ssl_vit.models.weights import load_encoder
 from ssl_vit.run.launch import is_first_process
 from ssl_vit.tokenizers.base import save_tokenizer
 from ssl_vit.train.plan import devices_of
@@ -36,6 +37,7 @@ MOST_EPOCHS = 800  # of MAE's and BEiT's papers
 FINETUNE_STEPS, FINETUNE_EPOCHS = 1000, 100  # about so many, at most so many
 PEAK, PEAK_WIDTH, PEAK_BATCH = 1e-3, 256, 64  # AdamW's learning rate, by the digits recipes, and where it was found
 SHAPE = ("encoder.embed_dim", "encoder.depth", "encoder.num_heads")
+OF_WEIGHTS = (*SHAPE, "encoder.patch_size", "encoder.channels")
 NETWORKS = ((128, 4, 4), (192, 6, 6), (256, 8, 8), (384, 12, 6))  # the last is ViT-S
 ENOUGH = 1000  # steps that have to fit into the plan, for a network to be chosen
 EVALUATIONS = 4  # of a run
@@ -49,20 +51,27 @@ def automatic(base: TrainingRun, name: str, values: dict[str, Any], wanted: list
 
     ValueError: there are no images to learn them from.
     """
-    known, lines = values | usual_values(base, wanted), list[str]()
+    known, lines, free = values | usual_values(base, wanted), list[str](), [*wanted]
+    if source := known.get("init_from", ""):  # whose weights have to fit
+        with given_as("init_from", source):
+            config = load_encoder(source).config
+        known |= {key: getattr(config, key.removeprefix("encoder.")) for key in OF_WEIGHTS if key in wanted}
+        free = [key for key in wanted if key not in OF_WEIGHTS]
     data = build_config(base.data, known, "data.")
+    images = count(data) or 0  # which judges data.path, too
     if isinstance(base, FinetuneRun):
-        images = round((count(data) or 0) * (1 if data.test_path else 1 - HELD_OUT))
+        images = round(images * (1 if data.test_path else 1 - HELD_OUT))
     else:
-        seen = image_statistics(data)
+        channels = f"{base.patches.section}.channels"
+        seen = image_statistics(data, channels=None if channels in free else known[channels])
         images, lines = seen.images, [_described(seen)]
-        _settle(known, wanted, _pixels(base, seen, known))
+        _settle(known, free, _pixels(base, seen, known))
     if isinstance(base, RunConfig):
-        steps = _network(base, name, images, known, wanted, lines)
+        steps = _network(base, name, images, known, free, lines)
     else:
-        _settle(known, wanted, _batch(images, PEAK_WIDTH, known))
+        _settle(known, free, _batch(images, PEAK_WIDTH, known))
         steps = FINETUNE_STEPS
-    _settle(known, wanted, _length(base, images, steps, known))
+    _settle(known, free, _length(base, images, steps, known))
     found = {key: known[key] for key in wanted}
     if is_first_process():
         settings = " ".join(f"{key}={shown(value)}".replace(", ", ",") for key, value in found.items())

@@ -504,7 +504,7 @@ def test_lightning_cli_sets_every_option(folder, monkeypatch, capsys):
     text = " ".join(capsys.readouterr().out.split())
     for name in hints_of(DataConfig):
         assert f"--data.{name} " in text
-    assert "Images per process and step." in text
+    assert "Images per process and step" in text
     assert "on images with a label that are not held out" in text
 
 

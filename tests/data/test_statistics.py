@@ -35,6 +35,7 @@ def test_gray_images_are_of_one_channel_also_where_a_file_repeats_it_three_times
     Image.fromarray(gray).convert("P").save(tmp_path / "p.png")
     save(tmp_path, "q.jpg", np.stack([gray] * 3, axis=2))
     assert image_statistics(source="folder", path=str(tmp_path)).channels == 1
+    assert len(image_statistics(source="folder", path=str(tmp_path), channels=3).mean) == 3  # as asked for
     save(tmp_path, "color.png", RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     assert image_statistics(source="folder", path=str(tmp_path)).channels == 3
 

@@ -281,9 +281,15 @@ def test_the_teacher_is_exported_and_a_checkpoint_keeps_both(tmp_path):
 
 def test_images_show_what_each_head_looks_at():
     columns = make().visualize(*[torch.randn(2, 3, 16, 16)] * 2)
-    assert list(columns) == ["image", "head 1", "head 2", "head 3", "head 4"]
-    assert columns["head 1"].shape == (2, 1, 16, 16)
-    assert columns["head 1"].dtype == torch.uint8
+    assert list(columns) == [
+        "image",
+        "attention of head 1",
+        "attention of head 2",
+        "attention of head 3",
+        "attention of head 4",
+    ]
+    assert columns["attention of head 1"].shape == (2, 1, 16, 16)
+    assert columns["attention of head 1"].dtype == torch.uint8
 
 
 def test_starting_from_other_weights_starts_the_teacher_there_too(tmp_path):

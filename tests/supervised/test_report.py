@@ -147,7 +147,7 @@ def test_an_evaluation_leaves_figures_an_image_and_events(run_dir):
     assert low <= result["top1"] <= high
     assert set(result["controls_interval"]) == set(result["controls_p"]) == set(result["controls"])
     with Image.open(run_dir / "linear_probe-confusion.png") as image:
-        assert image.size == (36, 36)
+        assert min(image.size) >= 256
     events = EventAccumulator(str(run_dir / "linear_probe")).Reload()
     (point,) = events.Scalars("linear_probe/top1")
     assert (point.step, round(point.value, 4)) == (17, result["top1"])

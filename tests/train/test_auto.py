@@ -73,6 +73,16 @@ def test_what_is_typed_stays_and_the_rest_follows_it(images, seconds):
     assert config.optim.base_lr == pytest.approx(1e-3 * 256 / 192 * (8 / 64) ** 0.5 * 256 / 8, rel=0.05)
 
 
+def test_with_weights_of_another_encoder_its_network_is_taken(images, seconds, tmp_path):
+    encoder = EncoderConfig(embed_dim=48, depth=2, num_heads=3, image_size=32, patch_size=8, channels=3)
+    save_encoder(VisionTransformer(encoder), tmp_path / "encoder")
+    seconds[48] = 1.0
+    config = settled(images, f"init_from={tmp_path / 'encoder'}").config
+    assert (config.encoder.shape, config.encoder.patch_size, config.encoder.channels) == ((48, 2, 3), 8, 3)
+    assert len(config.data.mean) == 3
+    assert config.encoder.image_size == 32  # whole patches of 36 pixels
+
+
 def test_any_recipe_may_have_single_settings_found(images):
     config = settled(images, "recipe=imagenette", "data.mean=auto", "data.std=auto", "encoder.channels=auto").config
     assert len(config.data.mean) == config.encoder.channels == 1
