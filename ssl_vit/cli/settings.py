@@ -17,7 +17,7 @@ from ssl_vit.config.plain_yaml import read_yaml
 from ssl_vit.config.reading import require_regular
 from ssl_vit.config.recipes import FINETUNE, OF_ONE_RUN, family, recipes
 from ssl_vit.config.resolve import Automatic, ConfigError, Resolved, resolve
-from ssl_vit.config.schema import DataConfig, TrainingRun
+from ssl_vit.config.schema import DataConfig, RunConfig, TrainingRun
 from ssl_vit.config.values import settings_of, usual_values
 from ssl_vit.run.files import CONFIG, ENCODER, MODEL, metadata_of, newest_run, require_own_files, run_prefix
 from ssl_vit.run.launch import require_started
@@ -116,9 +116,15 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
             resolved = read(config_class, [*args, f"recipe={run / CONFIG}", *began], _automatic)
             resolved.config.recipe = own["recipe"]  # what it was made by, and stays
     origin = resolved.origin
-    planned = run or origin["trainer.plan_minutes"] != "command line" or origin["trainer.max_epochs"] == AUTO
-    rule = f"left out: trainer.max_epochs={resolved.config.trainer.max_epochs} is not auto"
-    require(bool(planned), "trainer.plan_minutes", resolved.config.trainer.plan_minutes, rule, ConfigError)
+    plans = origin["trainer.max_epochs"] == AUTO and issubclass(config_class, RunConfig)
+    rule = "left out: it is for trainer.max_epochs=auto of a pretraining"
+    require(
+        bool(run) or plans or origin["trainer.plan_minutes"] != "command line",
+        "trainer.plan_minutes",
+        resolved.config.trainer.plan_minutes,
+        rule,
+        ConfigError,
+    )
     require_started(resolved.config.trainer)
     require_effect(resolved)
     resolved.config.run_dir = str(run or resolved.config.run_dir)
