@@ -108,7 +108,8 @@ def resolve_run(config_class: type[Run], args: Sequence[str]) -> Resolved[Run]:
         resolved = read(config_class, args, _automatic)
     else:
         require_own_files(run)
-        if "recipe" in keys:
+        args = [arg for arg in args if arg != f"recipe={AUTO}"]  # its settings are in the run
+        if any(arg.startswith("recipe=") for arg in args):
             resolved = read(config_class, args, _automatic)
         else:
             own = settings_in(run, next(arg for arg in args if arg.startswith("resume="))[7:])

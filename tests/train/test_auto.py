@@ -123,7 +123,7 @@ def test_a_step_is_timed_and_the_run_is_what_its_config_says(images, tmp_path, m
     first, again = (load_encoder(tmp_path / run).state_dict() for run in ("run", "again"))
     assert all((first[name] == again[name]).all() for name in first)
     monkeypatch.setattr(auto, "automatic", None)  # nothing is measured anew of a run that goes on
-    run_command("pretrain", "method=mae", *args, "run_dir=run", "resume=auto", "trainer.plan_minutes=0.0001")
+    run_command("pretrain", "method=mae", *args, "run_dir=run", "resume=auto", "recipe=auto")
 
 
 def test_fine_tuning_few_images_has_several_steps_an_epoch(images, tmp_path):
