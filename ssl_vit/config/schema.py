@@ -233,7 +233,7 @@ class TrainerConfig(Bounded, section="trainer"):
     """Optimizer steps; null: no limit."""
     max_minutes: Annotated[float, checks.POSITIVE, checks.inside("(0, 1e9]")] | None = None
     """Minutes of training; null: no limit."""
-    plan_minutes: Annotated[float, checks.POSITIVE, checks.inside("(0, 1e9]")] = 8.0
+    plan_minutes: Annotated[float, checks.POSITIVE, checks.inside("(0, 1e9]")] = 7.0
     """Minutes that trainer.max_epochs=auto plans for, by the time of a step that is measured before; it is no limit."""
     checkpoint_every_steps: PositiveInt | None = None
     """Optimizer steps between checkpoints; null: every ten minutes. The end always has one."""
