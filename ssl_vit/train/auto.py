@@ -6,6 +6,7 @@ docs/auto.md has the rules, each with its reason.
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ssl_vit.config.tokenizer_schema import TOKENIZERS
 from ssl_vit.config.values import build_config, usual_values
 from ssl_vit.data.held_out import HELD_OUT
 from ssl_vit.data.sources import count, open_source
-from ssl_vit.data.sources.base import Source
+from ssl_vit.data.sources.base import Source, UnreadableImageError
 from ssl_vit.data.statistics import ImageStatistics, image_statistics
 from ssl_vit.methods import method_named
 from ssl_vit.models.weights import load_encoder
@@ -155,18 +156,26 @@ def _described(images: ImageStatistics) -> str:
 
 
 class Repeated:
-    """Some images of a source, over and over, as a map-style data set: in memory where the whole source fits there."""
+    """Some images of a source, over and over, as a map-style data set: in memory where the whole source fits there.
+
+    Those whose header cannot be read are passed over.
+    """
 
     def __init__(self, source: Source, budget: float, images: int) -> None:
-        self.source, self.count, self.kept = source, images, dict[int, Any]()
-        height, width = source.size(0)
-        self.keeps = len(source) * height * width * source.channels < budget
+        self.source, self.count, self.kept, sizes = source, images, dict[int, Any](), dict[int, int]()
+        for index in range(len(source)):
+            with suppress(UnreadableImageError):
+                sizes[index] = math.prod(source.size(index)) * source.channels
+            if len(sizes) == PEAK_BATCH:
+                break
+        self.places = [*sizes]
+        self.keeps = len(source) * sum(sizes.values()) / max(1, len(sizes)) < budget
 
     def __len__(self) -> int:
         return self.count
 
     def __getitem__(self, number: int) -> Any:
-        place = number % min(len(self.source), PEAK_BATCH)
+        place = self.places[number % len(self.places)]
         image = self.kept[place] if place in self.kept else self.source.read(place)
         if self.keeps:
             self.kept[place] = image

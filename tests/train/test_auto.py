@@ -9,8 +9,9 @@ from ssl_vit.cli.main import run_command
 from ssl_vit.cli.settings import resolve_command
 from ssl_vit.config.checks import ConfigError
 from ssl_vit.config.finetune_schema import FinetuneRun
-from ssl_vit.config.schema import EncoderConfig, RunConfig
+from ssl_vit.config.schema import DataConfig, EncoderConfig, RunConfig
 from ssl_vit.config.tokenizer_schema import TokenizerRun
+from ssl_vit.data.sources import open_source
 from ssl_vit.models.vit import VisionTransformer
 from ssl_vit.models.weights import load_encoder, save_encoder
 from ssl_vit.train import auto
@@ -25,6 +26,15 @@ def images(tmp_path):
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 4096, (36, 40), dtype=np.uint16)).save(folder / f"{number}.png")
     return tmp_path / "my images"
+
+
+def test_a_step_is_timed_on_images_that_can_be_read(images):
+    (images / "a" / "0.png").write_bytes(b"no image")  # the first
+    source = open_source(DataConfig(path=str(images)), 1, "train")
+    sample = auto.Repeated(source, budget=1e9, images=200)
+    assert len(sample) == 200
+    assert all(sample[number].shape == (36, 40, 1) for number in range(200))
+    assert len(sample.kept) == 64
 
 
 @pytest.fixture
