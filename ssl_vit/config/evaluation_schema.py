@@ -28,9 +28,9 @@ class Protocol(NamedTuple):
 GRID = "learning rates x last 1 or 4 blocks x poolings, together (DINOv2, arXiv:2304.07193)"
 CACHED, LIVE = "ssl_vit.evaluate.linear", "ssl_vit.supervised.linear_probe:evaluate_live"
 QUERY, ATTENTIVE = "one learned query over the tokens (AIM, arXiv:2401.08541)", LIVE.replace("live", "attentive")
-AUTO = f"logreg for at most {LOGREG_UP_TO:,} labeled training images, grid for more"
+BY_SIZE = f"logreg for at most {LOGREG_UP_TO:,} labeled training images, grid for more"
 PROTOCOLS = {
-    "auto": Protocol(AUTO, f"{CACHED}:evaluate_auto", 10, 256),
+    "auto": Protocol(BY_SIZE, f"{CACHED}:evaluate_auto", 10, 256),
     "grid": Protocol(GRID, f"{CACHED}:evaluate_grid", 10, 256),
     "logreg": Protocol("logistic regression to its optimum (scikit-learn, C = 1)", f"{CACHED}:evaluate_logreg"),
     "mae": Protocol("MAE's: non-affine BatchNorm, LARS, live crops (arXiv:2111.06377, A.1)", LIVE, 90, 16384, 0.1),
