@@ -97,8 +97,8 @@ def folder(tmp_path_factory) -> Path:
     statistics = {"mean": [0.5] * 3, "std": [0.25] * 3}
     data = asdict(DataConfig(source="digits", batch_size=16, **statistics))
     ssl_vit.save_encoder(encoder, folder / RUN, recipe="digits", data=data, **statistics)
-    (folder / RUN / "config.yaml").write_text(to_yaml(METHODS["mae"].config(), "mae"))
-    for number in range(24):
+    (folder / RUN / "config.yaml").write_text(to_yaml(METHODS["mae"].config(data=DataConfig(source="digits")), "mae"))
+    for number in range(32):
         path = folder / "images" / "ab"[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         gray = np.random.default_rng(number).integers(0, 255 >> number % 2, (40, 50), dtype=np.uint8)
@@ -213,7 +213,7 @@ def test_the_mean_of_images_is_measured(here, capsys):
     (code,) = [code for page, code in CODE if page == "docs/auto.md"]
     exec(code, {})
     images, height, width, channels, _, mean, std = capsys.readouterr().out.replace("[", "").replace("]", "").split()
-    assert (images, height, width, channels) == ("24", "40", "50", "1")
+    assert (images, height, width, channels) == ("32", "40", "50", "1")
     assert float(mean) == pytest.approx(0.375, abs=0.02)
     assert 0 < float(std) < 1
 
