@@ -7,6 +7,7 @@ import runpy
 import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
+from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
@@ -162,6 +163,9 @@ def test_every_command_runs(found, here, tmp_path):
     if needed := next((what for what, needs in NEEDS.items() if needs.search(" ".join([found.name, *found.args]))), ""):
         pytest.skip(f"needs {needed}")
     args = [given for arg in found.args for given in ([arg] if arg.startswith("--") else as_given(arg))]
+    args = [
+        path for arg in args for path in (sorted(glob(arg)) if "*" in arg and "=" not in arg else [arg])
+    ]  # a shell's
     changed = dict(SMALL.get(found.name, {}))
     if found.name == "predict" and not list(here.glob("runs/finetune-*/model.safetensors")):
         run_command("finetune", f"encoder={RUN}", *(f"{key}={value}" for key, value in SMALL["finetune"].items()))
