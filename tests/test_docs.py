@@ -163,9 +163,8 @@ def test_every_command_runs(found, here, tmp_path):
     if needed := next((what for what, needs in NEEDS.items() if needs.search(" ".join([found.name, *found.args]))), ""):
         pytest.skip(f"needs {needed}")
     args = [given for arg in found.args for given in ([arg] if arg.startswith("--") else as_given(arg))]
-    args = [
-        path for arg in args for path in (sorted(glob(arg)) if "*" in arg and "=" not in arg else [arg])
-    ]  # a shell's
+    patterns = {arg for arg in args if "*" in arg and "=" not in arg}  # which a shell expands
+    args = [path for arg in args for path in (sorted(glob(arg)) if arg in patterns else [arg])]
     changed = dict(SMALL.get(found.name, {}))
     if found.name == "predict" and not list(here.glob("runs/finetune-*/model.safetensors")):
         run_command("finetune", f"encoder={RUN}", *(f"{key}={value}" for key, value in SMALL["finetune"].items()))
@@ -181,6 +180,8 @@ def test_every_command_runs(found, here, tmp_path):
         kept += [f"{key}={value}" for key, value in changed.items()]
     if found.name in ("embed", "visualize", "predict") and not any(arg.startswith("images=") for arg in kept):
         kept.append("images=images")  # the run here is of digits
+    if found.name == "finetune" and not any(arg.startswith("encoder=") for arg in kept):
+        kept.append(f"encoder={RUN}")  # other commands have left runs here
     run_command(found.name, *kept)
 
 
