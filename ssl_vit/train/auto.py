@@ -108,7 +108,9 @@ def _network(
 ) -> float:
     """Settle network and batch; how many steps fit into the plan. Larger networks are tried while these are enough."""
     free, minutes = [key for key in SHAPE if key in wanted], known["trainer.plan_minutes"]
-    timed = "trainer.max_epochs" in wanted and devices_of(build_config(base.trainer, known, "trainer.")) == 1
+    trainer = build_config(base.trainer, known, "trainer.")
+    alone = devices_of(trainer) * trainer.num_nodes == 1  # or each would find another time
+    timed = "trainer.max_epochs" in wanted and alone
     most, steps = NETWORKS[-1] if torch.cuda.is_available() else NETWORKS[0], 0.0
     for network in (NETWORKS if free else NETWORKS[:1]) if timed else [most]:
         trial = dict(known)

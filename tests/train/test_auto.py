@@ -76,6 +76,15 @@ def test_the_largest_network_of_which_enough_steps_fit_is_taken(images, seconds)
     assert config.optim.warmup_epochs == pytest.approx(0.05 * 20)
 
 
+def test_several_machines_time_no_step_and_agree(images, monkeypatch):
+    """Each with one process: their steps would take different times, and their runs have different lengths."""
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("NODE_RANK", "0")
+    monkeypatch.setattr(auto, "seconds_of_step", None)
+    config = settled(images, "trainer.num_nodes=2", "trainer.devices=1").config
+    assert config.trainer.max_epochs == round(auto.ENOUGH / 12)
+
+
 def test_what_is_typed_stays_and_the_rest_follows_it(images, seconds):
     config = settled(images, "encoder.image_size=32", "encoder.patch_size=8", "encoder.embed_dim=192").config
     assert (config.encoder.image_size, config.encoder.patch_size) == (32, 8)
